@@ -1,0 +1,8 @@
+//! Bytes in, facts out: memory maps, GGUF, safetensors, PEFT folders. One validation gate per format. No ggml.
+
+pub mod atomic;
+pub mod gguf;
+pub mod gguf_write;
+pub mod mmap;
+pub mod peft;
+pub mod types;

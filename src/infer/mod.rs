@@ -1,0 +1,1 @@
+//! KV cache, session, sampling, generation.

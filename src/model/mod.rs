@@ -1,0 +1,4 @@
+//! The base model: architecture table, hyper-parameters, weights, vocabulary, fingerprint.
+
+pub mod shape;
+pub use shape::{BaseShape, Fingerprint};

@@ -1,0 +1,1 @@
+//! Random models of every architecture, and libllama as the oracle.
