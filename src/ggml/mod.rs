@@ -1,1 +1,17 @@
-//! Safe handles over ggml.
+//! Safe handles over ggml. Raw pointers stay in this module: a [`Tensor`] keeps its [`Context`] alive, a context keeps
+//! alive whatever its tensors point into, and data is read and written only through the owner of the memory.
+//!
+//! ggml asserts that shapes fit and aborts the process if they do not. The verbs therefore rely on shapes that were
+//! validated when the model, the adapter or the batch was accepted.
+
+mod context;
+mod graph;
+mod memory;
+mod quant;
+mod threadpool;
+
+pub(crate) use context::{Context, Rope, RopeKind, Tensor};
+pub(crate) use graph::{ComputeError, Graph, GraphMemory};
+pub(crate) use memory::{Buffer, RepackedBuffer, repackable};
+pub(crate) use quant::quantize_rows;
+pub(crate) use threadpool::ThreadPool;

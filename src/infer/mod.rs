@@ -1,1 +1,12 @@
 //! KV cache, session, sampling, generation.
+
+mod generate;
+mod kv_block;
+mod kv_cache;
+pub mod sampler;
+mod session;
+pub mod text;
+
+pub use generate::{Generated, GenerateOptions, StopReason, Timings};
+pub use kv_cache::KvType;
+pub use session::{CancelToken, ExistingText, FlashAttention, Session, SessionError, SessionOptions};

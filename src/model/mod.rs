@@ -1,4 +1,281 @@
-//! The base model: architecture table, hyper-parameters, weights, vocabulary, fingerprint.
+//! The base model: architecture table, hyper-parameters, weights in the map, vocabulary, fingerprint.
 
-pub mod shape;
+mod arch;
+mod cpu;
+mod hparams;
+mod shape;
+pub mod vocab;
+mod weights;
+
+pub(crate) use arch::{Activation, NormKind};
+pub(crate) use hparams::HParams;
 pub use shape::{BaseShape, Fingerprint};
+pub(crate) use weights::{Layer, Linear, Norm, Qkv, Weights};
+
+use crate::error::Result;
+use crate::file::gguf::GgufError;
+use crate::file::mmap::MappedGguf;
+use crate::ggml::ThreadPool;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use vocab::Vocab;
+
+/// A base model that cannot be used, one variant per cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A metadata key is missing or of the wrong type.
+    #[error(transparent)]
+    Metadata(#[from] GgufError),
+    /// The decoder does not know this architecture.
+    #[error("unsupported architecture '{architecture}' (supported: {supported})")]
+    UnsupportedArchitecture {
+        /// `general.architecture`.
+        architecture: String,
+        /// Names that would work.
+        supported: String,
+    },
+    /// The file is not a language model.
+    #[error("this is a GGUF file of type '{kind}', not a model")]
+    NotAModel {
+        /// `general.type`.
+        kind: String,
+    },
+    /// Mixture-of-experts models are not supported.
+    #[error("mixture-of-experts models are not supported")]
+    MixtureOfExperts,
+    /// Layers of different shapes are not supported.
+    #[error("'{key}' differs between layers, which is not supported")]
+    LayersDiffer {
+        /// The metadata key.
+        key: String,
+    },
+    /// A metadata value is out of range or contradicts another one.
+    #[error("'{key}' is {value}: {why}")]
+    BadValue {
+        /// The metadata key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        why: String,
+    },
+    /// A tensor that the architecture needs is not in the file.
+    #[error("tensor '{tensor}' is missing")]
+    MissingTensor {
+        /// Its name.
+        tensor: String,
+    },
+    /// A tensor of the file has no place in the decoder: running without it would give wrong results.
+    #[error("tensor '{tensor}' is unknown to architecture '{architecture}': the model would not compute what it was trained to")]
+    UnclaimedTensor {
+        /// Its name.
+        tensor: String,
+        /// The architecture.
+        architecture: &'static str,
+    },
+    /// A tensor has another shape than the metadata says.
+    #[error("tensor '{tensor}' has shape {got:?}, expected {expected:?} (0: any)")]
+    TensorShape {
+        /// Its name.
+        tensor: String,
+        /// ne that the metadata asks for.
+        expected: Vec<usize>,
+        /// ne in the file.
+        got: Vec<usize>,
+    },
+    /// A tensor has a type that cannot stand where it stands.
+    #[error("tensor '{tensor}' has type {ty}, which cannot be used there")]
+    TensorType {
+        /// Its name.
+        tensor: String,
+        /// Its type.
+        ty: &'static str,
+    },
+    /// The tokenizer and the embedding table disagree.
+    #[error("the tokenizer has {tokens} tokens, the embedding table {rows} rows")]
+    VocabularySize {
+        /// Tokens.
+        tokens: usize,
+        /// Rows of `token_embd.weight`.
+        rows: usize,
+    },
+    /// Repacked weights did not fit into memory.
+    #[error("out of memory: {bytes} bytes for repacked weights")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+}
+
+/// How to open a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelOptions {
+    /// Copy matrices into ggml's interleaved layouts where it has them for this CPU: faster products, for a second copy
+    /// of the weights in memory and seconds at start. Off by default: nothing is copied.
+    pub repack: bool,
+}
+
+impl ModelOptions {
+    /// Sets [`ModelOptions::repack`].
+    pub fn repack(mut self, on: bool) -> Self {
+        self.repack = on;
+        self
+    }
+}
+
+/// A frozen base model: memory-mapped, immutable, shared by every session. Cloning is cheap.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    id: u64,
+    path: PathBuf,
+    file: Arc<MappedGguf>,
+    hp: HParams,
+    weights: Weights,
+    vocab: Vocab,
+    shape: BaseShape,
+    fingerprint: Fingerprint,
+    /// Pools in use, by thread count: sessions with equal counts share one.
+    pools: Mutex<HashMap<usize, Weak<ThreadPool>>>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("path", &self.0.path).field("shape", &self.0.shape).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Maps the model at `path` (any part of a split one) and checks all of it but the weights' values.
+    ///
+    /// The file must not be changed while the model is open, see [`MappedGguf`].
+    ///
+    /// # Errors
+    /// If the file cannot be read, is malformed, or holds a model that the decoder does not know in full.
+    pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        cpu::warn_once_if_slow();
+        let path = path.as_ref();
+        let file = Arc::new(MappedGguf::open(path)?);
+        let main = file.main();
+        match main.gguf.str("general.type").map_err(ModelError::from)? {
+            None | Some("model") => {}
+            Some(kind) => return Err(ModelError::NotAModel { kind: kind.to_owned() }.into()),
+        }
+        let hp = HParams::read(main)?;
+        let weights = Weights::load(&file, &hp, options.repack)?;
+        let vocab = Vocab::load(&main.path, &main.gguf, main.bytes())?;
+        let n_vocab = weights.n_vocab();
+        if vocab.n_tokens() != 0 && vocab.n_tokens() != n_vocab {
+            return Err(ModelError::VocabularySize { tokens: vocab.n_tokens(), rows: n_vocab }.into());
+        }
+        let shape = BaseShape {
+            architecture: hp.arch.name.to_owned(),
+            n_layer: hp.n_layer,
+            n_embd: hp.n_embd,
+            n_head: hp.n_head,
+            n_head_kv: hp.n_head_kv,
+            head_dim: hp.head_dim,
+            n_vocab,
+            qk_permuted: hp.arch.qk_permuted,
+        };
+        let fingerprint = fingerprint(&file, &shape);
+        Ok(Self(Arc::new(Inner {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            path: path.to_owned(),
+            file,
+            hp,
+            weights,
+            vocab,
+            shape,
+            fingerprint,
+            pools: Mutex::default(),
+        })))
+    }
+
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The mapped file: metadata and tensors.
+    pub fn file(&self) -> &MappedGguf {
+        &self.0.file
+    }
+
+    /// Shape signature.
+    pub fn shape(&self) -> &BaseShape {
+        &self.0.shape
+    }
+
+    /// Identifies the model whatever its quantization.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// Tokenizer and chat template.
+    pub fn vocab(&self) -> &Vocab {
+        &self.0.vocab
+    }
+
+    /// Context length of the training, in tokens.
+    pub fn n_ctx_train(&self) -> usize {
+        self.0.hp.n_ctx_train
+    }
+
+    /// Bytes held in repacked copies of weights; 0 without [`ModelOptions::repack`].
+    pub fn repacked_bytes(&self) -> usize {
+        self.0.weights.repacked_bytes
+    }
+
+    /// Unique among all models opened by this process.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    pub(crate) fn hparams(&self) -> &HParams {
+        &self.0.hp
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.0.weights
+    }
+
+    /// The pool of `n_threads`, started if no session uses one of that size.
+    pub(crate) fn pool(&self, n_threads: usize) -> Arc<ThreadPool> {
+        let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(&n_threads).and_then(Weak::upgrade) {
+            return pool;
+        }
+        let pool = Arc::new(ThreadPool::new(n_threads));
+        pools.insert(n_threads, Arc::downgrade(&pool));
+        pool
+    }
+}
+
+/// SHA-256 of the shape signature and of all norm tensors, by name. Quantization leaves norms in F32, so every file of one
+/// model has the same fingerprint.
+fn fingerprint(file: &MappedGguf, shape: &BaseShape) -> Fingerprint {
+    let mut hash = Sha256::new();
+    hash.update(b"ggraft fingerprint 1\0");
+    hash.update(shape.architecture.as_bytes());
+    hash.update([0]);
+    for n in [shape.n_layer, shape.n_embd, shape.n_head, shape.n_head_kv, shape.head_dim, shape.n_vocab] {
+        hash.update((n as u64).to_le_bytes());
+    }
+    let mut norms: Vec<_> =
+        file.tensors().filter(|(_, t)| t.name.ends_with("norm.weight") || t.name.ends_with("norm.bias")).collect();
+    norms.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+    for (part, info) in norms {
+        hash.update(info.name.as_bytes());
+        hash.update([0]);
+        hash.update(&file.parts()[part].bytes()[info.range.clone()]);
+    }
+    Fingerprint(hash.finalize().into())
+}

@@ -1,0 +1,176 @@
+//! A computation graph with its memory and its plan: built once, run many times.
+
+use super::context::{Context, Tensor};
+use super::threadpool::ThreadPool;
+use ggml_sys as sys;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why a graph did not finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ComputeError {
+    /// The cancel flag was raised.
+    Cancelled,
+    /// Memory ran out.
+    OutOfMemory,
+}
+
+/// Memory for intermediate results. A new graph in the same memory replaces the one before it.
+pub(crate) struct GraphMemory {
+    raw: NonNull<sys::ggml_gallocr>,
+}
+
+// SAFETY: an allocator is used through `&mut` only.
+unsafe impl Send for GraphMemory {}
+
+impl GraphMemory {
+    /// No memory yet; it grows to the largest graph.
+    pub(crate) fn new() -> Self {
+        // SAFETY: the CPU buffer type is static.
+        let raw = unsafe { sys::ggml_gallocr_new(sys::ggml_backend_cpu_buffer_type()) };
+        Self { raw: NonNull::new(raw).expect("an empty allocator") }
+    }
+}
+
+impl Drop for GraphMemory {
+    fn drop(&mut self) {
+        // SAFETY: graphs own their memory, so none is left that points into it.
+        unsafe { sys::ggml_gallocr_free(self.raw.as_ptr()) }
+    }
+}
+
+/// A built graph. Owns the memory of its intermediate results, so tensor data is only reachable through it.
+pub(crate) struct Graph {
+    ctx: Arc<Context>,
+    raw: NonNull<sys::ggml_cgraph>,
+    memory: GraphMemory,
+    /// Scratch of the kernels (quantized activations and the like), sized by the plan.
+    work: Vec<u8>,
+    plan: Option<Plan>,
+}
+
+struct Plan {
+    raw: sys::ggml_cplan,
+    n_threads: usize,
+}
+
+// SAFETY: all pointers are owned by the graph or kept alive by its context, and used through `&mut self`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// The graph that computes `outputs`, in this order, whose descriptions (at most `max_nodes`) lie in `ctx`.
+    pub(crate) fn new(
+        ctx: Arc<Context>,
+        max_nodes: usize,
+        outputs: &[Tensor],
+        mut memory: GraphMemory,
+    ) -> Result<Self, ComputeError> {
+        // SAFETY: the arena was sized for a graph of `max_nodes` (Context::new with_graph); outputs belong to it.
+        let raw = unsafe {
+            let raw = sys::ggml_new_graph_custom(ctx.raw(), max_nodes, false);
+            for t in outputs {
+                assert!(t.belongs_to(&ctx));
+                sys::ggml_build_forward_expand(raw, t.raw());
+            }
+            raw
+        };
+        let raw = NonNull::new(raw).expect("the arena has room for the graph");
+        // SAFETY: a complete graph; `memory` is exclusively ours.
+        if !unsafe { sys::ggml_gallocr_alloc_graph(memory.raw.as_mut(), raw.as_ptr()) } {
+            return Err(ComputeError::OutOfMemory);
+        }
+        Ok(Self { ctx, raw, memory, work: Vec::new(), plan: None })
+    }
+
+    /// Takes the memory back for the next graph.
+    pub(crate) fn into_memory(self) -> GraphMemory {
+        self.memory
+    }
+
+    /// Bytes of intermediate results and kernel scratch.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        // SAFETY: one buffer type, so one buffer.
+        self.work.len() + unsafe { sys::ggml_gallocr_get_buffer_size(self.memory.raw.as_ptr(), 0) }
+    }
+
+    /// Number of nodes.
+    pub(crate) fn n_nodes(&self) -> usize {
+        // SAFETY: a complete graph.
+        unsafe { sys::ggml_graph_n_nodes(self.raw.as_ptr()) as usize }
+    }
+
+    /// The node or input called `name`.
+    pub(crate) fn tensor(&self, name: &std::ffi::CStr) -> Option<NonNull<sys::ggml_tensor>> {
+        // SAFETY: a complete graph and a NUL-terminated name.
+        NonNull::new(unsafe { sys::ggml_graph_get_tensor(self.raw.as_ptr(), name.as_ptr()) })
+    }
+
+    /// Runs the graph on `pool`, until done or `cancel` is raised.
+    pub(crate) fn compute(&mut self, pool: &ThreadPool, cancel: Option<&AtomicBool>) -> Result<(), ComputeError> {
+        if self.plan.as_ref().is_none_or(|p| p.n_threads != pool.n_threads()) {
+            // SAFETY: a complete, allocated graph.
+            let raw = unsafe { sys::ggml_graph_plan(self.raw.as_ptr(), pool.n_threads() as i32, pool.raw()) };
+            self.work.resize(raw.work_size, 0);
+            self.plan = Some(Plan { raw, n_threads: pool.n_threads() });
+        }
+        let plan = &mut self.plan.as_mut().expect("set above").raw;
+        plan.work_data = self.work.as_mut_ptr();
+        plan.threadpool = pool.raw();
+        if let Some(cancel) = cancel {
+            plan.abort_callback = Some(is_raised);
+            plan.abort_callback_data = std::ptr::from_ref(cancel).cast_mut().cast();
+        } else {
+            plan.abort_callback = None;
+        }
+        let _turn = pool.turn();
+        // SAFETY: graph, memory and work buffer are exclusively ours; the pool is ours for this turn; `cancel` outlives
+        // the call.
+        match unsafe { sys::ggml_graph_compute(self.raw.as_ptr(), plan) } {
+            sys::GGML_STATUS_SUCCESS => Ok(()),
+            sys::GGML_STATUS_ABORTED => Err(ComputeError::Cancelled),
+            _ => Err(ComputeError::OutOfMemory),
+        }
+    }
+
+    fn data(&self, t: &Tensor) -> *mut u8 {
+        assert!(t.belongs_to(&self.ctx), "{} is of another graph", t.name());
+        // SAFETY: the description is alive (`ctx`).
+        let data = unsafe { (*t.raw()).data };
+        assert!(!data.is_null(), "{} has no memory: it is not part of the graph", t.name());
+        data.cast()
+    }
+
+    /// Whether `t` is part of the graph: an input that no node reads gets no memory.
+    pub(crate) fn has_memory(&self, t: &Tensor) -> bool {
+        // SAFETY: the description is alive (`t`).
+        t.belongs_to(&self.ctx) && unsafe { !(*t.raw()).data.is_null() }
+    }
+
+    /// The bytes of an input, to be filled before [`Graph::compute`].
+    pub(crate) fn bytes_mut(&mut self, t: &Tensor) -> &mut [u8] {
+        // SAFETY: the graph's memory holds `nbytes` at `data` (contiguous tensors only) and is exclusively ours.
+        unsafe { std::slice::from_raw_parts_mut(self.data(t), t.nbytes()) }
+    }
+
+    /// An input as values of type `T`.
+    pub(crate) fn slice_mut<T: bytemuck::Pod>(&mut self, t: &Tensor) -> &mut [T] {
+        bytemuck::cast_slice_mut(self.bytes_mut(t))
+    }
+
+    /// An output, as F32 values.
+    pub(crate) fn read_f32(&self, t: &Tensor) -> &[f32] {
+        assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
+        // SAFETY: as in `bytes_mut`; ggml aligns tensor data to 32 bytes or more.
+        bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes()) })
+    }
+}
+
+/// `ggml_abort_callback` over an `AtomicBool`.
+///
+/// # Safety
+/// `data` must point to a live `AtomicBool`.
+unsafe extern "C" fn is_raised(data: *mut std::ffi::c_void) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { &*data.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}

@@ -1,0 +1,56 @@
+//! One persistent pool of worker threads. Without it ggml starts and joins threads for every graph.
+
+use ggml_sys as sys;
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Worker threads shared by sessions. A pool runs one graph at a time; sessions that share it take turns.
+pub(crate) struct ThreadPool {
+    /// `None` with one thread: the caller computes alone, so that single-threaded sessions never wait for each other.
+    raw: Option<NonNull<sys::ggml_threadpool>>,
+    n_threads: usize,
+    turn: Mutex<()>,
+}
+
+// SAFETY: ggml's pool is used only while `turn` is held.
+unsafe impl Send for ThreadPool {}
+// SAFETY: as above.
+unsafe impl Sync for ThreadPool {}
+
+impl ThreadPool {
+    /// Starts `n_threads - 1` workers; the thread that computes is the last one.
+    pub(crate) fn new(n_threads: usize) -> Self {
+        let raw = (n_threads > 1).then(|| {
+            // SAFETY: plain parameters by value; the pool copies them.
+            let raw = unsafe {
+                let mut params = sys::ggml_threadpool_params_default(n_threads as i32);
+                sys::ggml_threadpool_new(&mut params)
+            };
+            NonNull::new(raw).expect("ggml_threadpool_new returns a pool")
+        });
+        Self { raw, n_threads, turn: Mutex::new(()) }
+    }
+
+    /// Threads that compute, the caller included.
+    pub(crate) fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    pub(super) fn raw(&self) -> *mut sys::ggml_threadpool {
+        self.raw.map_or(std::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    /// The right to run a graph on the pool; `None` when there is nothing to share.
+    pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.raw.map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        if let Some(raw) = self.raw {
+            // SAFETY: no graph runs: `&mut self` means nobody holds `turn`.
+            unsafe { sys::ggml_threadpool_free(raw.as_ptr()) }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Typed inputs of a decoder graph, and the one place where masks are computed.
+
+use crate::file::types::GgmlType;
+use crate::ggml::{Context, Tensor};
+use crate::model::HParams;
+use half::f16;
+use std::sync::Arc;
+
+/// What enters the first layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Entry {
+    /// Token ids.
+    Tokens,
+    /// Virtual tokens: vectors in place of embeddings.
+    Rows,
+}
+
+/// What decides a graph's topology. Two steps with equal topology share a graph, whatever adapter is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Topology {
+    pub(crate) entry: Entry,
+    /// T, all streams together.
+    pub(crate) n_tokens: usize,
+    /// N, cells that attention reads.
+    pub(crate) n_kv: usize,
+    /// Rows of logits.
+    pub(crate) n_outputs: usize,
+    /// First of the cache's streams that take part.
+    pub(crate) stream: usize,
+    /// S, streams that take part; T is a multiple of it.
+    pub(crate) n_streams: usize,
+}
+
+/// Inputs of one graph.
+pub(crate) struct Inputs {
+    /// I32 ne = [T] (tokens) or F32 ne = [D, T] (virtual tokens).
+    pub(crate) entry: Tensor,
+    /// I32 ne = [T].
+    pub(crate) positions: Tensor,
+    /// I64 ne = [T]: rows of the KV cache that the tokens' keys and values are written to.
+    pub(crate) cells: Tensor,
+    /// F16 ne = [N, T/S, 1, S]: 0 or -inf.
+    pub(crate) mask: Tensor,
+    /// The same for sliding-window layers.
+    pub(crate) window_mask: Option<Tensor>,
+    /// I32 ne = [n_outputs]: which tokens need logits; `None` if all do.
+    pub(crate) outputs: Option<Tensor>,
+}
+
+impl Inputs {
+    /// Inputs for a graph of this topology.
+    pub(crate) fn new(ctx: &Arc<Context>, hp: &HParams, topology: &Topology) -> Self {
+        let Topology { n_tokens: t, n_kv, n_outputs, n_streams: s, .. } = *topology;
+        let input = |ty, ne: &[usize], name| ctx.new_tensor(ty, ne).named(name, None).input();
+        Self {
+            entry: match topology.entry {
+                Entry::Tokens => input(GgmlType::I32, &[t], "inp_tokens"),
+                Entry::Rows => input(GgmlType::F32, &[hp.n_embd, t], "inp_embd"),
+            },
+            positions: input(GgmlType::I32, &[t], "inp_pos"),
+            cells: input(GgmlType::I64, &[t], "inp_cells"),
+            mask: input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_mask"),
+            window_mask: (hp.window.is_some()).then(|| input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_window_mask")),
+            outputs: (n_outputs > 0 && n_outputs < t).then(|| input(GgmlType::I32, &[n_outputs], "inp_outputs")),
+        }
+    }
+}
+
+/// Fills `mask` ne = [n_kv, positions.len()] for a stream whose cell i holds position i: a token sees itself, everything
+/// before it, and with `window` only positions above `p - window`. A prefix is subject to the window like any token.
+pub(crate) fn causal_mask(mask: &mut [f16], n_kv: usize, positions: &[i32], window: Option<usize>) {
+    for (row, &p) in mask.chunks_exact_mut(n_kv).zip(positions) {
+        let end = (p as usize + 1).min(n_kv);
+        let start = window.map_or(0, |w| (p as usize + 1).saturating_sub(w)).min(end);
+        row[..start].fill(f16::NEG_INFINITY);
+        row[start..end].fill(f16::ZERO);
+        row[end..].fill(f16::NEG_INFINITY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(n_kv: usize, positions: &[i32], window: Option<usize>) -> Vec<Vec<usize>> {
+        let mut mask = vec![f16::ONE; n_kv * positions.len()];
+        causal_mask(&mut mask, n_kv, positions, window);
+        assert!(mask.iter().all(|&m| m == f16::ZERO || m == f16::NEG_INFINITY));
+        mask.chunks(n_kv).map(|row| (0..n_kv).filter(|&i| row[i] == f16::ZERO).collect()).collect()
+    }
+
+    #[test]
+    fn tokens_behind_a_prefix_see_all_of_it_and_the_past() {
+        // Two virtual tokens in cells 0 and 1, three real ones behind them: the rectangular case.
+        assert_eq!(seen(6, &[2, 3, 4], None), [vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 2, 3, 4]]);
+    }
+
+    #[test]
+    fn a_window_counts_the_token_itself_and_hides_the_prefix_behind_it() {
+        assert_eq!(seen(6, &[2, 3, 4], Some(3)), [vec![0, 1, 2], vec![1, 2, 3], vec![2, 3, 4]]);
+        assert_eq!(seen(4, &[3], Some(1)), [vec![3]]);
+        assert_eq!(seen(4, &[0], Some(100)), [vec![0]]);
+    }
+}

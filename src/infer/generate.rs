@@ -1,0 +1,144 @@
+//! Text out of logits: sampling, end of generation, stop strings, streaming, timings.
+
+use super::sampler::{Sampler, SamplerParams};
+use super::session::Session;
+use super::text::{StopMatcher, Utf8Stream};
+use crate::error::Result;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// How text is generated.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct GenerateOptions {
+    /// Tokens at most; `None`: until the model ends the text.
+    pub max_tokens: Option<usize>,
+    /// How the next token is chosen; default: greedy as llama.cpp's samplers say.
+    pub sampler: SamplerParams,
+    /// Text that ends the generation; it is not part of the result.
+    pub stop: Vec<String>,
+    /// Go on behind an end-of-generation token (it is part of the text then).
+    pub ignore_eog: bool,
+}
+
+impl GenerateOptions {
+    /// Sets [`GenerateOptions::max_tokens`].
+    pub fn max_tokens(mut self, n: usize) -> Self {
+        self.max_tokens = Some(n);
+        self
+    }
+
+    /// Sets [`GenerateOptions::sampler`].
+    pub fn sampler(mut self, params: SamplerParams) -> Self {
+        self.sampler = params;
+        self
+    }
+
+    /// Adds a stop string.
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model ended the text.
+    EndOfGeneration,
+    /// `max_tokens` were generated.
+    MaxTokens,
+    /// A stop string was found.
+    StopString,
+    /// The callback said so.
+    Callback,
+}
+
+/// How long a generation took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Tokens that were computed one by one.
+    pub decode_tokens: usize,
+    /// Time of those, sampling included.
+    pub decode: Duration,
+}
+
+impl Timings {
+    /// Tokens per second.
+    pub fn decode_rate(&self) -> f64 {
+        self.decode_tokens as f64 / self.decode.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// The text, without stop strings.
+    pub text: String,
+    /// The tokens, an end-of-generation token included.
+    pub tokens: Vec<i32>,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+impl Session {
+    /// Generates from the current logits on: call [`Session::prompt`] or [`Session::feed`] before. `each` gets text as
+    /// soon as it is complete (never part of a character, never the beginning of a stop string) and can end the
+    /// generation. What was generated is part of the session's text, so that a conversation can go on.
+    ///
+    /// # Errors
+    /// If nothing was fed yet, sampler parameters are out of range, the context is full
+    /// ([`super::SessionError::ContextFull`]), logits are not finite, or the session was cancelled.
+    pub fn generate(
+        &mut self,
+        options: &GenerateOptions,
+        mut each: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let model = self.model().clone();
+        let vocab = model.vocab();
+        let mut sampler = Sampler::new(&options.sampler, self.logits()?.len())?;
+        for id in self.tokens() {
+            sampler.accept(id);
+        }
+        let mut utf8 = Utf8Stream::new();
+        let mut stops = StopMatcher::new(&options.stop);
+        let mut out =
+            Generated { text: String::new(), tokens: Vec::new(), reason: StopReason::MaxTokens, timings: Timings::default() };
+        let begin = Instant::now();
+        let mut emit = |text: &mut String, piece: &str| {
+            text.push_str(piece);
+            if piece.is_empty() { ControlFlow::Continue(()) } else { each(piece) }
+        };
+        while options.max_tokens.is_none_or(|max| out.tokens.len() < max) {
+            let id = sampler.sample(self.logits()?)?;
+            sampler.accept(id);
+            out.tokens.push(id);
+            if vocab.is_eog(id) && !options.ignore_eog {
+                out.reason = StopReason::EndOfGeneration;
+                break;
+            }
+            let found = stops.push(&utf8.push(&vocab.token_bytes(id, false)));
+            if emit(&mut out.text, &found.text).is_break() {
+                out.reason = StopReason::Callback;
+                break;
+            }
+            if found.stopped {
+                out.reason = StopReason::StopString;
+                break;
+            }
+            // The last token's successor is never asked for, but its keys and values are: the text may go on.
+            self.feed(&[id])?;
+            out.timings.decode_tokens += 1;
+        }
+        if out.reason != StopReason::StopString && out.reason != StopReason::Callback {
+            let rest = utf8.finish();
+            let found = stops.push(&rest);
+            let tail = if found.stopped { found.text } else { found.text + &stops.finish() };
+            let _ = emit(&mut out.text, &tail);
+        }
+        out.timings.decode = begin.elapsed();
+        Ok(out)
+    }
+}

@@ -1,0 +1,208 @@
+//! Keys and values of everything a session has seen, one row per token and layer.
+
+use crate::file::types::GgmlType;
+use crate::ggml::{Buffer, Context, Tensor, quantize_rows};
+use crate::graph::{Builder, Inputs, KeyValues, Topology};
+use crate::model::HParams;
+use half::f16;
+use memmap2::MmapMut;
+use std::sync::Arc;
+
+/// Type of the rows in the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// Two bytes a value, llama.cpp's default.
+    #[default]
+    F16,
+    /// Four bytes a value.
+    F32,
+    /// 34 bytes for 32 values; the head size must be a multiple of 32 and flash attention on.
+    Q8_0,
+}
+
+impl KvType {
+    pub(crate) fn ggml(self) -> GgmlType {
+        match self {
+            Self::F16 => GgmlType::F16,
+            Self::F32 => GgmlType::F32,
+            Self::Q8_0 => GgmlType::Q8_0,
+        }
+    }
+
+    /// Bytes of a row of `width` values; the width was checked against the block size when the session was made.
+    pub(crate) fn row_bytes(self, width: usize) -> usize {
+        let bytes = self.ggml().row_bytes(width as u64).expect("a multiple of the block size");
+        bytes as usize
+    }
+
+    /// Converts whole rows into the cache's own form, with the same rounding as the graph's own writes.
+    pub(crate) fn encode(self, values: &[f32], width: usize, out: &mut Vec<u8>) {
+        match self {
+            Self::F32 => out.extend_from_slice(bytemuck::cast_slice(values)),
+            Self::F16 => values.iter().for_each(|&v| out.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
+            Self::Q8_0 => quantize_rows(GgmlType::Q8_0, values, width, out),
+        }
+    }
+}
+
+/// Keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    K,
+    V,
+}
+
+/// Room for `streams` independent texts of up to `cells` tokens each. A stream's cell i holds position i.
+///
+/// Tensors per layer: K and V ne = [Hk d, cells, streams]. Attention reads any run of streams, so one graph step can
+/// serve many sessions; a single session is one stream.
+pub(crate) struct KvCache {
+    ty: KvType,
+    cells: usize,
+    streams: usize,
+    row_bytes: usize,
+    /// Layers of K, then layers of V.
+    tensors: Vec<Tensor>,
+    /// First byte of the memory behind the tensors, which their context owns.
+    base: *mut u8,
+    layer_bytes: usize,
+}
+
+// SAFETY: the memory is exclusively this cache's: it is written here and by graphs that the owning session runs, both of
+// which need `&mut` of their owner.
+unsafe impl Send for KvCache {}
+
+/// Rows start on cache lines.
+const ALIGN: usize = 64;
+
+impl KvCache {
+    /// Zeroed memory; pages are touched as text fills them.
+    pub(crate) fn new(hp: &HParams, ty: KvType, cells: usize, streams: usize) -> std::io::Result<Self> {
+        let width = hp.kv_width();
+        let row_bytes = ty.row_bytes(width);
+        let layer_bytes = (row_bytes * cells * streams).next_multiple_of(ALIGN);
+        let mut map = MmapMut::map_anon(layer_bytes * 2 * hp.n_layer)?;
+        let (base, size) = (map.as_mut_ptr(), map.len());
+        let ctx = Context::new(2 * hp.n_layer, false);
+        // SAFETY: the map moves into the owner without moving its pages and lives as long as the buffer.
+        let buffer = unsafe { Buffer::from_owner(base, size, Arc::new(map)) };
+        let tensors = (0..2 * hp.n_layer)
+            .map(|i| {
+                let (half, il) = if i < hp.n_layer { ("k", i) } else { ("v", i - hp.n_layer) };
+                let t = ctx.new_tensor(ty.ggml(), &[width, cells, streams]).named(&format!("cache_{half}"), Some(il));
+                buffer.place(&t, i * layer_bytes);
+                t
+            })
+            .collect();
+        ctx.keep(buffer);
+        Ok(Self { ty, cells, streams, row_bytes, tensors, base, layer_bytes })
+    }
+
+    /// Type of the rows.
+    pub(crate) fn ty(&self) -> KvType {
+        self.ty
+    }
+
+    /// Tokens per stream.
+    pub(crate) fn cells(&self) -> usize {
+        self.cells
+    }
+
+    /// Bytes of all rows.
+    pub(crate) fn bytes(&self) -> usize {
+        self.layer_bytes * self.tensors.len()
+    }
+
+    fn n_layer(&self) -> usize {
+        self.tensors.len() / 2
+    }
+
+    fn index(&self, half: Half, il: usize) -> usize {
+        match half {
+            Half::K => il,
+            Half::V => self.n_layer() + il,
+        }
+    }
+
+    /// Byte range of `n` rows from `cell` on.
+    fn offset(&self, half: Half, il: usize, stream: usize, cell: usize, n: usize) -> (usize, usize) {
+        assert!(il < self.n_layer() && stream < self.streams && cell + n <= self.cells);
+        let start = self.index(half, il) * self.layer_bytes + (stream * self.cells + cell) * self.row_bytes;
+        (start, n * self.row_bytes)
+    }
+
+    /// Rows of a layer.
+    pub(crate) fn rows(&self, half: Half, il: usize, stream: usize, cell: usize, n: usize) -> &[u8] {
+        let (start, len) = self.offset(half, il, stream, cell, n);
+        // SAFETY: inside the map (checked in `offset`), and no graph runs while `&self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.base.add(start), len) }
+    }
+
+    /// Rows of a layer, to be overwritten.
+    pub(crate) fn rows_mut(&mut self, half: Half, il: usize, stream: usize, cell: usize, n: usize) -> &mut [u8] {
+        let (start, len) = self.offset(half, il, stream, cell, n);
+        // SAFETY: inside the map (checked in `offset`), exclusively ours through `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
+    }
+
+    /// Row of the cache, over all streams, that holds `cell` of `stream`: the index that graphs write to.
+    pub(crate) fn row_index(&self, stream: usize, cell: usize) -> i64 {
+        (stream * self.cells + cell) as i64
+    }
+}
+
+/// The cache as the decoder's source of keys and values.
+pub(crate) struct Cached<'a> {
+    pub(crate) cache: &'a KvCache,
+    pub(crate) hp: &'a HParams,
+    pub(crate) inputs: &'a Inputs,
+    pub(crate) topology: Topology,
+    pub(crate) flash: bool,
+}
+
+impl Cached<'_> {
+    /// What attention reads of a layer: ne = [d, Hk, N, S].
+    fn window(&self, b: &Builder, half: Half, il: usize) -> Tensor {
+        let c = self.cache;
+        let Topology { n_kv, stream, n_streams, .. } = self.topology;
+        let head_bytes = c.ty.row_bytes(self.hp.head_dim);
+        let stream_bytes = c.cells * c.row_bytes;
+        b.ctx().view(
+            &c.tensors[c.index(half, il)],
+            [self.hp.head_dim, self.hp.n_head_kv, n_kv, n_streams],
+            [head_bytes, c.row_bytes, stream_bytes],
+            stream * stream_bytes,
+        )
+    }
+}
+
+impl KeyValues for Cached<'_> {
+    fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor) {
+        let c = self.cache;
+        let width = self.hp.kv_width();
+        for (half, rows) in [(Half::K, k), (Half::V, v)] {
+            let nb = rows.nb();
+            let rows = b.ctx().view(rows, [width, rows.ne()[2], 1, 1], [nb[2], nb[3], nb[3]], 0);
+            // All streams as one list of rows, so that one write serves tokens of several streams.
+            let all = b.ctx().reshape(&c.tensors[c.index(half, il)], &[width, c.cells * c.streams]);
+            let written = b.ctx().set_rows(&all, &rows, &self.inputs.cells);
+            b.demand(&written);
+        }
+    }
+
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
+        let hp = self.hp;
+        let (k, v) = (self.window(b, Half::K, il), self.window(b, Half::V, il));
+        let [d, h, t, _] = q.ne();
+        let s = self.topology.n_streams;
+        let nb = q.nb();
+        let q = b.ctx().view(q, [d, h, t / s, s], [nb[1], nb[2], nb[2] * (t / s)], 0);
+        let mask = match (&hp.window, &self.inputs.window_mask) {
+            (Some(w), Some(mask)) if w.layers[il] => mask,
+            _ => &self.inputs.mask,
+        };
+        let a = b.attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash).named("kqv_out", Some(il));
+        b.demand(&a);
+        a
+    }
+}

@@ -1,0 +1,750 @@
+//! A session: one text, one adapter, on a model that others share.
+
+use super::kv_block::KvBlock;
+use super::kv_cache::{Cached, KvCache, KvType};
+use crate::adapter::{Adapter, Payload, Piece};
+use crate::error::Result;
+use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
+use crate::graph::{Builder, Entry, Inputs, Topology, causal_mask, decoder, max_nodes};
+use crate::model::Model;
+use half::f16;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a session refuses to do, one variant per cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The text does not fit. Nothing was computed for what did not fit.
+    #[error("the context is full: {needed} positions needed, {n_ctx} available (raise the context length or reset)")]
+    ContextFull {
+        /// Positions that the text would take, the adapter's included.
+        needed: usize,
+        /// Positions of the session.
+        n_ctx: usize,
+    },
+    /// The cancel token was raised.
+    #[error("cancelled")]
+    Cancelled,
+    /// Memory for intermediate results ran out.
+    #[error("out of memory for the computation graph")]
+    OutOfMemory,
+    /// The model or the adapter gave values that are no numbers: they must not become text.
+    #[error("the model computed logits that are not finite: the weights or the adapter are damaged")]
+    NonFiniteLogits,
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {n_vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        id: i32,
+        /// V.
+        n_vocab: usize,
+    },
+    /// `feed` without tokens.
+    #[error("there is nothing to compute: no tokens were given")]
+    Empty,
+    /// An option that cannot be.
+    #[error("{option} is {value}: {why}")]
+    BadOption {
+        /// Which one.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        why: String,
+    },
+    /// `attach` on a session that has an adapter.
+    #[error("an adapter is attached already: use swap")]
+    AlreadyAttached,
+    /// `detach` on a session that has none.
+    #[error("no adapter is attached")]
+    NotAttached,
+    /// Logits were asked for before anything was computed.
+    #[error("no logits yet: feed a prompt first")]
+    NoLogits,
+}
+
+/// What happens to text that was computed under another adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExistingText {
+    /// Compute it again under the new adapter; the conversation goes on.
+    Recompute,
+    /// Forget it; the session starts empty.
+    Drop,
+}
+
+/// Whether attention runs in one fused kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlashAttention {
+    /// What is faster on this CPU: on.
+    #[default]
+    Auto,
+    /// Fused.
+    On,
+    /// Separate products and softmax.
+    Off,
+}
+
+/// How a session computes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// Positions, the adapter's included; default: what the model was trained on. Memory is touched as it fills.
+    pub n_ctx: Option<usize>,
+    /// Threads that compute; default: all cores. Sessions of one model with equal counts share one pool and take turns.
+    pub n_threads: Option<usize>,
+    /// Type of the KV cache.
+    pub kv_type: KvType,
+    /// Fused attention.
+    pub flash_attention: FlashAttention,
+    /// Tokens per prefill step.
+    pub n_batch: usize,
+    /// Attach adapters whose fingerprint names another base of the same shape.
+    pub accept_other_base: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            n_ctx: None,
+            n_threads: None,
+            kv_type: KvType::default(),
+            flash_attention: FlashAttention::default(),
+            n_batch: 512,
+            accept_other_base: false,
+        }
+    }
+}
+
+impl SessionOptions {
+    /// Sets [`SessionOptions::n_ctx`].
+    pub fn n_ctx(mut self, n: usize) -> Self {
+        self.n_ctx = Some(n);
+        self
+    }
+
+    /// Sets [`SessionOptions::n_threads`].
+    pub fn n_threads(mut self, n: usize) -> Self {
+        self.n_threads = Some(n);
+        self
+    }
+
+    /// Sets [`SessionOptions::kv_type`].
+    pub fn kv_type(mut self, ty: KvType) -> Self {
+        self.kv_type = ty;
+        self
+    }
+
+    /// Sets [`SessionOptions::flash_attention`].
+    pub fn flash_attention(mut self, mode: FlashAttention) -> Self {
+        self.flash_attention = mode;
+        self
+    }
+
+    /// Sets [`SessionOptions::n_batch`].
+    pub fn n_batch(mut self, n: usize) -> Self {
+        self.n_batch = n;
+        self
+    }
+
+    /// Sets [`SessionOptions::accept_other_base`].
+    pub fn accept_other_base(mut self, accept: bool) -> Self {
+        self.accept_other_base = accept;
+        self
+    }
+}
+
+/// Stops a session from another thread. Raised tokens stay raised until [`CancelToken::reset`].
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Stops what runs, and refuses what follows, with [`SessionError::Cancelled`].
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Allows work again.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the token is raised.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether `Auto` means on for this cache type.
+pub(crate) fn flash_default(_ty: KvType) -> bool {
+    true
+}
+
+/// Attention reads cells in steps of this many, so that one decode graph serves as many tokens.
+const KV_BUCKET: usize = 256;
+
+/// Values of one graph's logits at most: more rows are computed in several steps.
+const MAX_LOGITS: usize = 1 << 24;
+
+/// The computing half of a session: cache and graphs, without any notion of text.
+pub(crate) struct Core {
+    pub(crate) model: Model,
+    pub(crate) cache: KvCache,
+    pool: Arc<ThreadPool>,
+    flash: bool,
+    long_context: bool,
+    n_batch: usize,
+    /// The graph of single tokens, kept apart so that a prefill does not evict it.
+    decode: Slot,
+    prefill: Slot,
+    cancel: CancelToken,
+}
+
+/// The last graph of its kind; another topology replaces it in the same memory.
+#[derive(Default)]
+struct Slot(Option<Built>);
+
+struct Built {
+    topology: Topology,
+    graph: Graph,
+    inputs: Inputs,
+    logits: Option<Tensor>,
+}
+
+/// What enters a step.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    Tokens(&'a [i32]),
+    /// ne = [D, n].
+    Rows(&'a [f32]),
+}
+
+impl Core {
+    pub(crate) fn new(model: &Model, ty: KvType, n_ctx: usize, pool: Arc<ThreadPool>, flash: bool) -> Result<Self> {
+        let hp = model.hparams();
+        let cache = KvCache::new(hp, ty, n_ctx, 1).map_err(|_| SessionError::OutOfMemory)?;
+        Ok(Self {
+            model: model.clone(),
+            cache,
+            pool,
+            flash,
+            long_context: hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig),
+            n_batch: 512,
+            decode: Slot::default(),
+            prefill: Slot::default(),
+            cancel: CancelToken::default(),
+        })
+    }
+
+    /// Runs virtual tokens, `rows` ne = [D, n], from position `start` on; no logits.
+    pub(crate) fn run_rows(&mut self, rows: &[f32], start: usize) -> Result<()> {
+        let width = self.model.hparams().n_embd;
+        let mut at = start;
+        for chunk in rows.chunks(width * self.n_batch) {
+            self.step(Input::Rows(chunk), at, 0..0)?;
+            at += chunk.len() / width;
+        }
+        Ok(())
+    }
+
+    /// Runs one graph over `input` at positions from `start` on. Returns logits of the inputs in `outputs`,
+    /// ne = [V, outputs.len()].
+    fn step(&mut self, input: Input<'_>, start: usize, outputs: Range<usize>) -> Result<&[f32]> {
+        let hp = self.model.hparams();
+        let (entry, n) = match input {
+            Input::Tokens(tokens) => (Entry::Tokens, tokens.len()),
+            Input::Rows(rows) => (Entry::Rows, rows.len() / hp.n_embd),
+        };
+        let topology = Topology {
+            entry,
+            n_tokens: n,
+            n_kv: (start + n).next_multiple_of(KV_BUCKET).min(self.cache.cells()),
+            n_outputs: outputs.len(),
+            stream: 0,
+            n_streams: 1,
+        };
+        let slot = if n == 1 && entry == Entry::Tokens { &mut self.decode } else { &mut self.prefill };
+        if slot.0.as_ref().is_none_or(|b| b.topology != topology) {
+            let memory = slot.0.take().map_or_else(GraphMemory::new, |b| b.graph.into_memory());
+            slot.0 = Some(build(&self.model, &self.cache, topology, self.flash, self.long_context, memory)?);
+        }
+        let Built { graph, inputs, logits, .. } = slot.0.as_mut().expect("built above");
+
+        match input {
+            Input::Tokens(tokens) => graph.slice_mut(&inputs.entry).copy_from_slice(tokens),
+            Input::Rows(rows) => graph.slice_mut(&inputs.entry).copy_from_slice(rows),
+        }
+        let positions: Vec<i32> = (start as i32..).take(n).collect();
+        // Inputs that no node reads have no memory: a model without rotary embedding needs no positions.
+        if graph.has_memory(&inputs.positions) {
+            graph.slice_mut(&inputs.positions).copy_from_slice(&positions);
+        }
+        for (i, cell) in graph.slice_mut::<i64>(&inputs.cells).iter_mut().enumerate() {
+            *cell = self.cache.row_index(0, start + i);
+        }
+        let masks = [(Some(&inputs.mask), None), (inputs.window_mask.as_ref(), hp.window.as_ref().map(|w| w.size))];
+        for (mask, window) in masks {
+            if let Some(mask) = mask
+                && graph.has_memory(mask)
+            {
+                causal_mask(graph.slice_mut::<f16>(mask), topology.n_kv, &positions, window);
+            }
+        }
+        if let Some(ids) = &inputs.outputs {
+            for (id, i) in graph.slice_mut::<i32>(ids).iter_mut().zip(outputs) {
+                *id = i as i32;
+            }
+        }
+        graph.compute(&self.pool, Some(&self.cancel.0)).map_err(|e| match e {
+            ComputeError::Cancelled => SessionError::Cancelled,
+            ComputeError::OutOfMemory => SessionError::OutOfMemory,
+        })?;
+        let Some(logits) = logits else { return Ok(&[]) };
+        let logits = graph.read_f32(logits);
+        if !all_finite(logits) {
+            return Err(SessionError::NonFiniteLogits.into());
+        }
+        Ok(logits)
+    }
+}
+
+fn build(
+    model: &Model,
+    cache: &KvCache,
+    topology: Topology,
+    flash: bool,
+    long_context: bool,
+    memory: GraphMemory,
+) -> Result<Built> {
+    let hp = model.hparams();
+    let nodes = max_nodes(hp);
+    let ctx = Context::new(nodes, true);
+    let inputs = Inputs::new(&ctx, hp, &topology);
+    let mut b = Builder::new(ctx.clone());
+    let mut kv = Cached { cache, hp, inputs: &inputs, topology, flash };
+    let logits = decoder(&mut b, hp, model.weights(), &inputs, &topology, long_context, &mut kv);
+    let mut outputs = b.into_outputs();
+    outputs.extend(logits.clone());
+    let graph = Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
+    Ok(Built { topology, graph, inputs, logits })
+}
+
+/// No NaN and no infinity. Compares bits, so that it runs at memory speed.
+fn all_finite(values: &[f32]) -> bool {
+    const INFINITY: u32 = 0x7f80_0000;
+    values.iter().fold(0, |max: u32, v| max.max(v.to_bits() & !(1 << 31))) < INFINITY
+}
+
+/// An adapter at work.
+struct Attached {
+    adapter: Adapter,
+    how: How,
+}
+
+enum How {
+    /// Rows in front of the text.
+    Block(Arc<KvBlock>),
+    /// Virtual tokens at the places that the adapter's template says, ne = [D, P].
+    Template(Vec<f32>),
+}
+
+/// A run of tokens that was fed.
+struct Segment {
+    tokens: Vec<i32>,
+    /// It came through [`Session::prompt`], so a template applies to it.
+    prompt: bool,
+}
+
+/// A piece of input in computing order.
+enum Item {
+    Tokens(Vec<i32>),
+    /// Rows of the adapter's virtual tokens.
+    Virtual(Range<usize>),
+}
+
+/// Appends tokens, joined with those before them so that they are computed in one step.
+fn push_tokens(items: &mut Vec<Item>, tokens: &[i32]) {
+    match items.last_mut() {
+        _ if tokens.is_empty() => {}
+        Some(Item::Tokens(before)) => before.extend_from_slice(tokens),
+        _ => items.push(Item::Tokens(tokens.to_vec())),
+    }
+}
+
+/// One text with at most one adapter. Many sessions can work on one model at once, each from its own thread.
+pub struct Session {
+    core: Core,
+    attached: Option<Attached>,
+    accept_other_base: bool,
+    /// Positions in use, the adapter's included.
+    n_past: usize,
+    history: Vec<Segment>,
+    /// Logits of the last input, ne = [V]; empty before the first.
+    logits: Vec<f32>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("model", &self.core.model).field("n_past", &self.n_past).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// An empty session on `model`.
+    ///
+    /// # Errors
+    /// If an option is out of range or memory for the KV cache cannot be reserved.
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
+        let hp = model.hparams();
+        let bad = |option, value: String, why: &str| SessionError::BadOption { option, value, why: why.to_owned() };
+        let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
+        let limit = if model.weights().position_embd.is_some() { hp.n_ctx_train } else { i32::MAX as usize };
+        if n_ctx == 0 || n_ctx > limit {
+            return Err(bad("context length", n_ctx.to_string(), &format!("must be 1 to {limit} for this model")).into());
+        }
+        let n_threads = match options.n_threads {
+            Some(n) => n,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        // ggml's own limit.
+        const MAX_THREADS: usize = 512;
+        if n_threads == 0 || n_threads > MAX_THREADS {
+            return Err(bad("threads", n_threads.to_string(), &format!("must be 1 to {MAX_THREADS}")).into());
+        }
+        if options.n_batch == 0 || options.n_batch > 1 << 16 {
+            return Err(bad("batch size", options.n_batch.to_string(), "must be 1 to 65536").into());
+        }
+        let flash = match options.flash_attention {
+            FlashAttention::Auto => flash_default(options.kv_type),
+            FlashAttention::On => true,
+            FlashAttention::Off => false,
+        };
+        if options.kv_type == KvType::Q8_0 {
+            if !hp.head_dim.is_multiple_of(32) {
+                let why = format!("needs a head size that is a multiple of 32, the model's is {}", hp.head_dim);
+                return Err(bad("KV cache type", "q8_0".into(), &why).into());
+            }
+            if !flash {
+                return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
+            }
+        }
+        let mut core = Core::new(model, options.kv_type, n_ctx, model.pool(n_threads), flash)?;
+        core.n_batch = options.n_batch;
+        Ok(Self {
+            core,
+            attached: None,
+            accept_other_base: options.accept_other_base,
+            n_past: 0,
+            history: Vec::new(),
+            logits: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.core.model
+    }
+
+    /// Positions that the session can hold.
+    pub fn n_ctx(&self) -> usize {
+        self.core.cache.cells()
+    }
+
+    /// Positions in use, the adapter's included.
+    pub fn n_past(&self) -> usize {
+        self.n_past
+    }
+
+    /// Bytes reserved for the KV cache; they become resident as the context fills.
+    pub fn kv_bytes(&self) -> usize {
+        self.core.cache.bytes()
+    }
+
+    /// The attached adapter.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.attached.as_ref().map(|a| &a.adapter)
+    }
+
+    /// A handle that stops the session from another thread.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.core.cancel.clone()
+    }
+
+    /// All real tokens fed so far, virtual ones left out.
+    pub fn tokens(&self) -> Vec<i32> {
+        self.history.iter().flat_map(|s| &s.tokens).copied().collect()
+    }
+
+    /// Logits of the last input, ne = [V].
+    ///
+    /// # Errors
+    /// [`SessionError::NoLogits`] if nothing was fed yet.
+    pub fn logits(&self) -> Result<&[f32], SessionError> {
+        if self.logits.is_empty() { Err(SessionError::NoLogits) } else { Ok(&self.logits) }
+    }
+
+    /// Forgets the text; the adapter stays.
+    pub fn reset(&mut self) {
+        self.history.clear();
+        self.logits.clear();
+        self.n_past = self.prefix_len();
+    }
+
+    fn prefix_len(&self) -> usize {
+        match self.attached.as_ref().map(|a| &a.how) {
+            Some(How::Block(block)) => block.n_rows(),
+            _ => 0,
+        }
+    }
+
+    /// Puts `adapter` in front of the text (or, with a template, into the next prompt).
+    ///
+    /// # Errors
+    /// [`SessionError::AlreadyAttached`], or as [`Session::swap`].
+    pub fn attach(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
+        if self.attached.is_some() {
+            return Err(SessionError::AlreadyAttached.into());
+        }
+        self.swap(adapter, existing)
+    }
+
+    /// Replaces the attached adapter, if any, by `adapter`.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was.
+    pub fn swap(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
+        let model = &self.core.model;
+        adapter.check_fits(model.shape(), &model.fingerprint(), self.accept_other_base)?;
+        let how = match (adapter.template(), adapter.payload()) {
+            (Some(_), Payload::Rows(rows)) => How::Template(rows.to_f32()),
+            _ => {
+                let ty = self.core.cache.ty();
+                How::Block(KvBlock::of(adapter, model, ty, self.core.pool.n_threads())?)
+            }
+        };
+        self.change(Some(Attached { adapter: adapter.clone(), how }), existing)
+    }
+
+    /// Takes the adapter off.
+    ///
+    /// # Errors
+    /// [`SessionError::NotAttached`]; recomputing can be cancelled.
+    pub fn detach(&mut self, existing: ExistingText) -> Result<()> {
+        if self.attached.is_none() {
+            return Err(SessionError::NotAttached.into());
+        }
+        self.change(None, existing)
+    }
+
+    fn change(&mut self, attached: Option<Attached>, existing: ExistingText) -> Result<()> {
+        let virtual_tokens = attached.as_ref().map_or(0, |a| a.adapter.length());
+        let kept = if existing == ExistingText::Recompute { self.tokens().len() } else { 0 };
+        self.check_room(virtual_tokens + kept)?;
+        if let Some(Attached { how: How::Block(block), .. }) = &attached {
+            block.copy_into(&mut self.core.cache, 0);
+        }
+        self.attached = attached;
+        let history = std::mem::take(&mut self.history);
+        self.reset();
+        if existing == ExistingText::Recompute {
+            for segment in history {
+                if segment.prompt {
+                    self.feed_prompt(segment.tokens)?;
+                } else {
+                    self.feed(&segment.tokens)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, needed: usize) -> Result<(), SessionError> {
+        if needed > self.n_ctx() {
+            return Err(SessionError::ContextFull { needed, n_ctx: self.n_ctx() });
+        }
+        Ok(())
+    }
+
+    /// Tokenizes and computes a prompt. The first prompt of a session starts with BOS if the model wants it, and goes
+    /// through the adapter's template if it has one. Special tokens in the text are recognised.
+    ///
+    /// # Errors
+    /// If the model has no tokenizer, the text does not fit, or computing fails.
+    pub fn prompt(&mut self, text: &str) -> Result<()> {
+        let tokens = self.core.model.vocab().tokenize(text, false, true)?;
+        self.prompt_tokens(&tokens)
+    }
+
+    /// As [`Session::prompt`], for tokens without BOS.
+    ///
+    /// # Errors
+    /// If the text does not fit or computing fails.
+    pub fn prompt_tokens(&mut self, tokens: &[i32]) -> Result<()> {
+        self.check_tokens(tokens)?;
+        self.feed_prompt(tokens.to_vec())
+    }
+
+    /// `tokens` without BOS; remembered as a prompt, so that another adapter's template can place it anew.
+    fn feed_prompt(&mut self, tokens: Vec<i32>) -> Result<()> {
+        let first = self.history.is_empty();
+        let items = self.arrange(&tokens, first)?;
+        let width = self.core.model.hparams().n_embd;
+        let n: usize = items
+            .iter()
+            .map(|item| match item {
+                Item::Tokens(tokens) => tokens.len(),
+                Item::Virtual(rows) => rows.len(),
+            })
+            .sum();
+        if n == 0 {
+            return Err(SessionError::Empty.into());
+        }
+        self.check_room(self.n_past + n)?;
+        self.whole(|s| {
+            let last = items.len() - 1;
+            for (i, item) in items.iter().enumerate() {
+                match item {
+                    Item::Tokens(tokens) => s.run_tokens(tokens, i == last)?,
+                    Item::Virtual(rows) => s.run_virtual(rows.start * width..rows.end * width, i == last)?,
+                }
+            }
+            Ok(())
+        })?;
+        self.history.push(Segment { tokens, prompt: true });
+        Ok(())
+    }
+
+    /// All of `work` or nothing: after an error the session stands where it stood. Logits are only replaced by the last
+    /// step, so they still belong to the text.
+    fn whole(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let start = self.n_past;
+        work(self).inspect_err(|_| self.n_past = start)
+    }
+
+    /// The order in which a prompt's tokens and the template's virtual tokens are computed.
+    fn arrange(&self, tokens: &[i32], first: bool) -> Result<Vec<Item>> {
+        let vocab = self.core.model.vocab();
+        let bos = if first && vocab.add_bos() { vocab.bos() } else { None };
+        let mut items = Vec::new();
+        let template = match &self.attached {
+            Some(Attached { adapter, how: How::Template(_) }) if first => adapter.template(),
+            _ => None,
+        };
+        let Some(template) = template else {
+            push_tokens(&mut items, bos.as_slice());
+            push_tokens(&mut items, tokens);
+            return Ok(items);
+        };
+        if !template.places_bos() {
+            push_tokens(&mut items, bos.as_slice());
+        }
+        let mut row = 0;
+        for piece in template.pieces() {
+            match piece {
+                Piece::Bos => push_tokens(&mut items, vocab.bos().as_slice()),
+                Piece::Text(text) => push_tokens(&mut items, &vocab.tokenize(text, false, true)?),
+                Piece::Prompt => push_tokens(&mut items, tokens),
+                Piece::Virtual(n) => {
+                    items.push(Item::Virtual(row..row + n));
+                    row += n;
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// Computes tokens as they are; logits of the last one are kept.
+    ///
+    /// # Errors
+    /// If an id is out of range, the text does not fit, or computing fails.
+    pub fn feed(&mut self, tokens: &[i32]) -> Result<()> {
+        self.check_feed(tokens)?;
+        self.whole(|s| s.run_tokens(tokens, true))?;
+        self.remember(tokens);
+        Ok(())
+    }
+
+    /// As [`Session::feed`], and hands out the logits of every token: `each(i, logits)` with logits ne = [V].
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn feed_with_logits(&mut self, tokens: &[i32], mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        self.check_feed(tokens)?;
+        let n_vocab = self.core.model.weights().n_vocab();
+        let chunk = self.core.n_batch.min((MAX_LOGITS / n_vocab).max(1));
+        for (c, part) in tokens.chunks(chunk).enumerate() {
+            let logits = self.core.step(Input::Tokens(part), self.n_past, 0..part.len())?;
+            for (i, row) in logits.chunks_exact(n_vocab).enumerate() {
+                each(c * chunk + i, row);
+            }
+            self.logits.clear();
+            self.logits.extend_from_slice(&logits[(part.len() - 1) * n_vocab..]);
+            self.n_past += part.len();
+            self.remember(part);
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[i32]) -> Result<(), SessionError> {
+        let n_vocab = self.core.model.weights().n_vocab();
+        match tokens.iter().find(|&&id| id < 0 || id as usize >= n_vocab) {
+            Some(&id) => Err(SessionError::TokenOutOfRange { id, n_vocab }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_feed(&self, tokens: &[i32]) -> Result<(), SessionError> {
+        if tokens.is_empty() {
+            return Err(SessionError::Empty);
+        }
+        self.check_tokens(tokens)?;
+        self.check_room(self.n_past + tokens.len())
+    }
+
+    fn remember(&mut self, tokens: &[i32]) {
+        match self.history.last_mut() {
+            Some(Segment { tokens: old, prompt: false }) => old.extend_from_slice(tokens),
+            _ => self.history.push(Segment { tokens: tokens.to_vec(), prompt: false }),
+        }
+    }
+
+    fn run_tokens(&mut self, tokens: &[i32], want_logits: bool) -> Result<()> {
+        let mut chunks = tokens.chunks(self.core.n_batch).peekable();
+        while let Some(chunk) = chunks.next() {
+            let last = want_logits && chunks.peek().is_none();
+            self.run(Input::Tokens(chunk), chunk.len(), if last { chunk.len() - 1..chunk.len() } else { 0..0 })?;
+        }
+        Ok(())
+    }
+
+    fn run_virtual(&mut self, values: Range<usize>, want_logits: bool) -> Result<()> {
+        let width = self.core.model.hparams().n_embd;
+        let Some(Attached { how: How::Template(rows), .. }) = &self.attached else {
+            unreachable!("only a template places virtual tokens")
+        };
+        let rows = rows[values].to_vec();
+        let mut chunks = rows.chunks(width * self.core.n_batch).peekable();
+        while let Some(chunk) = chunks.next() {
+            let n = chunk.len() / width;
+            let last = want_logits && chunks.peek().is_none();
+            self.run(Input::Rows(chunk), n, if last { n - 1..n } else { 0..0 })?;
+        }
+        Ok(())
+    }
+
+    /// One step; on success the positions count as used.
+    fn run(&mut self, input: Input<'_>, n: usize, outputs: Range<usize>) -> Result<()> {
+        if self.core.cancel.is_cancelled() {
+            return Err(SessionError::Cancelled.into());
+        }
+        let wanted = !outputs.is_empty();
+        let logits = self.core.step(input, self.n_past, outputs)?;
+        if wanted {
+            self.logits.clear();
+            self.logits.extend_from_slice(logits);
+        }
+        self.n_past += n;
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! The architectures, one row of plain data each. What the file itself can answer is not in the table: a bias, a q/k
+//! norm or a fused projection exists if its tensor exists, the output is tied if `output.weight` is absent.
+
+use crate::ggml::RopeKind;
+
+/// Normalization of the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NormKind {
+    /// Root mean square (Zhang & Sennrich 2019).
+    Rms,
+    /// Mean and variance (Ba et al. 2016).
+    Layer,
+}
+
+/// Activation of the feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// `silu(gate) * up` (Shazeer 2020).
+    SwiGlu,
+    /// `gelu(gate) * up`.
+    GeGlu,
+    /// `gelu(up)`, no gate.
+    Gelu,
+}
+
+/// Whether a tensor must be in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Required,
+    Optional,
+    Absent,
+}
+
+/// Layers that see a window of recent positions only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct WindowSpec {
+    /// Window when the file names none; `None`: then no layer is windowed.
+    pub(crate) default_window: Option<usize>,
+    /// Every `pattern`-th layer (the last of each group) sees everything, unless the file says otherwise.
+    pub(crate) pattern: usize,
+    /// RoPE base of windowed layers when the file names none; `None`: the model's own.
+    pub(crate) rope_base: Option<f32>,
+    /// Windowed layers use the model's RoPE scaling too (gemma2), or none (gemma3, olmo3).
+    pub(crate) rope_scaled: bool,
+}
+
+/// One architecture.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ArchSpec {
+    /// `general.architecture`.
+    pub(crate) name: &'static str,
+    pub(crate) norm: NormKind,
+    pub(crate) activation: Activation,
+    /// `None`: no rotary embedding (learned positions).
+    pub(crate) rope: Option<RopeKind>,
+    /// Norm in front of attention and of the feed-forward network.
+    pub(crate) pre_norm: bool,
+    /// The norm in front of the feed-forward network may be missing: attention and feed-forward network then read the
+    /// same normed input (parallel residual).
+    pub(crate) may_be_parallel: bool,
+    /// Norm behind attention and behind the feed-forward network.
+    pub(crate) post_norm: bool,
+    pub(crate) qk_norm: Need,
+    /// `position_embd.weight`.
+    pub(crate) positions: Need,
+    /// Token embeddings are multiplied by sqrt(D). Virtual tokens are not: PEFT trains them behind that factor.
+    pub(crate) scale_tokens: bool,
+    pub(crate) window: Option<WindowSpec>,
+    /// Layer count at which attention is scaled by 1/sqrt(D/H) instead of 1/sqrt(d) (Gemma 27B).
+    pub(crate) wide_attn_scale_at: Option<usize>,
+    /// Every n-th layer has no rotary embedding (SmolLM3).
+    pub(crate) nope_step: Option<usize>,
+    /// Soft caps of attention scores and of logits when the file names none; `None`: attention is never capped, and logits
+    /// only if the file says so.
+    pub(crate) softcaps: Option<(f32, f32)>,
+    /// Granite's four multipliers, read from the file.
+    pub(crate) multipliers: bool,
+    /// The converter permuted q and k rows into interleaved rope pairs.
+    pub(crate) qk_permuted: bool,
+}
+
+/// What most architectures have in common.
+const BASE: ArchSpec = ArchSpec {
+    name: "",
+    norm: NormKind::Rms,
+    activation: Activation::SwiGlu,
+    rope: Some(RopeKind::Neox),
+    pre_norm: true,
+    may_be_parallel: false,
+    post_norm: false,
+    qk_norm: Need::Absent,
+    positions: Need::Absent,
+    scale_tokens: false,
+    window: None,
+    wide_attn_scale_at: None,
+    nope_step: None,
+    softcaps: None,
+    multipliers: false,
+    qk_permuted: false,
+};
+
+const INTERLEAVED: ArchSpec = ArchSpec { rope: Some(RopeKind::Interleaved), qk_permuted: true, ..BASE };
+
+const GEMMA: ArchSpec = ArchSpec { name: "gemma", activation: Activation::GeGlu, scale_tokens: true, ..BASE };
+
+/// Every supported architecture, by name.
+pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
+    GEMMA,
+    ArchSpec {
+        name: "gemma2",
+        post_norm: true,
+        window: Some(WindowSpec { default_window: Some(4096), pattern: 2, rope_base: None, rope_scaled: true }),
+        wide_attn_scale_at: Some(46),
+        softcaps: Some((50.0, 30.0)),
+        ..GEMMA
+    },
+    ArchSpec {
+        name: "gemma3",
+        post_norm: true,
+        qk_norm: Need::Required,
+        window: Some(WindowSpec { default_window: None, pattern: 6, rope_base: Some(10_000.0), rope_scaled: false }),
+        wide_attn_scale_at: Some(62),
+        ..GEMMA
+    },
+    ArchSpec {
+        name: "gpt2",
+        norm: NormKind::Layer,
+        activation: Activation::Gelu,
+        rope: None,
+        positions: Need::Required,
+        ..BASE
+    },
+    ArchSpec { name: "granite", multipliers: true, ..INTERLEAVED },
+    ArchSpec { name: "llama", ..INTERLEAVED },
+    ArchSpec {
+        name: "olmo2",
+        pre_norm: false,
+        post_norm: true,
+        qk_norm: Need::Required,
+        window: Some(WindowSpec { default_window: None, pattern: 4, rope_base: None, rope_scaled: false }),
+        ..BASE
+    },
+    ArchSpec { name: "phi3", ..BASE },
+    ArchSpec { name: "qwen2", ..BASE },
+    ArchSpec { name: "qwen3", qk_norm: Need::Required, ..BASE },
+    ArchSpec { name: "smollm3", nope_step: Some(4), ..INTERLEAVED },
+    ArchSpec {
+        name: "stablelm",
+        norm: NormKind::Layer,
+        may_be_parallel: true,
+        qk_norm: Need::Optional,
+        ..BASE
+    },
+    ArchSpec { name: "starcoder2", norm: NormKind::Layer, activation: Activation::Gelu, ..BASE },
+];
+
+/// The architecture called `name`.
+pub(crate) fn find(name: &str) -> Option<&'static ArchSpec> {
+    ARCHITECTURES.iter().find(|a| a.name == name)
+}
+
+/// Names of all supported architectures, for messages.
+pub(crate) fn names() -> String {
+    ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", ")
+}

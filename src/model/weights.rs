@@ -1,0 +1,296 @@
+//! Weights in place: tensor descriptions that point into the mapped file. Every tensor of the file is claimed by the
+//! decoder or the load fails.
+
+use super::ModelError;
+use super::arch::{Activation, Need};
+use super::hparams::HParams;
+use crate::file::gguf::TensorInfo;
+use crate::file::mmap::MappedGguf;
+use crate::file::types::GgmlType;
+use crate::ggml::{Buffer, Context, Tensor, repackable};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// `y = W x + b`.
+#[derive(Clone)]
+pub(crate) struct Linear {
+    /// ne = [inputs, outputs], any type that ggml multiplies.
+    pub(crate) w: Tensor,
+    /// F32 ne = [outputs].
+    pub(crate) b: Option<Tensor>,
+}
+
+/// Weight and bias of a norm, F32 ne = [D] (or the shapes of a q/k norm).
+#[derive(Clone)]
+pub(crate) struct Norm {
+    pub(crate) w: Tensor,
+    pub(crate) b: Option<Tensor>,
+}
+
+/// Query, key and value projections.
+pub(crate) enum Qkv {
+    /// One matrix: ne = [D, (H + 2 Hk) d].
+    Fused(Linear),
+    /// q ne = [D, H d], k and v ne = [D, Hk d].
+    Split { q: Linear, k: Linear, v: Linear },
+}
+
+/// One layer.
+pub(crate) struct Layer {
+    pub(crate) attn_norm: Option<Norm>,
+    pub(crate) qkv: Qkv,
+    /// Weight ne = [d] (per head), [d, H] (per head, own weights) or [H d] (whole row).
+    pub(crate) q_norm: Option<Tensor>,
+    /// As `q_norm`, with Hk.
+    pub(crate) k_norm: Option<Tensor>,
+    /// ne = [H d, D].
+    pub(crate) attn_out: Linear,
+    pub(crate) attn_post_norm: Option<Norm>,
+    pub(crate) ffn_norm: Option<Norm>,
+    /// ne = [D, F].
+    pub(crate) ffn_gate: Option<Linear>,
+    /// ne = [D, F], or [D, 2F] with the gate in the first half.
+    pub(crate) ffn_up: Linear,
+    /// ne = [F, D].
+    pub(crate) ffn_down: Linear,
+    pub(crate) ffn_post_norm: Option<Norm>,
+}
+
+/// All weights of a base model, immutable and shared.
+pub(crate) struct Weights {
+    /// ne = [D, V].
+    pub(crate) token_embd: Tensor,
+    /// ne = [D, context length]: learned positions.
+    pub(crate) position_embd: Option<Tensor>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) output_norm: Norm,
+    /// ne = [D, V]; the token embeddings if the file has no other.
+    pub(crate) output: Linear,
+    /// F32 ne = [n_rot/2]: Llama 3's frequency factors.
+    pub(crate) rope_freqs: Option<Tensor>,
+    /// F32 ne = [n_rot/2]: LongRoPE's factors beyond the original context length.
+    pub(crate) rope_long: Option<Tensor>,
+    /// F32 ne = [n_rot/2]: LongRoPE's factors within the original context length.
+    pub(crate) rope_short: Option<Tensor>,
+    /// Bytes held in repacked copies.
+    pub(crate) repacked_bytes: usize,
+}
+
+struct Loader<'a> {
+    file: &'a MappedGguf,
+    /// By name: part of the file, and what it says of the tensor.
+    tensors: HashMap<&'a str, (usize, &'a TensorInfo)>,
+    ctx: Arc<Context>,
+    /// One per part of the file.
+    buffers: Vec<Arc<Buffer>>,
+    claimed: HashSet<String>,
+    repack: bool,
+    repacked_bytes: usize,
+}
+
+impl Weights {
+    /// Claims every tensor of `file`. With `repack`, matrices are copied into ggml's faster layouts where it has them.
+    pub(crate) fn load(file: &Arc<MappedGguf>, hp: &HParams, repack: bool) -> Result<Self, ModelError> {
+        // The output may exist twice (mapped for token rows, repacked for products).
+        let ctx = Context::new(file.tensors().count() + 1, false);
+        let buffers = file
+            .parts()
+            .iter()
+            .map(|part| {
+                let bytes = part.bytes();
+                // SAFETY: `file` keeps the map alive; graphs never write weights.
+                unsafe { Buffer::from_owner(bytes.as_ptr().cast_mut(), bytes.len(), file.clone()) }
+            })
+            .collect::<Vec<_>>();
+        buffers.iter().for_each(|b| ctx.keep(b.clone()));
+        let tensors = file.tensors().map(|(part, t)| (t.name.as_str(), (part, t))).collect();
+        let mut l = Loader { file, tensors, ctx, buffers, claimed: HashSet::new(), repack, repacked_bytes: 0 };
+
+        let d = hp.n_embd;
+        let token_embd = l.rows("token_embd.weight", d)?;
+        let n_vocab = token_embd.ne()[1];
+        let position_embd = match hp.arch.positions {
+            Need::Absent => None,
+            _ => Some(l.table("position_embd.weight", [d, hp.n_ctx_train])?),
+        };
+        let layers = (0..hp.n_layer).map(|il| l.layer(il, hp)).collect::<Result<_, _>>()?;
+        let output_norm = l.norm("output_norm", d, Need::Required)?.expect("required");
+        let output = if l.has("output.weight") {
+            l.linear("output", [d, n_vocab])?
+        } else {
+            let w = l.matrix("token_embd.weight", [d, n_vocab])?;
+            Linear { w, b: l.vector("output.bias", &[n_vocab], Need::Optional)? }
+        };
+        let half = hp.rope.map_or(0, |r| r.n_rot / 2);
+        let mut factors = |name: &str| {
+            if half == 0 { Ok(None) } else { l.vector(name, &[half], Need::Optional) }
+        };
+        let rope_freqs = factors("rope_freqs.weight")?;
+        let rope_long = factors("rope_factors_long.weight")?;
+        let rope_short = factors("rope_factors_short.weight")?;
+
+        if let Some((_, t)) = file.tensors().find(|(_, t)| !l.claimed.contains(&t.name)) {
+            return Err(ModelError::UnclaimedTensor { tensor: t.name.clone(), architecture: hp.arch.name });
+        }
+        let repacked_bytes = l.repacked_bytes;
+        Ok(Self {
+            token_embd,
+            position_embd,
+            layers,
+            output_norm,
+            output,
+            rope_freqs,
+            rope_long,
+            rope_short,
+            repacked_bytes,
+        })
+    }
+
+    /// V.
+    pub(crate) fn n_vocab(&self) -> usize {
+        self.token_embd.ne()[1]
+    }
+}
+
+/// ggml's CPU backend has a dot product for rows of this type, so `mul_mat` and `get_rows` take it.
+fn multiplies(ty: GgmlType) -> bool {
+    use GgmlType::*;
+    ty.is_quantized() || matches!(ty, F32 | F16 | BF16)
+}
+
+impl Loader<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A description of the file's tensor `name`, placed in the map. `expected` is checked, zeros match anything.
+    fn claim(&mut self, name: &str, expected: &[usize], ok: fn(GgmlType) -> bool) -> Result<Tensor, ModelError> {
+        let (part, info) =
+            *self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor { tensor: name.to_owned() })?;
+        let ne: Vec<usize> = info.ne[..info.n_dims].iter().map(|&n| n as usize).collect();
+        let padded = |i: usize| ne.get(i).copied().unwrap_or(1);
+        if (0..4).any(|i| {
+            let want = expected.get(i).copied().unwrap_or(1);
+            want != 0 && want != padded(i)
+        }) {
+            return Err(ModelError::TensorShape { tensor: name.to_owned(), expected: expected.to_vec(), got: ne });
+        }
+        if !ok(info.ty) {
+            return Err(ModelError::TensorType { tensor: name.to_owned(), ty: info.ty.name() });
+        }
+        let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
+        self.buffers[part].place(&tensor, info.range.start);
+        self.claimed.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// Rows that are picked by token: ne = [width, any].
+    fn rows(&mut self, name: &str, width: usize) -> Result<Tensor, ModelError> {
+        self.claim(name, &[width, 0], multiplies)
+    }
+
+    fn table(&mut self, name: &str, ne: [usize; 2]) -> Result<Tensor, ModelError> {
+        self.claim(name, &ne, multiplies)
+    }
+
+    /// A matrix for products, repacked if asked for and possible.
+    fn matrix(&mut self, name: &str, ne: [usize; 2]) -> Result<Tensor, ModelError> {
+        if self.repack
+            && let Some(&(part, info)) = self.tensors.get(name)
+            && [info.ne[0] as usize, info.ne[1] as usize] == ne
+            && info.n_dims == 2
+            && let Some(layout) = repackable(info.ty, ne)
+        {
+            let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
+            let bytes = &self.file.parts()[part].bytes()[info.range.clone()];
+            let buffer = layout.fill(&tensor, bytes).ok_or(ModelError::OutOfMemory { bytes: bytes.len() })?;
+            self.ctx.keep(buffer);
+            self.repacked_bytes += bytes.len();
+            self.claimed.insert(name.to_owned());
+            return Ok(tensor);
+        }
+        self.claim(name, &ne, multiplies)
+    }
+
+    fn vector(&mut self, name: &str, ne: &[usize], need: Need) -> Result<Option<Tensor>, ModelError> {
+        if need == Need::Absent || (need == Need::Optional && !self.has(name)) {
+            return Ok(None);
+        }
+        self.claim(name, ne, |ty| ty == GgmlType::F32).map(Some)
+    }
+
+    fn linear(&mut self, name: &str, ne: [usize; 2]) -> Result<Linear, ModelError> {
+        let w = self.matrix(&format!("{name}.weight"), ne)?;
+        let b = self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?;
+        Ok(Linear { w, b })
+    }
+
+    fn norm(&mut self, name: &str, width: usize, need: Need) -> Result<Option<Norm>, ModelError> {
+        let Some(w) = self.vector(&format!("{name}.weight"), &[width], need)? else { return Ok(None) };
+        let b = self.vector(&format!("{name}.bias"), &[width], Need::Optional)?;
+        Ok(Some(Norm { w, b }))
+    }
+
+    /// A q or k norm over `heads` heads of `dim` values: the tensor's shape says which kind it is.
+    fn head_norm(
+        &mut self,
+        name: &str,
+        dim: usize,
+        heads: usize,
+        need: Need,
+    ) -> Result<Option<Tensor>, ModelError> {
+        let name = format!("{name}.weight");
+        let shape = self.tensors.get(name.as_str()).map(|(_, info)| (info.ne[0] as usize, info.ne[1] as usize));
+        match shape {
+            Some((n, 1)) if n == dim * heads => self.vector(&name, &[n], need),
+            Some((n, h)) if n == dim && h == heads => self.vector(&name, &[n, h], need),
+            _ => self.vector(&name, &[dim], need),
+        }
+    }
+
+    fn layer(&mut self, il: usize, hp: &HParams) -> Result<Layer, ModelError> {
+        let arch = hp.arch;
+        let name = |part: &str| format!("blk.{il}.{part}");
+        let (d, f) = (hp.n_embd, hp.n_ff);
+        let (q_width, kv_width) = (hp.n_head * hp.head_dim, hp.kv_width());
+        let pre = if arch.pre_norm { Need::Required } else { Need::Absent };
+        let post = if arch.post_norm { Need::Required } else { Need::Absent };
+        let gated = arch.activation != Activation::Gelu;
+
+        let attn_norm = self.norm(&name("attn_norm"), d, pre)?;
+        let qkv = if self.has(&name("attn_qkv.weight")) {
+            Qkv::Fused(self.linear(&name("attn_qkv"), [d, q_width + 2 * kv_width])?)
+        } else {
+            Qkv::Split {
+                q: self.linear(&name("attn_q"), [d, q_width])?,
+                k: self.linear(&name("attn_k"), [d, kv_width])?,
+                v: self.linear(&name("attn_v"), [d, kv_width])?,
+            }
+        };
+        let q_norm = self.head_norm(&name("attn_q_norm"), hp.head_dim, hp.n_head, arch.qk_norm)?;
+        let k_norm = self.head_norm(&name("attn_k_norm"), hp.head_dim, hp.n_head_kv, arch.qk_norm)?;
+        let attn_out = self.linear(&name("attn_output"), [q_width, d])?;
+        let attn_post_norm = self.norm(&name("post_attention_norm"), d, post)?;
+        let ffn_pre = if arch.may_be_parallel { Need::Optional } else { pre };
+        let ffn_norm = self.norm(&name("ffn_norm"), d, ffn_pre)?;
+        // phi3 stores gate and up as one matrix.
+        let fused = arch.activation == Activation::SwiGlu && !self.has(&name("ffn_gate.weight"));
+        let ffn_gate = if gated && !fused { Some(self.linear(&name("ffn_gate"), [d, f])?) } else { None };
+        let ffn_up = self.linear(&name("ffn_up"), [d, if fused { 2 * f } else { f }])?;
+        let ffn_down = self.linear(&name("ffn_down"), [f, d])?;
+        let ffn_post_norm = self.norm(&name("post_ffw_norm"), d, post)?;
+        Ok(Layer {
+            attn_norm,
+            qkv,
+            q_norm,
+            k_norm,
+            attn_out,
+            attn_post_norm,
+            ffn_norm,
+            ffn_gate,
+            ffn_up,
+            ffn_down,
+            ffn_post_norm,
+        })
+    }
+}
