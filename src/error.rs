@@ -3,6 +3,11 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
+use crate::infer::SessionError;
+use crate::infer::sampler::SamplerError;
+use crate::infer::text::StopError;
+use crate::model::ModelError;
+use crate::model::vocab::VocabError;
 use std::path::{Path, PathBuf};
 
 /// Result of every fallible function of this crate.
@@ -26,6 +31,26 @@ pub enum Error {
     /// An adapter is malformed or does not fit the base model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A base model cannot be used.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The file it was opened from.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ModelError,
+    },
+    /// The vocabulary cannot be used, or text cannot be tokenized.
+    #[error(transparent)]
+    Vocab(#[from] VocabError),
+    /// A session refused.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Sampling failed.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// A stop string is not usable.
+    #[error(transparent)]
+    Stop(#[from] StopError),
     /// The operating system refused to read or write `path`.
     #[error("{}: {source}", path.display())]
     Io {

@@ -3,11 +3,14 @@
 //! Data flows one way: `file -> model -> adapter -> graph -> infer -> {capi, bin}`.
 
 pub mod adapter;
-pub mod error;
+mod error;
 pub mod file;
-pub(crate) mod ggml;
-pub(crate) mod graph;
+mod ggml;
+mod graph;
 pub mod infer;
 pub mod model;
 
+pub use adapter::Adapter;
 pub use error::{Error, Result};
+pub use infer::{Session, SessionOptions};
+pub use model::{Model, ModelOptions};

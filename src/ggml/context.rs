@@ -77,7 +77,9 @@ impl Tensor {
     /// The tensor's name.
     pub(crate) fn name(&self) -> String {
         // SAFETY: `name` is a NUL-terminated array inside the description.
-        unsafe { CStr::from_ptr(self.get().name.as_ptr()) }.to_string_lossy().into_owned()
+        unsafe { CStr::from_ptr(self.get().name.as_ptr()) }
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// Names the tensor `name`, or `name-layer`, as llama.cpp does, so that a test can find it.
@@ -143,11 +145,18 @@ impl Context {
             // SAFETY: as above.
             mem_size += unsafe { sys::ggml_graph_overhead_custom(n_tensors, false) };
         }
-        let params = sys::ggml_init_params { mem_size, mem_buffer: std::ptr::null_mut(), no_alloc: true };
+        let params = sys::ggml_init_params {
+            mem_size,
+            mem_buffer: std::ptr::null_mut(),
+            no_alloc: true,
+        };
         // SAFETY: ggml owns the memory it allocates; `no_alloc` makes it an arena of descriptions.
         let raw = unsafe { sys::ggml_init(params) };
         let raw = NonNull::new(raw).expect("ggml_init allocates a few hundred kilobytes");
-        Arc::new(Self { raw, keep: Mutex::new(Vec::new()) })
+        Arc::new(Self {
+            raw,
+            keep: Mutex::new(Vec::new()),
+        })
     }
 
     pub(super) fn raw(&self) -> *mut sys::ggml_context {
@@ -173,20 +182,28 @@ impl Context {
         for src in srcs {
             if !src.belongs_to(self) {
                 let owner: Arc<dyn Any + Send + Sync> = src.ctx.clone();
-                if !keep.iter().any(|k| std::ptr::addr_eq(Arc::as_ptr(k), Arc::as_ptr(&owner))) {
+                if !keep
+                    .iter()
+                    .any(|k| std::ptr::addr_eq(Arc::as_ptr(k), Arc::as_ptr(&owner)))
+                {
                     keep.push(owner);
                 }
             }
         }
         let raw = NonNull::new(f(self.raw())).expect("ggml tensor constructors do not return null");
-        Tensor { raw, ctx: self.clone() }
+        Tensor {
+            raw,
+            ctx: self.clone(),
+        }
     }
 
     /// A new tensor without data.
     pub(crate) fn new_tensor(self: &Arc<Self>, ty: GgmlType, ne: &[usize]) -> Tensor {
         let ne: Vec<i64> = ne.iter().map(|&n| n as i64).collect();
         // SAFETY: `ne` holds as many dimensions as said.
-        self.build(&[], |c| unsafe { sys::ggml_new_tensor(c, ty as u32, ne.len() as i32, ne.as_ptr()) })
+        self.build(&[], |c| unsafe {
+            sys::ggml_new_tensor(c, ty as u32, ne.len() as i32, ne.as_ptr())
+        })
     }
 }
 
@@ -251,22 +268,47 @@ impl Context {
     }
 
     /// A window into `a`: shape `ne`, strides `nb` of dimensions 1 to 3 in bytes, first byte at `offset`.
-    pub(crate) fn view(self: &Arc<Self>, a: &Tensor, ne: [usize; 4], nb: [usize; 3], offset: usize) -> Tensor {
+    pub(crate) fn view(
+        self: &Arc<Self>,
+        a: &Tensor,
+        ne: [usize; 4],
+        nb: [usize; 3],
+        offset: usize,
+    ) -> Tensor {
         let n = ne.map(|n| n as i64);
         // SAFETY: valid description; the window lies inside `a` (module comment).
         self.build(&[a], |c| unsafe {
-            sys::ggml_view_4d(c, a.raw(), n[0], n[1], n[2], n[3], nb[0], nb[1], nb[2], offset)
+            sys::ggml_view_4d(
+                c,
+                a.raw(),
+                n[0],
+                n[1],
+                n[2],
+                n[3],
+                nb[0],
+                nb[1],
+                nb[2],
+                offset,
+            )
         })
     }
 
     /// Dimension i of `a` becomes dimension `axes[i]`.
     pub(crate) fn permute(self: &Arc<Self>, a: &Tensor, axes: [i32; 4]) -> Tensor {
         // SAFETY: valid description, a permutation of 0..4.
-        self.build(&[a], |c| unsafe { sys::ggml_permute(c, a.raw(), axes[0], axes[1], axes[2], axes[3]) })
+        self.build(&[a], |c| unsafe {
+            sys::ggml_permute(c, a.raw(), axes[0], axes[1], axes[2], axes[3])
+        })
     }
 
     /// Rotary position embedding: a ne = [d, H, T], pos I32 ne = [T], factors F32 ne = [n_rot/2] divide the frequencies.
-    pub(crate) fn rope(self: &Arc<Self>, a: &Tensor, pos: &Tensor, factors: Option<&Tensor>, r: &Rope) -> Tensor {
+    pub(crate) fn rope(
+        self: &Arc<Self>,
+        a: &Tensor,
+        pos: &Tensor,
+        factors: Option<&Tensor>,
+        r: &Rope,
+    ) -> Tensor {
         let mode = match r.kind {
             RopeKind::Interleaved => 0,
             RopeKind::Neox => ROPE_TYPE_NEOX,
@@ -296,7 +338,9 @@ impl Context {
     /// `softmax(scale * a + mask)` over rows: a ne = [N, T, H, S], mask ne = [N, T, 1, S].
     pub(crate) fn soft_max(self: &Arc<Self>, a: &Tensor, mask: &Tensor, scale: f32) -> Tensor {
         // SAFETY: valid descriptions; no ALiBi.
-        self.build(&[a, mask], |c| unsafe { sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0) })
+        self.build(&[a, mask], |c| unsafe {
+            sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0)
+        })
     }
 
     /// Fused attention (Dao et al. 2022): q ne = [d, T, H, S], k and v ne = [d, N, Hk, S], mask F16 ne = [N, T, 1, S]
@@ -312,7 +356,16 @@ impl Context {
     ) -> Tensor {
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&[q, k, v, mask], |c| unsafe {
-            let t = sys::ggml_flash_attn_ext(c, q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, softcap);
+            let t = sys::ggml_flash_attn_ext(
+                c,
+                q.raw(),
+                k.raw(),
+                v.raw(),
+                mask.raw(),
+                scale,
+                0.0,
+                softcap,
+            );
             sys::ggml_prec_set_acc(t, sys::GGML_PREC_F32);
             t
         })

@@ -29,7 +29,9 @@ impl GraphMemory {
     pub(crate) fn new() -> Self {
         // SAFETY: the CPU buffer type is static.
         let raw = unsafe { sys::ggml_gallocr_new(sys::ggml_backend_cpu_buffer_type()) };
-        Self { raw: NonNull::new(raw).expect("an empty allocator") }
+        Self {
+            raw: NonNull::new(raw).expect("an empty allocator"),
+        }
     }
 }
 
@@ -80,7 +82,13 @@ impl Graph {
         if !unsafe { sys::ggml_gallocr_alloc_graph(memory.raw.as_mut(), raw.as_ptr()) } {
             return Err(ComputeError::OutOfMemory);
         }
-        Ok(Self { ctx, raw, memory, work: Vec::new(), plan: None })
+        Ok(Self {
+            ctx,
+            raw,
+            memory,
+            work: Vec::new(),
+            plan: None,
+        })
     }
 
     /// Takes the memory back for the next graph.
@@ -107,12 +115,25 @@ impl Graph {
     }
 
     /// Runs the graph on `pool`, until done or `cancel` is raised.
-    pub(crate) fn compute(&mut self, pool: &ThreadPool, cancel: Option<&AtomicBool>) -> Result<(), ComputeError> {
-        if self.plan.as_ref().is_none_or(|p| p.n_threads != pool.n_threads()) {
+    pub(crate) fn compute(
+        &mut self,
+        pool: &ThreadPool,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<(), ComputeError> {
+        if self
+            .plan
+            .as_ref()
+            .is_none_or(|p| p.n_threads != pool.n_threads())
+        {
             // SAFETY: a complete, allocated graph.
-            let raw = unsafe { sys::ggml_graph_plan(self.raw.as_ptr(), pool.n_threads() as i32, pool.raw()) };
+            let raw = unsafe {
+                sys::ggml_graph_plan(self.raw.as_ptr(), pool.n_threads() as i32, pool.raw())
+            };
             self.work.resize(raw.work_size, 0);
-            self.plan = Some(Plan { raw, n_threads: pool.n_threads() });
+            self.plan = Some(Plan {
+                raw,
+                n_threads: pool.n_threads(),
+            });
         }
         let plan = &mut self.plan.as_mut().expect("set above").raw;
         plan.work_data = self.work.as_mut_ptr();
@@ -137,7 +158,11 @@ impl Graph {
         assert!(t.belongs_to(&self.ctx), "{} is of another graph", t.name());
         // SAFETY: the description is alive (`ctx`).
         let data = unsafe { (*t.raw()).data };
-        assert!(!data.is_null(), "{} has no memory: it is not part of the graph", t.name());
+        assert!(
+            !data.is_null(),
+            "{} has no memory: it is not part of the graph",
+            t.name()
+        );
         data.cast()
     }
 
@@ -162,7 +187,9 @@ impl Graph {
     pub(crate) fn read_f32(&self, t: &Tensor) -> &[f32] {
         assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
         // SAFETY: as in `bytes_mut`; ggml aligns tensor data to 32 bytes or more.
-        bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes()) })
+        bytemuck::cast_slice(unsafe {
+            std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes())
+        })
     }
 }
 

@@ -33,11 +33,20 @@ impl Buffer {
     ///
     /// # Safety
     /// The bytes must stay valid as long as `owner` lives. If they are read-only, no graph may write them.
-    pub(crate) unsafe fn from_owner(base: *mut u8, size: usize, owner: Arc<dyn Any + Send + Sync>) -> Arc<Self> {
+    pub(crate) unsafe fn from_owner(
+        base: *mut u8,
+        size: usize,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Arc<Self> {
         // SAFETY: the caller's promise.
         let raw = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(base.cast(), size) };
         let raw = NonNull::new(raw).expect("wrapping memory does not fail");
-        Arc::new(Self { raw, base, size, _owner: Some(owner) })
+        Arc::new(Self {
+            raw,
+            base,
+            size,
+            _owner: Some(owner),
+        })
     }
 
     /// Places `tensor` at `offset` of the buffer.
@@ -45,10 +54,20 @@ impl Buffer {
     /// # Panics
     /// If the tensor does not fit: offsets are validated when the file is parsed.
     pub(crate) fn place(&self, tensor: &Tensor, offset: usize) {
-        assert!(offset.checked_add(tensor.nbytes()).is_some_and(|end| end <= self.size), "{}", tensor.name());
+        assert!(
+            offset
+                .checked_add(tensor.nbytes())
+                .is_some_and(|end| end <= self.size),
+            "{}",
+            tensor.name()
+        );
         // SAFETY: inside the buffer, checked above.
         let status = unsafe {
-            sys::ggml_backend_tensor_alloc(self.raw.as_ptr(), tensor.raw(), self.base.add(offset).cast())
+            sys::ggml_backend_tensor_alloc(
+                self.raw.as_ptr(),
+                tensor.raw(),
+                self.base.add(offset).cast(),
+            )
         };
         assert_eq!(status, sys::GGML_STATUS_SUCCESS, "{}", tensor.name());
     }
@@ -65,11 +84,15 @@ pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackedBuffer>
     unsafe {
         let reg = sys::ggml_backend_cpu_reg();
         let dev = sys::ggml_backend_reg_dev_get(reg, 0);
-        let get = sys::ggml_backend_reg_get_proc_address(reg, c"ggml_backend_dev_get_extra_bufts".as_ptr());
+        let get = sys::ggml_backend_reg_get_proc_address(
+            reg,
+            c"ggml_backend_dev_get_extra_bufts".as_ptr(),
+        );
         if get.is_null() {
             return None;
         }
-        type GetExtra = unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
+        type GetExtra =
+            unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
         let get: GetExtra = std::mem::transmute(get);
         let mut list = get(dev);
         while !list.is_null() && !(*list).is_null() {
@@ -116,7 +139,12 @@ impl RepackedBuffer {
             let size = sys::ggml_backend_buft_get_alloc_size(self.buft, tensor.raw());
             let raw = NonNull::new(sys::ggml_backend_buft_alloc_buffer(self.buft, size))?;
             let base = sys::ggml_backend_buffer_get_base(raw.as_ptr()).cast::<u8>();
-            let buffer = Arc::new(Buffer { raw, base, size, _owner: None });
+            let buffer = Arc::new(Buffer {
+                raw,
+                base,
+                size,
+                _owner: None,
+            });
             buffer.place(tensor, 0);
             sys::ggml_backend_tensor_set(tensor.raw(), bytes.as_ptr().cast(), 0, bytes.len());
             Some(buffer)

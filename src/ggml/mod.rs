@@ -6,12 +6,13 @@
 
 mod context;
 mod graph;
+pub(crate) mod log;
 mod memory;
 mod quant;
 mod threadpool;
 
 pub(crate) use context::{Context, Rope, RopeKind, Tensor};
 pub(crate) use graph::{ComputeError, Graph, GraphMemory};
-pub(crate) use memory::{Buffer, RepackedBuffer, repackable};
+pub(crate) use memory::{Buffer, repackable};
 pub(crate) use quant::quantize_rows;
 pub(crate) use threadpool::ThreadPool;

@@ -28,7 +28,11 @@ impl ThreadPool {
             };
             NonNull::new(raw).expect("ggml_threadpool_new returns a pool")
         });
-        Self { raw, n_threads, turn: Mutex::new(()) }
+        Self {
+            raw,
+            n_threads,
+            turn: Mutex::new(()),
+        }
     }
 
     /// Threads that compute, the caller included.
@@ -42,7 +46,8 @@ impl ThreadPool {
 
     /// The right to run a graph on the pool; `None` when there is nothing to share.
     pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        self.raw.map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+        self.raw
+            .map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

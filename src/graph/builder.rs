@@ -15,7 +15,10 @@ pub(crate) struct Builder {
 impl Builder {
     /// Builds in `ctx`.
     pub(crate) fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, outputs: Vec::new() }
+        Self {
+            ctx,
+            outputs: Vec::new(),
+        }
     }
 
     /// The context, for inputs.
@@ -52,7 +55,13 @@ impl Builder {
     }
 
     /// Norm over rows, then a weight that is broadcast over the remaining dimensions.
-    pub(crate) fn scaled_norm(&self, kind: NormKind, eps: f32, weight: &Tensor, x: &Tensor) -> Tensor {
+    pub(crate) fn scaled_norm(
+        &self,
+        kind: NormKind,
+        eps: f32,
+        weight: &Tensor,
+        x: &Tensor,
+    ) -> Tensor {
         let y = match kind {
             NormKind::Rms => self.ctx.rms_norm(x, eps),
             NormKind::Layer => self.ctx.norm(x, eps),
@@ -67,7 +76,11 @@ impl Builder {
 
     /// `s * x`; nothing for s = 1.
     pub(crate) fn scale(&self, x: &Tensor, s: f32) -> Tensor {
-        if s == 1.0 { x.clone() } else { self.ctx.scale(x, s) }
+        if s == 1.0 {
+            x.clone()
+        } else {
+            self.ctx.scale(x, s)
+        }
     }
 
     /// `cap * tanh(s * x / cap)`, or `s * x` without a cap (0).
@@ -85,7 +98,13 @@ impl Builder {
     }
 
     /// Rotary embedding of heads: x ne = [d, H, T].
-    pub(crate) fn rope(&self, x: &Tensor, pos: &Tensor, factors: Option<&Tensor>, rope: &Rope) -> Tensor {
+    pub(crate) fn rope(
+        &self,
+        x: &Tensor,
+        pos: &Tensor,
+        factors: Option<&Tensor>,
+        rope: &Rope,
+    ) -> Tensor {
         self.ctx.rope(x, pos, factors, rope)
     }
 
@@ -96,17 +115,30 @@ impl Builder {
     }
 
     /// `n_head` heads that start `offset` values into each row: ne = [W, T] -> [d, n_head, T].
-    pub(crate) fn view_heads(&self, x: &Tensor, head_dim: usize, n_head: usize, t: usize, offset: usize) -> Tensor {
+    pub(crate) fn view_heads(
+        &self,
+        x: &Tensor,
+        head_dim: usize,
+        n_head: usize,
+        t: usize,
+        offset: usize,
+    ) -> Tensor {
         let size = size_of::<f32>();
         let nb = [head_dim * size, x.nb()[1], x.nb()[1] * t];
-        self.ctx.view(x, [head_dim, n_head, t, 1], nb, offset * size)
+        self.ctx
+            .view(x, [head_dim, n_head, t, 1], nb, offset * size)
     }
 
     /// `width` values that start `offset` values into each row: ne = [W, T] -> [width, T].
     pub(crate) fn view_columns(&self, x: &Tensor, width: usize, offset: usize) -> Tensor {
         let t = x.ne()[1];
         let nb = x.nb();
-        self.ctx.view(x, [width, t, 1, 1], [nb[1], nb[1] * t, nb[1] * t], offset * size_of::<f32>())
+        self.ctx.view(
+            x,
+            [width, t, 1, 1],
+            [nb[1], nb[1] * t, nb[1] * t],
+            offset * size_of::<f32>(),
+        )
     }
 
     /// The feed-forward network behind its norm: x ne = [D, T] -> ne = [D, T].
@@ -139,9 +171,16 @@ impl Builder {
         const BY_HEAD: [i32; 4] = [0, 2, 1, 3];
         let c = &self.ctx;
         let [d, h, t, s] = q.ne();
-        let (q, k, v) = (c.permute(q, BY_HEAD), c.permute(k, BY_HEAD), c.permute(v, BY_HEAD));
+        let (q, k, v) = (
+            c.permute(q, BY_HEAD),
+            c.permute(k, BY_HEAD),
+            c.permute(v, BY_HEAD),
+        );
         if flash {
-            return c.reshape(&c.flash_attn(&q, &k, &v, mask, scale, softcap), &[d * h, t * s]);
+            return c.reshape(
+                &c.flash_attn(&q, &k, &v, mask, scale, softcap),
+                &[d * h, t * s],
+            );
         }
         let scores = c.mul_mat_f32(&k, &q);
         let weights = if softcap == 0.0 {

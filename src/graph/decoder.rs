@@ -33,8 +33,11 @@ pub(crate) fn decoder(
     let (norm, eps, d) = (hp.arch.norm, hp.norm_eps, hp.head_dim);
     let (q_width, kv_width) = (hp.n_head * d, hp.kv_width());
     let t = topology.n_tokens;
-    let rope_factors =
-        w.rope_freqs.as_ref().or(if long_context { w.rope_long.as_ref() } else { w.rope_short.as_ref() });
+    let rope_factors = w.rope_freqs.as_ref().or(if long_context {
+        w.rope_long.as_ref()
+    } else {
+        w.rope_short.as_ref()
+    });
 
     // Embeddings, ne = [D, T].
     let mut x = match topology.entry {
@@ -69,7 +72,9 @@ pub(crate) fn decoder(
         };
         // q/k norm, over whole rows (OLMo 2) or over each head (Qwen 3, Gemma 3, StableLM 2).
         let head_norm = |x: Tensor, weight: Option<&Tensor>, width: usize| match weight {
-            Some(n) if n.ne()[0] == width && width != d => b.heads(&b.scaled_norm(norm, eps, n, &x), d),
+            Some(n) if n.ne()[0] == width && width != d => {
+                b.heads(&b.scaled_norm(norm, eps, n, &x), d)
+            }
             Some(n) => b.scaled_norm(norm, eps, n, &b.heads(&x, d)),
             None => b.heads(&x, d),
         };
@@ -87,16 +92,23 @@ pub(crate) fn decoder(
         if last && topology.n_outputs == 0 {
             return None;
         }
-        let mut a = b.linear(&layer.attn_out, &kv.attend(b, il, &q)).named("attn_out", at);
+        let a = kv.attend(b, il, &q);
+        let mut a = b.linear(&layer.attn_out, &a).named("attn_out", at);
 
         // From here on only the rows whose logits are wanted.
         if last && let Some(ids) = &inp.outputs {
-            (a, x, h) = (b.get_rows(&a, ids), b.get_rows(&x, ids), b.get_rows(&h, ids));
+            (a, x, h) = (
+                b.get_rows(&a, ids),
+                b.get_rows(&x, ids),
+                b.get_rows(&h, ids),
+            );
         }
         if let Some(n) = &layer.attn_post_norm {
             a = b.norm(norm, eps, n, &a).named("attn_post_norm", at);
         }
-        x = b.add(&b.scale(&a, hp.residual_scale), &x).named("ffn_inp", at);
+        x = b
+            .add(&b.scale(&a, hp.residual_scale), &x)
+            .named("ffn_inp", at);
 
         // Feed-forward network, on the new residual or, in parallel, on what attention read.
         let f = match &layer.ffn_norm {
@@ -104,15 +116,25 @@ pub(crate) fn decoder(
             None if hp.arch.may_be_parallel => h,
             None => x.clone(),
         };
-        let mut f = b.feed_forward(hp.arch.activation, layer, &f).named("ffn_out", at);
+        let mut f = b
+            .feed_forward(hp.arch.activation, layer, &f)
+            .named("ffn_out", at);
         if let Some(n) = &layer.ffn_post_norm {
             f = b.norm(norm, eps, n, &f).named("ffn_post_norm", at);
         }
-        x = b.add(&b.scale(&f, hp.residual_scale), &x).named("l_out", at);
+        x = b
+            .add(&b.scale(&f, hp.residual_scale), &x)
+            .named("l_out", at);
     }
 
-    let x = b.norm(norm, eps, &w.output_norm, &x).named("result_norm", None);
+    let x = b
+        .norm(norm, eps, &w.output_norm, &x)
+        .named("result_norm", None);
     let logits = b.linear(&w.output, &x);
     debug_assert!(t >= topology.n_outputs);
-    Some(b.scale_capped(&logits, hp.logit_scale, hp.logit_softcap).named("result_output", None).output())
+    Some(
+        b.scale_capped(&logits, hp.logit_scale, hp.logit_softcap)
+            .named("result_output", None)
+            .output(),
+    )
 }

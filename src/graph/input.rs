@@ -50,7 +50,13 @@ pub(crate) struct Inputs {
 impl Inputs {
     /// Inputs for a graph of this topology.
     pub(crate) fn new(ctx: &Arc<Context>, hp: &HParams, topology: &Topology) -> Self {
-        let Topology { n_tokens: t, n_kv, n_outputs, n_streams: s, .. } = *topology;
+        let Topology {
+            n_tokens: t,
+            n_kv,
+            n_outputs,
+            n_streams: s,
+            ..
+        } = *topology;
         let input = |ty, ne: &[usize], name| ctx.new_tensor(ty, ne).named(name, None).input();
         Self {
             entry: match topology.entry {
@@ -60,8 +66,10 @@ impl Inputs {
             positions: input(GgmlType::I32, &[t], "inp_pos"),
             cells: input(GgmlType::I64, &[t], "inp_cells"),
             mask: input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_mask"),
-            window_mask: (hp.window.is_some()).then(|| input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_window_mask")),
-            outputs: (n_outputs > 0 && n_outputs < t).then(|| input(GgmlType::I32, &[n_outputs], "inp_outputs")),
+            window_mask: (hp.window.is_some())
+                .then(|| input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_window_mask")),
+            outputs: (n_outputs > 0 && n_outputs < t)
+                .then(|| input(GgmlType::I32, &[n_outputs], "inp_outputs")),
         }
     }
 }
@@ -71,7 +79,9 @@ impl Inputs {
 pub(crate) fn causal_mask(mask: &mut [f16], n_kv: usize, positions: &[i32], window: Option<usize>) {
     for (row, &p) in mask.chunks_exact_mut(n_kv).zip(positions) {
         let end = (p as usize + 1).min(n_kv);
-        let start = window.map_or(0, |w| (p as usize + 1).saturating_sub(w)).min(end);
+        let start = window
+            .map_or(0, |w| (p as usize + 1).saturating_sub(w))
+            .min(end);
         row[..start].fill(f16::NEG_INFINITY);
         row[start..end].fill(f16::ZERO);
         row[end..].fill(f16::NEG_INFINITY);
@@ -85,19 +95,30 @@ mod tests {
     fn seen(n_kv: usize, positions: &[i32], window: Option<usize>) -> Vec<Vec<usize>> {
         let mut mask = vec![f16::ONE; n_kv * positions.len()];
         causal_mask(&mut mask, n_kv, positions, window);
-        assert!(mask.iter().all(|&m| m == f16::ZERO || m == f16::NEG_INFINITY));
-        mask.chunks(n_kv).map(|row| (0..n_kv).filter(|&i| row[i] == f16::ZERO).collect()).collect()
+        assert!(
+            mask.iter()
+                .all(|&m| m == f16::ZERO || m == f16::NEG_INFINITY)
+        );
+        mask.chunks(n_kv)
+            .map(|row| (0..n_kv).filter(|&i| row[i] == f16::ZERO).collect())
+            .collect()
     }
 
     #[test]
     fn tokens_behind_a_prefix_see_all_of_it_and_the_past() {
         // Two virtual tokens in cells 0 and 1, three real ones behind them: the rectangular case.
-        assert_eq!(seen(6, &[2, 3, 4], None), [vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 2, 3, 4]]);
+        assert_eq!(
+            seen(6, &[2, 3, 4], None),
+            [vec![0, 1, 2], vec![0, 1, 2, 3], vec![0, 1, 2, 3, 4]]
+        );
     }
 
     #[test]
     fn a_window_counts_the_token_itself_and_hides_the_prefix_behind_it() {
-        assert_eq!(seen(6, &[2, 3, 4], Some(3)), [vec![0, 1, 2], vec![1, 2, 3], vec![2, 3, 4]]);
+        assert_eq!(
+            seen(6, &[2, 3, 4], Some(3)),
+            [vec![0, 1, 2], vec![1, 2, 3], vec![2, 3, 4]]
+        );
         assert_eq!(seen(4, &[3], Some(1)), [vec![3]]);
         assert_eq!(seen(4, &[0], Some(100)), [vec![0]]);
     }

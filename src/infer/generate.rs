@@ -103,13 +103,21 @@ impl Session {
             sampler.accept(id);
         }
         let mut utf8 = Utf8Stream::new();
-        let mut stops = StopMatcher::new(&options.stop);
-        let mut out =
-            Generated { text: String::new(), tokens: Vec::new(), reason: StopReason::MaxTokens, timings: Timings::default() };
+        let mut stops = StopMatcher::new(options.stop.iter().cloned())?;
+        let mut out = Generated {
+            text: String::new(),
+            tokens: Vec::new(),
+            reason: StopReason::MaxTokens,
+            timings: Timings::default(),
+        };
         let begin = Instant::now();
         let mut emit = |text: &mut String, piece: &str| {
             text.push_str(piece);
-            if piece.is_empty() { ControlFlow::Continue(()) } else { each(piece) }
+            if piece.is_empty() {
+                ControlFlow::Continue(())
+            } else {
+                each(piece)
+            }
         };
         while options.max_tokens.is_none_or(|max| out.tokens.len() < max) {
             let id = sampler.sample(self.logits()?)?;
@@ -119,12 +127,12 @@ impl Session {
                 out.reason = StopReason::EndOfGeneration;
                 break;
             }
-            let found = stops.push(&utf8.push(&vocab.token_bytes(id, false)));
-            if emit(&mut out.text, &found.text).is_break() {
+            let piece = stops.push(&utf8.push(&vocab.token_bytes(id, false)));
+            if emit(&mut out.text, &piece).is_break() {
                 out.reason = StopReason::Callback;
                 break;
             }
-            if found.stopped {
+            if stops.matched().is_some() {
                 out.reason = StopReason::StopString;
                 break;
             }
@@ -133,9 +141,8 @@ impl Session {
             out.timings.decode_tokens += 1;
         }
         if out.reason != StopReason::StopString && out.reason != StopReason::Callback {
-            let rest = utf8.finish();
-            let found = stops.push(&rest);
-            let tail = if found.stopped { found.text } else { found.text + &stops.finish() };
+            let tail = stops.push(&utf8.finish()) + &stops.finish();
+            // The generation has ended: there is nothing left to break off.
             let _ = emit(&mut out.text, &tail);
         }
         out.timings.decode = begin.elapsed();

@@ -1,7 +1,7 @@
 //! What an adapter is at run time: K and V rows of every layer in the cache's own type and layout, ready to be copied.
 
 use super::kv_cache::{Half, KvCache, KvType};
-use super::session::{Core, SessionError};
+use super::session::Core;
 use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
 use crate::error::Result;
 use crate::model::Model;
@@ -16,7 +16,12 @@ pub(crate) struct KvBlock {
 
 impl KvBlock {
     /// The block of `adapter` on `model`, made on first use and then kept with the adapter.
-    pub(crate) fn of(adapter: &Adapter, model: &Model, ty: KvType, n_threads: usize) -> Result<Arc<Self>> {
+    pub(crate) fn of(
+        adapter: &Adapter,
+        model: &Model,
+        ty: KvType,
+        n_threads: usize,
+    ) -> Result<Arc<Self>> {
         adapter.compiled((model.id(), ty.ggml() as u32), || {
             Ok(Arc::new(match adapter.payload() {
                 Payload::Prefix { layers } => Self::from_prefix(layers, ty),
@@ -34,18 +39,37 @@ impl KvBlock {
                 out
             }
         };
-        let halves = layers.iter().map(|l| [encode(&l.k), encode(&l.v)]).collect();
-        Self { n_rows: layers[0].k.n_rows(), halves }
+        let halves = layers
+            .iter()
+            .map(|l| [encode(&l.k), encode(&l.v)])
+            .collect();
+        Self {
+            n_rows: layers[0].k.n_rows(),
+            halves,
+        }
     }
 
     /// Virtual tokens at the start of the text: attention is causal, so their K and V depend on nothing that follows.
     /// One forward pass over them, and the rows are what a prefix adapter would have held.
-    fn from_virtual_tokens(rows: &Rows, model: &Model, ty: KvType, n_threads: usize) -> Result<Self> {
+    fn from_virtual_tokens(
+        rows: &Rows,
+        model: &Model,
+        ty: KvType,
+        n_threads: usize,
+    ) -> Result<Self> {
         let n_rows = rows.n_rows();
-        let mut core = Core::new(model, ty, n_rows, model.pool(n_threads), super::session::flash_default(ty))?;
+        let mut core = Core::new(
+            model,
+            ty,
+            n_rows,
+            model.pool(n_threads),
+            super::session::flash_default(ty),
+        )?;
         core.run_rows(&rows.to_f32(), 0)?;
         let halves = (0..model.hparams().n_layer)
-            .map(|il| [Half::K, Half::V].map(|half| core.cache.rows(half, il, 0, 0, n_rows).to_vec()))
+            .map(|il| {
+                [Half::K, Half::V].map(|half| core.cache.rows(half, il, 0, 0, n_rows).to_vec())
+            })
             .collect();
         Ok(Self { n_rows, halves })
     }
@@ -58,16 +82,12 @@ impl KvBlock {
     /// Puts the rows into the first cells of `stream`.
     pub(crate) fn copy_into(&self, cache: &mut KvCache, stream: usize) {
         for (il, [k, v]) in self.halves.iter().enumerate() {
-            cache.rows_mut(Half::K, il, stream, 0, self.n_rows).copy_from_slice(k);
-            cache.rows_mut(Half::V, il, stream, 0, self.n_rows).copy_from_slice(v);
+            cache
+                .rows_mut(Half::K, il, stream, 0, self.n_rows)
+                .copy_from_slice(k);
+            cache
+                .rows_mut(Half::V, il, stream, 0, self.n_rows)
+                .copy_from_slice(v);
         }
     }
-}
-
-/// A session's cache that has no room for an adapter's rows.
-pub(crate) fn check_room(block: &KvBlock, cache: &KvCache) -> Result<(), SessionError> {
-    if block.n_rows() > cache.cells() {
-        return Err(SessionError::ContextFull { needed: block.n_rows(), n_ctx: cache.cells() });
-    }
-    Ok(())
 }

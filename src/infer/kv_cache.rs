@@ -31,7 +31,10 @@ impl KvType {
 
     /// Bytes of a row of `width` values; the width was checked against the block size when the session was made.
     pub(crate) fn row_bytes(self, width: usize) -> usize {
-        let bytes = self.ggml().row_bytes(width as u64).expect("a multiple of the block size");
+        let bytes = self
+            .ggml()
+            .row_bytes(width as u64)
+            .expect("a multiple of the block size");
         bytes as usize
     }
 
@@ -39,7 +42,9 @@ impl KvType {
     pub(crate) fn encode(self, values: &[f32], width: usize, out: &mut Vec<u8>) {
         match self {
             Self::F32 => out.extend_from_slice(bytemuck::cast_slice(values)),
-            Self::F16 => values.iter().for_each(|&v| out.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
+            Self::F16 => values
+                .iter()
+                .for_each(|&v| out.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
             Self::Q8_0 => quantize_rows(GgmlType::Q8_0, values, width, out),
         }
     }
@@ -77,7 +82,12 @@ const ALIGN: usize = 64;
 
 impl KvCache {
     /// Zeroed memory; pages are touched as text fills them.
-    pub(crate) fn new(hp: &HParams, ty: KvType, cells: usize, streams: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        hp: &HParams,
+        ty: KvType,
+        cells: usize,
+        streams: usize,
+    ) -> std::io::Result<Self> {
         let width = hp.kv_width();
         let row_bytes = ty.row_bytes(width);
         let layer_bytes = (row_bytes * cells * streams).next_multiple_of(ALIGN);
@@ -88,14 +98,28 @@ impl KvCache {
         let buffer = unsafe { Buffer::from_owner(base, size, Arc::new(map)) };
         let tensors = (0..2 * hp.n_layer)
             .map(|i| {
-                let (half, il) = if i < hp.n_layer { ("k", i) } else { ("v", i - hp.n_layer) };
-                let t = ctx.new_tensor(ty.ggml(), &[width, cells, streams]).named(&format!("cache_{half}"), Some(il));
+                let (half, il) = if i < hp.n_layer {
+                    ("k", i)
+                } else {
+                    ("v", i - hp.n_layer)
+                };
+                let t = ctx
+                    .new_tensor(ty.ggml(), &[width, cells, streams])
+                    .named(&format!("cache_{half}"), Some(il));
                 buffer.place(&t, i * layer_bytes);
                 t
             })
             .collect();
         ctx.keep(buffer);
-        Ok(Self { ty, cells, streams, row_bytes, tensors, base, layer_bytes })
+        Ok(Self {
+            ty,
+            cells,
+            streams,
+            row_bytes,
+            tensors,
+            base,
+            layer_bytes,
+        })
     }
 
     /// Type of the rows.
@@ -125,21 +149,43 @@ impl KvCache {
     }
 
     /// Byte range of `n` rows from `cell` on.
-    fn offset(&self, half: Half, il: usize, stream: usize, cell: usize, n: usize) -> (usize, usize) {
+    fn offset(
+        &self,
+        half: Half,
+        il: usize,
+        stream: usize,
+        cell: usize,
+        n: usize,
+    ) -> (usize, usize) {
         assert!(il < self.n_layer() && stream < self.streams && cell + n <= self.cells);
-        let start = self.index(half, il) * self.layer_bytes + (stream * self.cells + cell) * self.row_bytes;
+        let start =
+            self.index(half, il) * self.layer_bytes + (stream * self.cells + cell) * self.row_bytes;
         (start, n * self.row_bytes)
     }
 
     /// Rows of a layer.
-    pub(crate) fn rows(&self, half: Half, il: usize, stream: usize, cell: usize, n: usize) -> &[u8] {
+    pub(crate) fn rows(
+        &self,
+        half: Half,
+        il: usize,
+        stream: usize,
+        cell: usize,
+        n: usize,
+    ) -> &[u8] {
         let (start, len) = self.offset(half, il, stream, cell, n);
         // SAFETY: inside the map (checked in `offset`), and no graph runs while `&self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.base.add(start), len) }
     }
 
     /// Rows of a layer, to be overwritten.
-    pub(crate) fn rows_mut(&mut self, half: Half, il: usize, stream: usize, cell: usize, n: usize) -> &mut [u8] {
+    pub(crate) fn rows_mut(
+        &mut self,
+        half: Half,
+        il: usize,
+        stream: usize,
+        cell: usize,
+        n: usize,
+    ) -> &mut [u8] {
         let (start, len) = self.offset(half, il, stream, cell, n);
         // SAFETY: inside the map (checked in `offset`), exclusively ours through `&mut self`.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
@@ -164,7 +210,12 @@ impl Cached<'_> {
     /// What attention reads of a layer: ne = [d, Hk, N, S].
     fn window(&self, b: &Builder, half: Half, il: usize) -> Tensor {
         let c = self.cache;
-        let Topology { n_kv, stream, n_streams, .. } = self.topology;
+        let Topology {
+            n_kv,
+            stream,
+            n_streams,
+            ..
+        } = self.topology;
         let head_bytes = c.ty.row_bytes(self.hp.head_dim);
         let stream_bytes = c.cells * c.row_bytes;
         b.ctx().view(
@@ -182,9 +233,13 @@ impl KeyValues for Cached<'_> {
         let width = self.hp.kv_width();
         for (half, rows) in [(Half::K, k), (Half::V, v)] {
             let nb = rows.nb();
-            let rows = b.ctx().view(rows, [width, rows.ne()[2], 1, 1], [nb[2], nb[3], nb[3]], 0);
+            let rows = b
+                .ctx()
+                .view(rows, [width, rows.ne()[2], 1, 1], [nb[2], nb[3], nb[3]], 0);
             // All streams as one list of rows, so that one write serves tokens of several streams.
-            let all = b.ctx().reshape(&c.tensors[c.index(half, il)], &[width, c.cells * c.streams]);
+            let all = b
+                .ctx()
+                .reshape(&c.tensors[c.index(half, il)], &[width, c.cells * c.streams]);
             let written = b.ctx().set_rows(&all, &rows, &self.inputs.cells);
             b.demand(&written);
         }
@@ -196,12 +251,16 @@ impl KeyValues for Cached<'_> {
         let [d, h, t, _] = q.ne();
         let s = self.topology.n_streams;
         let nb = q.nb();
-        let q = b.ctx().view(q, [d, h, t / s, s], [nb[1], nb[2], nb[2] * (t / s)], 0);
+        let q = b
+            .ctx()
+            .view(q, [d, h, t / s, s], [nb[1], nb[2], nb[2] * (t / s)], 0);
         let mask = match (&hp.window, &self.inputs.window_mask) {
             (Some(w), Some(mask)) if w.layers[il] => mask,
             _ => &self.inputs.mask,
         };
-        let a = b.attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash).named("kqv_out", Some(il));
+        let a = b
+            .attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash)
+            .named("kqv_out", Some(il));
         b.demand(&a);
         a
     }

@@ -7,6 +7,8 @@ pub mod sampler;
 mod session;
 pub mod text;
 
-pub use generate::{Generated, GenerateOptions, StopReason, Timings};
+pub use generate::{GenerateOptions, Generated, StopReason, Timings};
 pub use kv_cache::KvType;
-pub use session::{CancelToken, ExistingText, FlashAttention, Session, SessionError, SessionOptions};
+pub use session::{
+    CancelToken, ExistingText, FlashAttention, Session, SessionError, SessionOptions,
+};

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[non_exhaustive]
 pub enum SessionError {
     /// The text does not fit. Nothing was computed for what did not fit.
-    #[error("the context is full: {needed} positions needed, {n_ctx} available (raise the context length or reset)")]
+    #[error(
+        "the context is full: {needed} positions needed, {n_ctx} available (raise the context length or reset)"
+    )]
     ContextFull {
         /// Positions that the text would take, the adapter's included.
         needed: usize,
@@ -31,7 +33,9 @@ pub enum SessionError {
     #[error("out of memory for the computation graph")]
     OutOfMemory,
     /// The model or the adapter gave values that are no numbers: they must not become text.
-    #[error("the model computed logits that are not finite: the weights or the adapter are damaged")]
+    #[error(
+        "the model computed logits that are not finite: the weights or the adapter are damaged"
+    )]
     NonFiniteLogits,
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {n_vocab}")]
@@ -60,6 +64,9 @@ pub enum SessionError {
     /// `detach` on a session that has none.
     #[error("no adapter is attached")]
     NotAttached,
+    /// Logits of virtual tokens were asked for, and the adapter has none in front of the text.
+    #[error("the attached adapter has no virtual tokens in front of the text")]
+    NoVirtualTokens,
     /// Logits were asked for before anything was computed.
     #[error("no logits yet: feed a prompt first")]
     NoLogits,
@@ -221,7 +228,13 @@ enum Input<'a> {
 }
 
 impl Core {
-    pub(crate) fn new(model: &Model, ty: KvType, n_ctx: usize, pool: Arc<ThreadPool>, flash: bool) -> Result<Self> {
+    pub(crate) fn new(
+        model: &Model,
+        ty: KvType,
+        n_ctx: usize,
+        pool: Arc<ThreadPool>,
+        flash: bool,
+    ) -> Result<Self> {
         let hp = model.hparams();
         let cache = KvCache::new(hp, ty, n_ctx, 1).map_err(|_| SessionError::OutOfMemory)?;
         Ok(Self {
@@ -259,17 +272,38 @@ impl Core {
         let topology = Topology {
             entry,
             n_tokens: n,
-            n_kv: (start + n).next_multiple_of(KV_BUCKET).min(self.cache.cells()),
+            n_kv: (start + n)
+                .next_multiple_of(KV_BUCKET)
+                .min(self.cache.cells()),
             n_outputs: outputs.len(),
             stream: 0,
             n_streams: 1,
         };
-        let slot = if n == 1 && entry == Entry::Tokens { &mut self.decode } else { &mut self.prefill };
+        let slot = if n == 1 && entry == Entry::Tokens {
+            &mut self.decode
+        } else {
+            &mut self.prefill
+        };
         if slot.0.as_ref().is_none_or(|b| b.topology != topology) {
-            let memory = slot.0.take().map_or_else(GraphMemory::new, |b| b.graph.into_memory());
-            slot.0 = Some(build(&self.model, &self.cache, topology, self.flash, self.long_context, memory)?);
+            let memory = slot
+                .0
+                .take()
+                .map_or_else(GraphMemory::new, |b| b.graph.into_memory());
+            slot.0 = Some(build(
+                &self.model,
+                &self.cache,
+                topology,
+                self.flash,
+                self.long_context,
+                memory,
+            )?);
         }
-        let Built { graph, inputs, logits, .. } = slot.0.as_mut().expect("built above");
+        let Built {
+            graph,
+            inputs,
+            logits,
+            ..
+        } = slot.0.as_mut().expect("built above");
 
         match input {
             Input::Tokens(tokens) => graph.slice_mut(&inputs.entry).copy_from_slice(tokens),
@@ -278,17 +312,30 @@ impl Core {
         let positions: Vec<i32> = (start as i32..).take(n).collect();
         // Inputs that no node reads have no memory: a model without rotary embedding needs no positions.
         if graph.has_memory(&inputs.positions) {
-            graph.slice_mut(&inputs.positions).copy_from_slice(&positions);
+            graph
+                .slice_mut(&inputs.positions)
+                .copy_from_slice(&positions);
         }
         for (i, cell) in graph.slice_mut::<i64>(&inputs.cells).iter_mut().enumerate() {
             *cell = self.cache.row_index(0, start + i);
         }
-        let masks = [(Some(&inputs.mask), None), (inputs.window_mask.as_ref(), hp.window.as_ref().map(|w| w.size))];
+        let masks = [
+            (Some(&inputs.mask), None),
+            (
+                inputs.window_mask.as_ref(),
+                hp.window.as_ref().map(|w| w.size),
+            ),
+        ];
         for (mask, window) in masks {
             if let Some(mask) = mask
                 && graph.has_memory(mask)
             {
-                causal_mask(graph.slice_mut::<f16>(mask), topology.n_kv, &positions, window);
+                causal_mask(
+                    graph.slice_mut::<f16>(mask),
+                    topology.n_kv,
+                    &positions,
+                    window,
+                );
             }
         }
         if let Some(ids) = &inputs.outputs {
@@ -296,10 +343,12 @@ impl Core {
                 *id = i as i32;
             }
         }
-        graph.compute(&self.pool, Some(&self.cancel.0)).map_err(|e| match e {
-            ComputeError::Cancelled => SessionError::Cancelled,
-            ComputeError::OutOfMemory => SessionError::OutOfMemory,
-        })?;
+        graph
+            .compute(&self.pool, Some(&self.cancel.0))
+            .map_err(|e| match e {
+                ComputeError::Cancelled => SessionError::Cancelled,
+                ComputeError::OutOfMemory => SessionError::OutOfMemory,
+            })?;
         let Some(logits) = logits else { return Ok(&[]) };
         let logits = graph.read_f32(logits);
         if !all_finite(logits) {
@@ -322,18 +371,40 @@ fn build(
     let ctx = Context::new(nodes, true);
     let inputs = Inputs::new(&ctx, hp, &topology);
     let mut b = Builder::new(ctx.clone());
-    let mut kv = Cached { cache, hp, inputs: &inputs, topology, flash };
-    let logits = decoder(&mut b, hp, model.weights(), &inputs, &topology, long_context, &mut kv);
+    let mut kv = Cached {
+        cache,
+        hp,
+        inputs: &inputs,
+        topology,
+        flash,
+    };
+    let logits = decoder(
+        &mut b,
+        hp,
+        model.weights(),
+        &inputs,
+        &topology,
+        long_context,
+        &mut kv,
+    );
     let mut outputs = b.into_outputs();
     outputs.extend(logits.clone());
     let graph = Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
-    Ok(Built { topology, graph, inputs, logits })
+    Ok(Built {
+        topology,
+        graph,
+        inputs,
+        logits,
+    })
 }
 
 /// No NaN and no infinity. Compares bits, so that it runs at memory speed.
 fn all_finite(values: &[f32]) -> bool {
     const INFINITY: u32 = 0x7f80_0000;
-    values.iter().fold(0, |max: u32, v| max.max(v.to_bits() & !(1 << 31))) < INFINITY
+    values
+        .iter()
+        .fold(0, |max: u32, v| max.max(v.to_bits() & !(1 << 31)))
+        < INFINITY
 }
 
 /// An adapter at work.
@@ -386,7 +457,10 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("model", &self.core.model).field("n_past", &self.n_past).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("model", &self.core.model)
+            .field("n_past", &self.n_past)
+            .finish_non_exhaustive()
     }
 }
 
@@ -397,11 +471,24 @@ impl Session {
     /// If an option is out of range or memory for the KV cache cannot be reserved.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
         let hp = model.hparams();
-        let bad = |option, value: String, why: &str| SessionError::BadOption { option, value, why: why.to_owned() };
+        let bad = |option, value: String, why: &str| SessionError::BadOption {
+            option,
+            value,
+            why: why.to_owned(),
+        };
         let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
-        let limit = if model.weights().position_embd.is_some() { hp.n_ctx_train } else { i32::MAX as usize };
+        let limit = if model.weights().position_embd.is_some() {
+            hp.n_ctx_train
+        } else {
+            i32::MAX as usize
+        };
         if n_ctx == 0 || n_ctx > limit {
-            return Err(bad("context length", n_ctx.to_string(), &format!("must be 1 to {limit} for this model")).into());
+            return Err(bad(
+                "context length",
+                n_ctx.to_string(),
+                &format!("must be 1 to {limit} for this model"),
+            )
+            .into());
         }
         let n_threads = match options.n_threads {
             Some(n) => n,
@@ -410,10 +497,20 @@ impl Session {
         // ggml's own limit.
         const MAX_THREADS: usize = 512;
         if n_threads == 0 || n_threads > MAX_THREADS {
-            return Err(bad("threads", n_threads.to_string(), &format!("must be 1 to {MAX_THREADS}")).into());
+            return Err(bad(
+                "threads",
+                n_threads.to_string(),
+                &format!("must be 1 to {MAX_THREADS}"),
+            )
+            .into());
         }
         if options.n_batch == 0 || options.n_batch > 1 << 16 {
-            return Err(bad("batch size", options.n_batch.to_string(), "must be 1 to 65536").into());
+            return Err(bad(
+                "batch size",
+                options.n_batch.to_string(),
+                "must be 1 to 65536",
+            )
+            .into());
         }
         let flash = match options.flash_attention {
             FlashAttention::Auto => flash_default(options.kv_type),
@@ -422,7 +519,10 @@ impl Session {
         };
         if options.kv_type == KvType::Q8_0 {
             if !hp.head_dim.is_multiple_of(32) {
-                let why = format!("needs a head size that is a multiple of 32, the model's is {}", hp.head_dim);
+                let why = format!(
+                    "needs a head size that is a multiple of 32, the model's is {}",
+                    hp.head_dim
+                );
                 return Err(bad("KV cache type", "q8_0".into(), &why).into());
             }
             if !flash {
@@ -473,7 +573,11 @@ impl Session {
 
     /// All real tokens fed so far, virtual ones left out.
     pub fn tokens(&self) -> Vec<i32> {
-        self.history.iter().flat_map(|s| &s.tokens).copied().collect()
+        self.history
+            .iter()
+            .flat_map(|s| &s.tokens)
+            .copied()
+            .collect()
     }
 
     /// Logits of the last input, ne = [V].
@@ -481,7 +585,28 @@ impl Session {
     /// # Errors
     /// [`SessionError::NoLogits`] if nothing was fed yet.
     pub fn logits(&self) -> Result<&[f32], SessionError> {
-        if self.logits.is_empty() { Err(SessionError::NoLogits) } else { Ok(&self.logits) }
+        if self.logits.is_empty() {
+            Err(SessionError::NoLogits)
+        } else {
+            Ok(&self.logits)
+        }
+    }
+
+    /// Logits of the attached adapter's virtual tokens, ne = [V, P]: what the model expects behind each of them when
+    /// they stand in front of everything. The last row predicts the first real token.
+    ///
+    /// # Errors
+    /// [`SessionError::NotAttached`] without an adapter, [`SessionError::NoVirtualTokens`] if it holds K/V rows or places
+    /// its virtual tokens inside the text.
+    pub fn virtual_logits(&self) -> Result<Vec<f32>> {
+        let attached = self.attached.as_ref().ok_or(SessionError::NotAttached)?;
+        let (Payload::Rows(rows), How::Block(_)) = (attached.adapter.payload(), &attached.how)
+        else {
+            return Err(SessionError::NoVirtualTokens.into());
+        };
+        let (core, n) = (&self.core, rows.n_rows());
+        let mut core = Core::new(&core.model, core.cache.ty(), n, core.pool.clone(), core.flash)?;
+        Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
     }
 
     /// Forgets the text; the adapter stays.
@@ -523,7 +648,13 @@ impl Session {
                 How::Block(KvBlock::of(adapter, model, ty, self.core.pool.n_threads())?)
             }
         };
-        self.change(Some(Attached { adapter: adapter.clone(), how }), existing)
+        self.change(
+            Some(Attached {
+                adapter: adapter.clone(),
+                how,
+            }),
+            existing,
+        )
     }
 
     /// Takes the adapter off.
@@ -539,9 +670,17 @@ impl Session {
 
     fn change(&mut self, attached: Option<Attached>, existing: ExistingText) -> Result<()> {
         let virtual_tokens = attached.as_ref().map_or(0, |a| a.adapter.length());
-        let kept = if existing == ExistingText::Recompute { self.tokens().len() } else { 0 };
+        let kept = if existing == ExistingText::Recompute {
+            self.tokens().len()
+        } else {
+            0
+        };
         self.check_room(virtual_tokens + kept)?;
-        if let Some(Attached { how: How::Block(block), .. }) = &attached {
+        if let Some(Attached {
+            how: How::Block(block),
+            ..
+        }) = &attached
+        {
             block.copy_into(&mut self.core.cache, 0);
         }
         self.attached = attached;
@@ -561,7 +700,10 @@ impl Session {
 
     fn check_room(&self, needed: usize) -> Result<(), SessionError> {
         if needed > self.n_ctx() {
-            return Err(SessionError::ContextFull { needed, n_ctx: self.n_ctx() });
+            return Err(SessionError::ContextFull {
+                needed,
+                n_ctx: self.n_ctx(),
+            });
         }
         Ok(())
     }
@@ -606,12 +748,17 @@ impl Session {
             for (i, item) in items.iter().enumerate() {
                 match item {
                     Item::Tokens(tokens) => s.run_tokens(tokens, i == last)?,
-                    Item::Virtual(rows) => s.run_virtual(rows.start * width..rows.end * width, i == last)?,
+                    Item::Virtual(rows) => {
+                        s.run_virtual(rows.start * width..rows.end * width, i == last)?
+                    }
                 }
             }
             Ok(())
         })?;
-        self.history.push(Segment { tokens, prompt: true });
+        self.history.push(Segment {
+            tokens,
+            prompt: true,
+        });
         Ok(())
     }
 
@@ -625,10 +772,17 @@ impl Session {
     /// The order in which a prompt's tokens and the template's virtual tokens are computed.
     fn arrange(&self, tokens: &[i32], first: bool) -> Result<Vec<Item>> {
         let vocab = self.core.model.vocab();
-        let bos = if first && vocab.add_bos() { vocab.bos() } else { None };
+        let bos = if first && vocab.add_bos() {
+            vocab.bos()
+        } else {
+            None
+        };
         let mut items = Vec::new();
         let template = match &self.attached {
-            Some(Attached { adapter, how: How::Template(_) }) if first => adapter.template(),
+            Some(Attached {
+                adapter,
+                how: How::Template(_),
+            }) if first => adapter.template(),
             _ => None,
         };
         let Some(template) = template else {
@@ -669,17 +823,24 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::feed`].
-    pub fn feed_with_logits(&mut self, tokens: &[i32], mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub fn feed_with_logits(
+        &mut self,
+        tokens: &[i32],
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         self.check_feed(tokens)?;
         let n_vocab = self.core.model.weights().n_vocab();
         let chunk = self.core.n_batch.min((MAX_LOGITS / n_vocab).max(1));
         for (c, part) in tokens.chunks(chunk).enumerate() {
-            let logits = self.core.step(Input::Tokens(part), self.n_past, 0..part.len())?;
+            let logits = self
+                .core
+                .step(Input::Tokens(part), self.n_past, 0..part.len())?;
             for (i, row) in logits.chunks_exact(n_vocab).enumerate() {
                 each(c * chunk + i, row);
             }
             self.logits.clear();
-            self.logits.extend_from_slice(&logits[(part.len() - 1) * n_vocab..]);
+            self.logits
+                .extend_from_slice(&logits[(part.len() - 1) * n_vocab..]);
             self.n_past += part.len();
             self.remember(part);
         }
@@ -704,8 +865,14 @@ impl Session {
 
     fn remember(&mut self, tokens: &[i32]) {
         match self.history.last_mut() {
-            Some(Segment { tokens: old, prompt: false }) => old.extend_from_slice(tokens),
-            _ => self.history.push(Segment { tokens: tokens.to_vec(), prompt: false }),
+            Some(Segment {
+                tokens: old,
+                prompt: false,
+            }) => old.extend_from_slice(tokens),
+            _ => self.history.push(Segment {
+                tokens: tokens.to_vec(),
+                prompt: false,
+            }),
         }
     }
 
@@ -713,14 +880,26 @@ impl Session {
         let mut chunks = tokens.chunks(self.core.n_batch).peekable();
         while let Some(chunk) = chunks.next() {
             let last = want_logits && chunks.peek().is_none();
-            self.run(Input::Tokens(chunk), chunk.len(), if last { chunk.len() - 1..chunk.len() } else { 0..0 })?;
+            self.run(
+                Input::Tokens(chunk),
+                chunk.len(),
+                if last {
+                    chunk.len() - 1..chunk.len()
+                } else {
+                    0..0
+                },
+            )?;
         }
         Ok(())
     }
 
     fn run_virtual(&mut self, values: Range<usize>, want_logits: bool) -> Result<()> {
         let width = self.core.model.hparams().n_embd;
-        let Some(Attached { how: How::Template(rows), .. }) = &self.attached else {
+        let Some(Attached {
+            how: How::Template(rows),
+            ..
+        }) = &self.attached
+        else {
             unreachable!("only a template places virtual tokens")
         };
         let rows = rows[values].to_vec();

@@ -99,9 +99,18 @@ const BASE: ArchSpec = ArchSpec {
     qk_permuted: false,
 };
 
-const INTERLEAVED: ArchSpec = ArchSpec { rope: Some(RopeKind::Interleaved), qk_permuted: true, ..BASE };
+const INTERLEAVED: ArchSpec = ArchSpec {
+    rope: Some(RopeKind::Interleaved),
+    qk_permuted: true,
+    ..BASE
+};
 
-const GEMMA: ArchSpec = ArchSpec { name: "gemma", activation: Activation::GeGlu, scale_tokens: true, ..BASE };
+const GEMMA: ArchSpec = ArchSpec {
+    name: "gemma",
+    activation: Activation::GeGlu,
+    scale_tokens: true,
+    ..BASE
+};
 
 /// Every supported architecture, by name.
 pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
@@ -109,7 +118,12 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
     ArchSpec {
         name: "gemma2",
         post_norm: true,
-        window: Some(WindowSpec { default_window: Some(4096), pattern: 2, rope_base: None, rope_scaled: true }),
+        window: Some(WindowSpec {
+            default_window: Some(4096),
+            pattern: 2,
+            rope_base: None,
+            rope_scaled: true,
+        }),
         wide_attn_scale_at: Some(46),
         softcaps: Some((50.0, 30.0)),
         ..GEMMA
@@ -118,7 +132,12 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         name: "gemma3",
         post_norm: true,
         qk_norm: Need::Required,
-        window: Some(WindowSpec { default_window: None, pattern: 6, rope_base: Some(10_000.0), rope_scaled: false }),
+        window: Some(WindowSpec {
+            default_window: None,
+            pattern: 6,
+            rope_base: Some(10_000.0),
+            rope_scaled: false,
+        }),
         wide_attn_scale_at: Some(62),
         ..GEMMA
     },
@@ -130,20 +149,46 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         positions: Need::Required,
         ..BASE
     },
-    ArchSpec { name: "granite", multipliers: true, ..INTERLEAVED },
-    ArchSpec { name: "llama", ..INTERLEAVED },
+    ArchSpec {
+        name: "granite",
+        multipliers: true,
+        ..INTERLEAVED
+    },
+    ArchSpec {
+        name: "llama",
+        ..INTERLEAVED
+    },
     ArchSpec {
         name: "olmo2",
         pre_norm: false,
         post_norm: true,
         qk_norm: Need::Required,
-        window: Some(WindowSpec { default_window: None, pattern: 4, rope_base: None, rope_scaled: false }),
+        window: Some(WindowSpec {
+            default_window: None,
+            pattern: 4,
+            rope_base: None,
+            rope_scaled: false,
+        }),
         ..BASE
     },
-    ArchSpec { name: "phi3", ..BASE },
-    ArchSpec { name: "qwen2", ..BASE },
-    ArchSpec { name: "qwen3", qk_norm: Need::Required, ..BASE },
-    ArchSpec { name: "smollm3", nope_step: Some(4), ..INTERLEAVED },
+    ArchSpec {
+        name: "phi3",
+        ..BASE
+    },
+    ArchSpec {
+        name: "qwen2",
+        ..BASE
+    },
+    ArchSpec {
+        name: "qwen3",
+        qk_norm: Need::Required,
+        ..BASE
+    },
+    ArchSpec {
+        name: "smollm3",
+        nope_step: Some(4),
+        ..INTERLEAVED
+    },
     ArchSpec {
         name: "stablelm",
         norm: NormKind::Layer,
@@ -151,7 +196,12 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         qk_norm: Need::Optional,
         ..BASE
     },
-    ArchSpec { name: "starcoder2", norm: NormKind::Layer, activation: Activation::Gelu, ..BASE },
+    ArchSpec {
+        name: "starcoder2",
+        norm: NormKind::Layer,
+        activation: Activation::Gelu,
+        ..BASE
+    },
 ];
 
 /// The architecture called `name`.
@@ -161,5 +211,9 @@ pub(crate) fn find(name: &str) -> Option<&'static ArchSpec> {
 
 /// Names of all supported architectures, for messages.
 pub(crate) fn names() -> String {
-    ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", ")
+    ARCHITECTURES
+        .iter()
+        .map(|a| a.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -100,13 +100,27 @@ impl HParams {
             if n.is_multiple_of(by) {
                 Ok(n / by)
             } else {
-                Err(ModelError::BadValue { key: key(what), value: by.to_string(), why: format!("must divide {other} = {n}") })
+                Err(ModelError::BadValue {
+                    key: key(what),
+                    value: by.to_string(),
+                    why: format!("must divide {other} = {n}"),
+                })
             }
         };
-        divides("attention.head_count_kv", n_head, n_head_kv, "the head count")?;
+        divides(
+            "attention.head_count_kv",
+            n_head,
+            n_head_kv,
+            "the head count",
+        )?;
         let head_dim = match gguf.u32(&key("attention.key_length"))? {
             Some(d) => in_range(&key("attention.key_length"), d as usize, 1, MAX_DIM)?,
-            None => divides("attention.head_count", n_embd, n_head, "the embedding length")?,
+            None => divides(
+                "attention.head_count",
+                n_embd,
+                n_head,
+                "the embedding length",
+            )?,
         };
         if let Some(v) = gguf.u32(&key("attention.value_length"))?
             && v as usize != head_dim
@@ -134,7 +148,12 @@ impl HParams {
         let rope = read_rope(part, arch, head_dim, n_ctx_train)?;
         let window = read_window(part, arch, n_layer, rope)?;
         // Granite marks models without RoPE with this key.
-        let rope = if arch.multipliers && gguf.bool(&key("rope.scaling.finetuned"))? == Some(false) { None } else { rope };
+        let rope = if arch.multipliers && gguf.bool(&key("rope.scaling.finetuned"))? == Some(false)
+        {
+            None
+        } else {
+            rope
+        };
 
         let attn_scale = if arch.wide_attn_scale_at == Some(n_layer) {
             ((n_embd / n_head) as f32).sqrt().recip()
@@ -153,7 +172,11 @@ impl HParams {
         let softcap = |k: &str, default: f32| -> Result<f32, ModelError> {
             let v = finite(&key(k), optional(k)?.unwrap_or(default))?;
             if v < 0.0 {
-                return Err(ModelError::BadValue { key: key(k), value: v.to_string(), why: "must not be negative".into() });
+                return Err(ModelError::BadValue {
+                    key: key(k),
+                    value: v.to_string(),
+                    why: "must not be negative".into(),
+                });
             }
             Ok(v)
         };
@@ -170,9 +193,21 @@ impl HParams {
             rope,
             window,
             attn_scale: multiplier("attention.scale")?.unwrap_or(attn_scale),
-            attn_softcap: if arch.softcaps.is_some() { softcap("attn_logit_softcapping", attn_cap)? } else { 0.0 },
-            logit_softcap: if arch.scale_tokens { softcap("final_logit_softcapping", logit_cap)? } else { 0.0 },
-            token_scale: if arch.scale_tokens { (n_embd as f32).sqrt() } else { 1.0 },
+            attn_softcap: if arch.softcaps.is_some() {
+                softcap("attn_logit_softcapping", attn_cap)?
+            } else {
+                0.0
+            },
+            logit_softcap: if arch.scale_tokens {
+                softcap("final_logit_softcapping", logit_cap)?
+            } else {
+                0.0
+            },
+            token_scale: if arch.scale_tokens {
+                (n_embd as f32).sqrt()
+            } else {
+                1.0
+            },
             embedding_scale: multiplier("embedding_scale")?.unwrap_or(1.0),
             residual_scale: multiplier("residual_scale")?.unwrap_or(1.0),
             logit_scale: multiplier("logit_scale")?.map_or(1.0, f32::recip),
@@ -181,7 +216,11 @@ impl HParams {
 
     /// RoPE of layer `il`, if it has one.
     pub(crate) fn layer_rope(&self, il: usize) -> Option<&Rope> {
-        if self.arch.nope_step.is_some_and(|step| (il + 1).is_multiple_of(step)) {
+        if self
+            .arch
+            .nope_step
+            .is_some_and(|step| (il + 1).is_multiple_of(step))
+        {
             return None;
         }
         match &self.window {
@@ -200,7 +239,11 @@ fn in_range(key: &str, value: usize, min: usize, max: usize) -> Result<usize, Mo
     if (min..=max).contains(&value) {
         Ok(value)
     } else {
-        Err(ModelError::BadValue { key: key.to_owned(), value: value.to_string(), why: format!("must be {min} to {max}") })
+        Err(ModelError::BadValue {
+            key: key.to_owned(),
+            value: value.to_string(),
+            why: format!("must be {min} to {max}"),
+        })
     }
 }
 
@@ -208,16 +251,29 @@ fn finite(key: &str, value: f32) -> Result<f32, ModelError> {
     if value.is_finite() {
         Ok(value)
     } else {
-        Err(ModelError::BadValue { key: key.to_owned(), value: value.to_string(), why: "must be finite".into() })
+        Err(ModelError::BadValue {
+            key: key.to_owned(),
+            value: value.to_string(),
+            why: "must be finite".into(),
+        })
     }
 }
 
 /// RoPE with its context extension: none, linear (kaiokendev), YaRN (Peng et al. 2023) or long factors (LongRoPE).
-fn read_rope(part: &Part, arch: &ArchSpec, head_dim: usize, n_ctx_train: usize) -> Result<Option<Rope>, ModelError> {
+fn read_rope(
+    part: &Part,
+    arch: &ArchSpec,
+    head_dim: usize,
+    n_ctx_train: usize,
+) -> Result<Option<Rope>, ModelError> {
     let gguf = &part.gguf;
-    let Some(kind) = arch.rope else { return Ok(None) };
+    let Some(kind) = arch.rope else {
+        return Ok(None);
+    };
     let key = |k: &str| format!("{}.rope.{k}", arch.name);
-    let n_rot = gguf.u32(&key("dimension_count"))?.map_or(head_dim, |n| n as usize);
+    let n_rot = gguf
+        .u32(&key("dimension_count"))?
+        .map_or(head_dim, |n| n as usize);
     if n_rot == 0 || n_rot > head_dim || n_rot % 2 != 0 {
         return Err(ModelError::BadValue {
             key: key("dimension_count"),
@@ -225,7 +281,10 @@ fn read_rope(part: &Part, arch: &ArchSpec, head_dim: usize, n_ctx_train: usize) 
             why: format!("must be even and 2 to the head size {head_dim}"),
         });
     }
-    let freq_base = finite(&key("freq_base"), gguf.f32(&key("freq_base"))?.unwrap_or(10_000.0))?;
+    let freq_base = finite(
+        &key("freq_base"),
+        gguf.f32(&key("freq_base"))?.unwrap_or(10_000.0),
+    )?;
     if freq_base <= 0.0 {
         return Err(ModelError::BadValue {
             key: key("freq_base"),
@@ -258,11 +317,22 @@ fn read_rope(part: &Part, arch: &ArchSpec, head_dim: usize, n_ctx_train: usize) 
             why: "must not be negative".into(),
         });
     }
-    let freq_scale = if factor == 0.0 || scaling == "none" { 1.0 } else { factor.recip() };
+    let freq_scale = if factor == 0.0 || scaling == "none" {
+        1.0
+    } else {
+        factor.recip()
+    };
     // ggml multiplies YaRN's magnitude by 1 + 0.1 ln(factor) itself, and that is the value wanted for factors above 1:
     // what is handed over is 1, or its inverse where the magnitude must stay 1.
-    let magnitude = if yarn && freq_scale > 1.0 { 1.0 / (1.0 - 0.1 * freq_scale.ln()) } else { 1.0 };
-    let attn_factor = finite(&key("scaling.attn_factor"), gguf.f32(&key("scaling.attn_factor"))?.unwrap_or(1.0))?;
+    let magnitude = if yarn && freq_scale > 1.0 {
+        1.0 / (1.0 - 0.1 * freq_scale.ln())
+    } else {
+        1.0
+    };
+    let attn_factor = finite(
+        &key("scaling.attn_factor"),
+        gguf.f32(&key("scaling.attn_factor"))?.unwrap_or(1.0),
+    )?;
     Ok(Some(Rope {
         kind,
         n_rot,
@@ -286,7 +356,9 @@ fn read_window(
     rope: Option<Rope>,
 ) -> Result<Option<Window>, ModelError> {
     let gguf = &part.gguf;
-    let Some(spec) = arch.window else { return Ok(None) };
+    let Some(spec) = arch.window else {
+        return Ok(None);
+    };
     let key = |k: &str| format!("{}.{k}", arch.name);
     let size = match gguf.u32(&key("attention.sliding_window"))? {
         Some(n) => n as usize,
@@ -299,7 +371,9 @@ fn read_window(
     let pattern_key = key("attention.sliding_window_pattern");
     let layers = match gguf.get(&pattern_key) {
         Some(crate::file::gguf::Value::Array(_)) => {
-            let layers = gguf.u32_array(part.bytes(), &pattern_key)?.unwrap_or_default();
+            let layers = gguf
+                .u32_array(part.bytes(), &pattern_key)?
+                .unwrap_or_default();
             if layers.len() < n_layer {
                 return Err(ModelError::BadValue {
                     key: pattern_key,
@@ -311,7 +385,9 @@ fn read_window(
         }
         _ => {
             let period = gguf.u32(&pattern_key)?.map_or(spec.pattern, |n| n as usize);
-            (0..n_layer).map(|il| period == 0 || il % period < period - 1).collect()
+            (0..n_layer)
+                .map(|il| period == 0 || il % period < period - 1)
+                .collect()
         }
     };
     let base = match gguf.f32(&key("rope.freq_base_swa"))? {
@@ -319,8 +395,20 @@ fn read_window(
         None => spec.rope_base,
     };
     let rope = rope.map(|r| {
-        let r = Rope { freq_base: base.unwrap_or(r.freq_base), ..r };
-        if spec.rope_scaled { r } else { Rope { freq_scale: 1.0, ext_factor: 0.0, attn_factor: 1.0, ..r } }
+        let r = Rope {
+            freq_base: base.unwrap_or(r.freq_base),
+            ..r
+        };
+        if spec.rope_scaled {
+            r
+        } else {
+            Rope {
+                freq_scale: 1.0,
+                ext_factor: 0.0,
+                attn_factor: 1.0,
+                ..r
+            }
+        }
     });
     Ok(Some(Window { size, layers, rope }))
 }

@@ -12,7 +12,7 @@ pub(crate) use hparams::HParams;
 pub use shape::{BaseShape, Fingerprint};
 pub(crate) use weights::{Layer, Linear, Norm, Qkv, Weights};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::file::gguf::GgufError;
 use crate::file::mmap::MappedGguf;
 use crate::ggml::ThreadPool;
@@ -70,7 +70,9 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor of the file has no place in the decoder: running without it would give wrong results.
-    #[error("tensor '{tensor}' is unknown to architecture '{architecture}': the model would not compute what it was trained to")]
+    #[error(
+        "tensor '{tensor}' is unknown to architecture '{architecture}': the model would not compute what it was trained to"
+    )]
     UnclaimedTensor {
         /// Its name.
         tensor: String,
@@ -147,7 +149,10 @@ struct Inner {
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Model").field("path", &self.0.path).field("shape", &self.0.shape).finish_non_exhaustive()
+        f.debug_struct("Model")
+            .field("path", &self.0.path)
+            .field("shape", &self.0.shape)
+            .finish_non_exhaustive()
     }
 }
 
@@ -163,17 +168,22 @@ impl Model {
         cpu::warn_once_if_slow();
         let path = path.as_ref();
         let file = Arc::new(MappedGguf::open(path)?);
+        let (hp, weights) = Self::read(&file, options).map_err(|source| Error::Model {
+            path: path.to_owned(),
+            source,
+        })?;
         let main = file.main();
-        match main.gguf.str("general.type").map_err(ModelError::from)? {
-            None | Some("model") => {}
-            Some(kind) => return Err(ModelError::NotAModel { kind: kind.to_owned() }.into()),
-        }
-        let hp = HParams::read(main)?;
-        let weights = Weights::load(&file, &hp, options.repack)?;
         let vocab = Vocab::load(&main.path, &main.gguf, main.bytes())?;
         let n_vocab = weights.n_vocab();
         if vocab.n_tokens() != 0 && vocab.n_tokens() != n_vocab {
-            return Err(ModelError::VocabularySize { tokens: vocab.n_tokens(), rows: n_vocab }.into());
+            let source = ModelError::VocabularySize {
+                tokens: vocab.n_tokens(),
+                rows: n_vocab,
+            };
+            return Err(Error::Model {
+                path: path.to_owned(),
+                source,
+            });
         }
         let shape = BaseShape {
             architecture: hp.arch.name.to_owned(),
@@ -197,6 +207,24 @@ impl Model {
             fingerprint,
             pools: Mutex::default(),
         })))
+    }
+
+    fn read(
+        file: &Arc<MappedGguf>,
+        options: &ModelOptions,
+    ) -> Result<(HParams, Weights), ModelError> {
+        let main = file.main();
+        match main.gguf.str("general.type")? {
+            None | Some("model") => {}
+            Some(kind) => {
+                return Err(ModelError::NotAModel {
+                    kind: kind.to_owned(),
+                });
+            }
+        }
+        let hp = HParams::read(main)?;
+        let weights = Weights::load(file, &hp, options.repack)?;
+        Ok((hp, weights))
     }
 
     /// The path it was opened from.
@@ -266,11 +294,20 @@ fn fingerprint(file: &MappedGguf, shape: &BaseShape) -> Fingerprint {
     hash.update(b"ggraft fingerprint 1\0");
     hash.update(shape.architecture.as_bytes());
     hash.update([0]);
-    for n in [shape.n_layer, shape.n_embd, shape.n_head, shape.n_head_kv, shape.head_dim, shape.n_vocab] {
+    for n in [
+        shape.n_layer,
+        shape.n_embd,
+        shape.n_head,
+        shape.n_head_kv,
+        shape.head_dim,
+        shape.n_vocab,
+    ] {
         hash.update((n as u64).to_le_bytes());
     }
-    let mut norms: Vec<_> =
-        file.tensors().filter(|(_, t)| t.name.ends_with("norm.weight") || t.name.ends_with("norm.bias")).collect();
+    let mut norms: Vec<_> = file
+        .tensors()
+        .filter(|(_, t)| t.name.ends_with("norm.weight") || t.name.ends_with("norm.bias"))
+        .collect();
     norms.sort_by(|a, b| a.1.name.cmp(&b.1.name));
     for (part, info) in norms {
         hash.update(info.name.as_bytes());

@@ -90,7 +90,11 @@ struct Loader<'a> {
 
 impl Weights {
     /// Claims every tensor of `file`. With `repack`, matrices are copied into ggml's faster layouts where it has them.
-    pub(crate) fn load(file: &Arc<MappedGguf>, hp: &HParams, repack: bool) -> Result<Self, ModelError> {
+    pub(crate) fn load(
+        file: &Arc<MappedGguf>,
+        hp: &HParams,
+        repack: bool,
+    ) -> Result<Self, ModelError> {
         // The output may exist twice (mapped for token rows, repacked for products).
         let ctx = Context::new(file.tensors().count() + 1, false);
         let buffers = file
@@ -103,8 +107,19 @@ impl Weights {
             })
             .collect::<Vec<_>>();
         buffers.iter().for_each(|b| ctx.keep(b.clone()));
-        let tensors = file.tensors().map(|(part, t)| (t.name.as_str(), (part, t))).collect();
-        let mut l = Loader { file, tensors, ctx, buffers, claimed: HashSet::new(), repack, repacked_bytes: 0 };
+        let tensors = file
+            .tensors()
+            .map(|(part, t)| (t.name.as_str(), (part, t)))
+            .collect();
+        let mut l = Loader {
+            file,
+            tensors,
+            ctx,
+            buffers,
+            claimed: HashSet::new(),
+            repack,
+            repacked_bytes: 0,
+        };
 
         let d = hp.n_embd;
         let token_embd = l.rows("token_embd.weight", d)?;
@@ -113,24 +128,36 @@ impl Weights {
             Need::Absent => None,
             _ => Some(l.table("position_embd.weight", [d, hp.n_ctx_train])?),
         };
-        let layers = (0..hp.n_layer).map(|il| l.layer(il, hp)).collect::<Result<_, _>>()?;
+        let layers = (0..hp.n_layer)
+            .map(|il| l.layer(il, hp))
+            .collect::<Result<_, _>>()?;
         let output_norm = l.norm("output_norm", d, Need::Required)?.expect("required");
         let output = if l.has("output.weight") {
             l.linear("output", [d, n_vocab])?
         } else {
             let w = l.matrix("token_embd.weight", [d, n_vocab])?;
-            Linear { w, b: l.vector("output.bias", &[n_vocab], Need::Optional)? }
+            Linear {
+                w,
+                b: l.vector("output.bias", &[n_vocab], Need::Optional)?,
+            }
         };
         let half = hp.rope.map_or(0, |r| r.n_rot / 2);
         let mut factors = |name: &str| {
-            if half == 0 { Ok(None) } else { l.vector(name, &[half], Need::Optional) }
+            if half == 0 {
+                Ok(None)
+            } else {
+                l.vector(name, &[half], Need::Optional)
+            }
         };
         let rope_freqs = factors("rope_freqs.weight")?;
         let rope_long = factors("rope_factors_long.weight")?;
         let rope_short = factors("rope_factors_short.weight")?;
 
         if let Some((_, t)) = file.tensors().find(|(_, t)| !l.claimed.contains(&t.name)) {
-            return Err(ModelError::UnclaimedTensor { tensor: t.name.clone(), architecture: hp.arch.name });
+            return Err(ModelError::UnclaimedTensor {
+                tensor: t.name.clone(),
+                architecture: hp.arch.name,
+            });
         }
         let repacked_bytes = l.repacked_bytes;
         Ok(Self {
@@ -164,19 +191,35 @@ impl Loader<'_> {
     }
 
     /// A description of the file's tensor `name`, placed in the map. `expected` is checked, zeros match anything.
-    fn claim(&mut self, name: &str, expected: &[usize], ok: fn(GgmlType) -> bool) -> Result<Tensor, ModelError> {
-        let (part, info) =
-            *self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor { tensor: name.to_owned() })?;
+    fn claim(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+        ok: fn(GgmlType) -> bool,
+    ) -> Result<Tensor, ModelError> {
+        let (part, info) = *self
+            .tensors
+            .get(name)
+            .ok_or_else(|| ModelError::MissingTensor {
+                tensor: name.to_owned(),
+            })?;
         let ne: Vec<usize> = info.ne[..info.n_dims].iter().map(|&n| n as usize).collect();
         let padded = |i: usize| ne.get(i).copied().unwrap_or(1);
         if (0..4).any(|i| {
             let want = expected.get(i).copied().unwrap_or(1);
             want != 0 && want != padded(i)
         }) {
-            return Err(ModelError::TensorShape { tensor: name.to_owned(), expected: expected.to_vec(), got: ne });
+            return Err(ModelError::TensorShape {
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+                got: ne,
+            });
         }
         if !ok(info.ty) {
-            return Err(ModelError::TensorType { tensor: name.to_owned(), ty: info.ty.name() });
+            return Err(ModelError::TensorType {
+                tensor: name.to_owned(),
+                ty: info.ty.name(),
+            });
         }
         let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
         self.buffers[part].place(&tensor, info.range.start);
@@ -203,7 +246,9 @@ impl Loader<'_> {
         {
             let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
             let bytes = &self.file.parts()[part].bytes()[info.range.clone()];
-            let buffer = layout.fill(&tensor, bytes).ok_or(ModelError::OutOfMemory { bytes: bytes.len() })?;
+            let buffer = layout
+                .fill(&tensor, bytes)
+                .ok_or(ModelError::OutOfMemory { bytes: bytes.len() })?;
             self.ctx.keep(buffer);
             self.repacked_bytes += bytes.len();
             self.claimed.insert(name.to_owned());
@@ -212,7 +257,12 @@ impl Loader<'_> {
         self.claim(name, &ne, multiplies)
     }
 
-    fn vector(&mut self, name: &str, ne: &[usize], need: Need) -> Result<Option<Tensor>, ModelError> {
+    fn vector(
+        &mut self,
+        name: &str,
+        ne: &[usize],
+        need: Need,
+    ) -> Result<Option<Tensor>, ModelError> {
         if need == Need::Absent || (need == Need::Optional && !self.has(name)) {
             return Ok(None);
         }
@@ -226,7 +276,9 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, name: &str, width: usize, need: Need) -> Result<Option<Norm>, ModelError> {
-        let Some(w) = self.vector(&format!("{name}.weight"), &[width], need)? else { return Ok(None) };
+        let Some(w) = self.vector(&format!("{name}.weight"), &[width], need)? else {
+            return Ok(None);
+        };
         let b = self.vector(&format!("{name}.bias"), &[width], Need::Optional)?;
         Ok(Some(Norm { w, b }))
     }
@@ -240,7 +292,10 @@ impl Loader<'_> {
         need: Need,
     ) -> Result<Option<Tensor>, ModelError> {
         let name = format!("{name}.weight");
-        let shape = self.tensors.get(name.as_str()).map(|(_, info)| (info.ne[0] as usize, info.ne[1] as usize));
+        let shape = self
+            .tensors
+            .get(name.as_str())
+            .map(|(_, info)| (info.ne[0] as usize, info.ne[1] as usize));
         match shape {
             Some((n, 1)) if n == dim * heads => self.vector(&name, &[n], need),
             Some((n, h)) if n == dim && h == heads => self.vector(&name, &[n, h], need),
@@ -253,8 +308,16 @@ impl Loader<'_> {
         let name = |part: &str| format!("blk.{il}.{part}");
         let (d, f) = (hp.n_embd, hp.n_ff);
         let (q_width, kv_width) = (hp.n_head * hp.head_dim, hp.kv_width());
-        let pre = if arch.pre_norm { Need::Required } else { Need::Absent };
-        let post = if arch.post_norm { Need::Required } else { Need::Absent };
+        let pre = if arch.pre_norm {
+            Need::Required
+        } else {
+            Need::Absent
+        };
+        let post = if arch.post_norm {
+            Need::Required
+        } else {
+            Need::Absent
+        };
         let gated = arch.activation != Activation::Gelu;
 
         let attn_norm = self.norm(&name("attn_norm"), d, pre)?;
@@ -268,14 +331,27 @@ impl Loader<'_> {
             }
         };
         let q_norm = self.head_norm(&name("attn_q_norm"), hp.head_dim, hp.n_head, arch.qk_norm)?;
-        let k_norm = self.head_norm(&name("attn_k_norm"), hp.head_dim, hp.n_head_kv, arch.qk_norm)?;
+        let k_norm = self.head_norm(
+            &name("attn_k_norm"),
+            hp.head_dim,
+            hp.n_head_kv,
+            arch.qk_norm,
+        )?;
         let attn_out = self.linear(&name("attn_output"), [q_width, d])?;
         let attn_post_norm = self.norm(&name("post_attention_norm"), d, post)?;
-        let ffn_pre = if arch.may_be_parallel { Need::Optional } else { pre };
+        let ffn_pre = if arch.may_be_parallel {
+            Need::Optional
+        } else {
+            pre
+        };
         let ffn_norm = self.norm(&name("ffn_norm"), d, ffn_pre)?;
         // phi3 stores gate and up as one matrix.
         let fused = arch.activation == Activation::SwiGlu && !self.has(&name("ffn_gate.weight"));
-        let ffn_gate = if gated && !fused { Some(self.linear(&name("ffn_gate"), [d, f])?) } else { None };
+        let ffn_gate = if gated && !fused {
+            Some(self.linear(&name("ffn_gate"), [d, f])?)
+        } else {
+            None
+        };
         let ffn_up = self.linear(&name("ffn_up"), [d, if fused { 2 * f } else { f }])?;
         let ffn_down = self.linear(&name("ffn_down"), [f, d])?;
         let ffn_post_norm = self.norm(&name("post_ffw_norm"), d, post)?;
