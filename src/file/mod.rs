@@ -5,4 +5,5 @@ pub mod gguf;
 pub mod gguf_write;
 pub mod mmap;
 pub mod peft;
+pub(crate) mod read;
 pub mod types;
