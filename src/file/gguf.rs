@@ -146,7 +146,11 @@ impl Gguf {
         todo!()
     }
     /// An array of strings, as raw bytes (tokens need not be UTF-8).
-    pub fn str_array<'a>(&self, _bytes: &'a [u8], _key: &str) -> Result<Option<Vec<&'a [u8]>>, GgufError> {
+    pub fn str_array<'a>(
+        &self,
+        _bytes: &'a [u8],
+        _key: &str,
+    ) -> Result<Option<Vec<&'a [u8]>>, GgufError> {
         todo!()
     }
 }

@@ -44,7 +44,11 @@ impl GgufWriter {
     }
     /// Writes to a temporary name beside `path`, calls `data(i, out)` for each tensor in order (it must append exactly the
     /// tensor's bytes), fsyncs and renames.
-    pub fn write(&self, _path: &Path, _data: impl FnMut(usize, &mut Vec<u8>)) -> std::io::Result<()> {
+    pub fn write(
+        &self,
+        _path: &Path,
+        _data: impl FnMut(usize, &mut Vec<u8>),
+    ) -> std::io::Result<()> {
         todo!()
     }
     /// The same into memory.

@@ -1,1 +1,3 @@
 //! Safe handles over ggml.
+
+pub(crate) mod log;

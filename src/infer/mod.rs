@@ -1,1 +1,4 @@
 //! KV cache, session, sampling, generation.
+
+pub mod sampler;
+pub mod text;
