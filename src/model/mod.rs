@@ -173,7 +173,7 @@ impl Model {
             source,
         })?;
         let main = file.main();
-        let vocab = Vocab::load(&main.path, &main.gguf, main.bytes())?;
+        let vocab = Vocab::load(&main.gguf, main.bytes())?;
         let n_vocab = weights.n_vocab();
         if vocab.n_tokens() != 0 && vocab.n_tokens() != n_vocab {
             let source = ModelError::VocabularySize {
