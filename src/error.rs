@@ -3,6 +3,7 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
+use std::path::{Path, PathBuf};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -12,8 +13,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A GGUF file is malformed.
-    #[error(transparent)]
-    Gguf(#[from] GgufError),
+    #[error("{}{source}", prefix(path))]
+    Gguf {
+        /// The file; `None` for bytes in memory.
+        path: Option<PathBuf>,
+        /// What is wrong with it.
+        source: GgufError,
+    },
     /// A PEFT folder is malformed or of a kind that is not supported.
     #[error(transparent)]
     Peft(#[from] PeftError),
@@ -24,8 +30,33 @@ pub enum Error {
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// Says that the bytes the error is about came from `path`, unless it says so already.
+    pub(crate) fn at(self, file: &Path) -> Self {
+        match self {
+            Self::Gguf { path: None, source } => Self::Gguf {
+                path: Some(file.to_owned()),
+                source,
+            },
+            other => other,
+        }
+    }
+}
+
+impl From<GgufError> for Error {
+    fn from(source: GgufError) -> Self {
+        Self::Gguf { path: None, source }
+    }
+}
+
+fn prefix(path: &Option<PathBuf>) -> String {
+    path.as_ref()
+        .map(|p| format!("{}: ", p.display()))
+        .unwrap_or_default()
 }

@@ -1,9 +1,74 @@
 //! Files that appear complete or not at all.
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 /// Writes to a temporary name in the target's folder, fsyncs, renames over `path`, fsyncs the folder.
-pub fn write_atomic(_path: &Path, _fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> std::io::Result<()> {
-    todo!()
+///
+/// Whatever happens before the rename (an error, a panic in `fill`, a full disk), `path` keeps its old content or stays
+/// absent. A new file gets mode 0644 as narrowed by the umask, a replaced one keeps its mode, a symbolic link keeps
+/// pointing at the file that is replaced. `fill` gets a buffered writer.
+///
+/// # Errors
+/// What the operating system or `fill` reports, and [`ErrorKind::InvalidInput`] if `path` exists and is not a regular
+/// file: a rename would destroy a device or pipe.
+pub fn write_atomic(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let existing = match fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => {
+            let what = if meta.is_dir() {
+                "is a directory"
+            } else {
+                "is not a regular file"
+            };
+            return Err(io::Error::new(ErrorKind::InvalidInput, what));
+        }
+        Ok(meta) => Some((fs::canonicalize(path)?, meta.permissions())),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => return Err(e),
+    };
+    let (path, permissions) = match &existing {
+        Some((real, permissions)) => (real.as_path(), Some(permissions)),
+        None => (path, None),
+    };
+    let folder = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+
+    let mut out = BufWriter::with_capacity(1 << 18, temporary_in(folder)?);
+    fill(&mut out)?;
+    let temporary = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    if let Some(permissions) = permissions {
+        temporary.as_file().set_permissions(permissions.clone())?;
+    }
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    sync_folder(folder)
+}
+
+/// A file that is deleted when dropped, readable by others: tempfile's own default is 0600.
+fn temporary_in(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ggraft-").suffix(".tmp");
+    #[cfg(unix)]
+    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
+    #[cfg(unix)]
+    builder.permissions(mode);
+    builder.tempfile_in(folder)
+}
+
+/// Makes the rename itself survive a power failure.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+/// Folders cannot be opened for this here; the file system journals the rename.
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> io::Result<()> {
+    Ok(())
 }
