@@ -1,1 +1,28 @@
-//! Random models of every architecture, and libllama as the oracle.
+//! Random models of every architecture, and libllama as the oracle. Serves this repository's tests, benches and examples only.
+
+pub mod fixture;
+pub mod metrics;
+pub mod oracle;
+pub mod quantize;
+pub mod synth;
+pub mod tensors;
+mod vocab;
+
+/// Inverse-frequency divisors of Llama 3's rope scaling, `ne = [n_rot / 2]`, as its converter stores them in `rope_freqs.weight`:
+/// 1 for wavelengths below `n_ctx_orig / high`, `factor` above `n_ctx_orig / low`, a linear blend between.
+pub(crate) fn llama3_rope_factors(n_rot: usize, base: f32, factor: f32, low: f32, high: f32, n_ctx_orig: f32) -> Vec<f32> {
+    (0..n_rot / 2)
+        .map(|i| {
+            let freq = base.powf(-2.0 * i as f32 / n_rot as f32);
+            let wavelength = std::f32::consts::TAU / freq;
+            if wavelength < n_ctx_orig / high {
+                1.0
+            } else if wavelength > n_ctx_orig / low {
+                factor
+            } else {
+                let smooth = (n_ctx_orig / wavelength - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        })
+        .collect()
+}
