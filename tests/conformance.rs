@@ -18,18 +18,20 @@ struct Expected(BTreeMap<String, (Vec<usize>, Vec<f64>)>);
 impl Expected {
     fn read(path: &Path) -> Result<Self, String> {
         let bytes = fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let file =
-            safetensors::SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        let file = safetensors::SafeTensors::deserialize(&bytes)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
         let mut out = BTreeMap::new();
         for (name, view) in file.tensors() {
             let data = view.data();
             let values = match view.dtype() {
-                safetensors::Dtype::F32 => {
-                    data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
-                }
-                safetensors::Dtype::I64 => {
-                    data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
-                }
+                safetensors::Dtype::F32 => data
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
+                    .collect(),
+                safetensors::Dtype::I64 => data
+                    .chunks_exact(8)
+                    .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64)
+                    .collect(),
                 other => return Err(format!("{}: {name} is {other:?}", path.display())),
             };
             out.insert(name, (view.shape().to_vec(), values));
@@ -38,7 +40,10 @@ impl Expected {
     }
 
     fn values(&self, name: &str) -> Result<&[f64], String> {
-        self.0.get(name).map(|(_, v)| v.as_slice()).ok_or_else(|| format!("no '{name}' in the reference"))
+        self.0
+            .get(name)
+            .map(|(_, v)| v.as_slice())
+            .ok_or_else(|| format!("no '{name}' in the reference"))
     }
 
     fn ids(&self, name: &str) -> Result<Vec<i32>, String> {
@@ -47,21 +52,35 @@ impl Expected {
 }
 
 fn field<'a>(v: &'a Value, path: &str) -> Result<&'a Value, String> {
-    path.split('/').try_fold(v, |v, k| v.get(k)).ok_or_else(|| format!("no '{path}' in case.json"))
+    path.split('/')
+        .try_fold(v, |v, k| v.get(k))
+        .ok_or_else(|| format!("no '{path}' in case.json"))
 }
 
 fn text<'a>(v: &'a Value, path: &str) -> Result<&'a str, String> {
-    field(v, path)?.as_str().ok_or_else(|| format!("'{path}' is not a string"))
+    field(v, path)?
+        .as_str()
+        .ok_or_else(|| format!("'{path}' is not a string"))
 }
 
 /// Distance by the metric that the case names, against its tolerance.
 fn check(what: &str, got: &[f64], want: &[f64], tolerance: &Value) -> Outcome {
-    check_within(what, got, want, text(tolerance, "metric")?, field(tolerance, "value")?.as_f64().unwrap())
+    check_within(
+        what,
+        got,
+        want,
+        text(tolerance, "metric")?,
+        field(tolerance, "value")?.as_f64().unwrap(),
+    )
 }
 
 fn check_within(what: &str, got: &[f64], want: &[f64], metric: &str, limit: f64) -> Outcome {
     if got.len() != want.len() {
-        return Err(format!("{what}: {} values instead of {}", got.len(), want.len()));
+        return Err(format!(
+            "{what}: {} values instead of {}",
+            got.len(),
+            want.len()
+        ));
     }
     let max = |v: &mut dyn Iterator<Item = f64>| v.fold(0.0, |m: f64, x| m.max(x.abs()));
     let l2 = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
@@ -76,8 +95,13 @@ fn check_within(what: &str, got: &[f64], want: &[f64], metric: &str, limit: f64)
     if distance <= limit {
         Ok(())
     } else {
-        let first = got.iter().zip(want).position(|(a, b)| (a - b).abs() > limit * b.abs().max(1.0));
-        Err(format!("{what}: {metric} = {distance:.3e} > {limit:.3e} (first difference at {first:?})"))
+        let first = got
+            .iter()
+            .zip(want)
+            .position(|(a, b)| (a - b).abs() > limit * b.abs().max(1.0));
+        Err(format!(
+            "{what}: {metric} = {distance:.3e} > {limit:.3e} (first difference at {first:?})"
+        ))
     }
 }
 
@@ -89,24 +113,47 @@ fn nll(logits: &[f64], label: i32) -> f64 {
 
 /// Mean over the kept labels: row t predicts label t + 1.
 fn mean_loss(logits: &[Vec<f64>], labels: &[i32]) -> f64 {
-    let kept: Vec<f64> =
-        logits.iter().zip(&labels[1..]).filter(|(_, l)| **l != -100).map(|(row, l)| nll(row, *l)).collect();
+    let kept: Vec<f64> = logits
+        .iter()
+        .zip(&labels[1..])
+        .filter(|(_, l)| **l != -100)
+        .map(|(row, l)| nll(row, *l))
+        .collect();
     kept.iter().sum::<f64>() / kept.len() as f64
 }
 
 /// PEFT's loss for CPT: labels of the context count too, decayed by their distance in groups from the last group.
-fn cpt_loss(logits: &[Vec<f64>], labels: &[i32], config: &Value, input_types: &[i32]) -> Result<f64, String> {
+fn cpt_loss(
+    logits: &[Vec<f64>],
+    labels: &[i32],
+    config: &Value,
+    input_types: &[i32],
+) -> Result<f64, String> {
     let ints = |key: &str| -> Result<Vec<i32>, String> {
         let list = field(config, key)?.as_array().ok_or("not a list")?;
         Ok(list.iter().map(|v| v.as_i64().unwrap() as i32).collect())
     };
     let context_types = ints("cpt_tokens_type_mask")?;
     let shift = context_types.iter().copied().max().unwrap_or(0);
-    let types: Vec<i32> =
-        context_types.iter().copied().chain(input_types.iter().map(|&t| if t > 0 { t + shift } else { t })).collect();
-    let labels: Vec<i32> = ints("cpt_token_ids")?.into_iter().chain(labels.iter().copied()).collect();
+    let types: Vec<i32> = context_types
+        .iter()
+        .copied()
+        .chain(
+            input_types
+                .iter()
+                .map(|&t| if t > 0 { t + shift } else { t }),
+        )
+        .collect();
+    let labels: Vec<i32> = ints("cpt_token_ids")?
+        .into_iter()
+        .chain(labels.iter().copied())
+        .collect();
     let is_label = |t: i32| t > 0 && t % 4 == 0;
-    let mut groups: Vec<i32> = types[1..].iter().copied().filter(|&t| is_label(t)).collect();
+    let mut groups: Vec<i32> = types[1..]
+        .iter()
+        .copied()
+        .filter(|&t| is_label(t))
+        .collect();
     groups.sort_unstable();
     groups.dedup();
     let decay = field(config, "opt_loss_decay_factor")?.as_f64().unwrap();
@@ -118,41 +165,51 @@ fn cpt_loss(logits: &[Vec<f64>], labels: &[i32], config: &Value, input_types: &[
     Ok(kept.iter().sum::<f64>() / kept.len() as f64)
 }
 
-struct Setup {
-    kv_type: KvType,
-    flash: FlashAttention,
-}
-
-fn session(model: &Model, setup: &Setup) -> Result<Session, String> {
-    let options =
-        SessionOptions::default().n_ctx(128).n_threads(1).kv_type(setup.kv_type).flash_attention(setup.flash);
+/// The references were computed in single precision, so the cache is too.
+fn session(model: &Model, flash: FlashAttention) -> Result<Session, String> {
+    let options = SessionOptions::default()
+        .n_ctx(128)
+        .n_threads(1)
+        .kv_type(KvType::F32)
+        .flash_attention(flash);
     Session::new(model, &options).map_err(|e| e.to_string())
 }
 
 fn logits(session: &mut Session, ids: &[i32]) -> Result<Vec<Vec<f64>>, String> {
     let mut rows = Vec::new();
     session
-        .feed_with_logits(ids, |_, row| rows.push(row.iter().map(|&v| f64::from(v)).collect()))
+        .feed_with_logits(ids, |_, row| {
+            rows.push(row.iter().map(|&v| f64::from(v)).collect())
+        })
         .map_err(|e| e.to_string())?;
     Ok(rows)
 }
 
 fn import(dir: &Path, model: &Model, check: &Value) -> Result<Adapter, String> {
     let mut options = ImportOptions::default();
-    options.task = check.get("task_id").and_then(Value::as_u64).map(|n| n as usize);
+    options.task = check
+        .get("task_id")
+        .and_then(Value::as_u64)
+        .map(|n| n as usize);
     import_peft(dir, model.shape(), Some(model.fingerprint()), &options).map_err(|e| e.to_string())
 }
 
-fn run_adapter(case: &Path, model: &Model, check_: &Value, setup: &Setup) -> Outcome {
+fn run_adapter(case: &Path, model: &Model, check_: &Value, flash: FlashAttention) -> Outcome {
     let dir = case.join(text(check_, "dir")?);
     let want = Expected::read(&case.join(text(check_, "expected")?))?;
     let tolerances = field(check_, "tolerances")?;
     let adapter = import(&dir, model, check_)?;
     let ids = want.ids("input_ids")?;
-    let mut s = session(model, setup)?;
-    s.attach(&adapter, ExistingText::Drop).map_err(|e| e.to_string())?;
+    let mut s = session(model, flash)?;
+    s.attach(&adapter, ExistingText::Drop)
+        .map_err(|e| e.to_string())?;
     let rows = logits(&mut s, &ids)?;
-    check("logits", &rows.concat(), want.values("logits")?, field(tolerances, "logits")?)?;
+    check(
+        "logits",
+        &rows.concat(),
+        want.values("logits")?,
+        field(tolerances, "logits")?,
+    )?;
 
     // Loss, with the labels' first token predicted by the last virtual token where there is one.
     let labels = want.ids("labels")?;
@@ -161,7 +218,9 @@ fn run_adapter(case: &Path, model: &Model, check_: &Value, setup: &Setup) -> Out
     let virtual_rows: Vec<Vec<f64>> = if in_front {
         let n_vocab = model.shape().n_vocab;
         let flat = s.virtual_logits().map_err(|e| e.to_string())?;
-        flat.chunks_exact(n_vocab).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
+        flat.chunks_exact(n_vocab)
+            .map(|row| row.iter().map(|&v| f64::from(v)).collect())
+            .collect()
     } else {
         Vec::new()
     };
@@ -176,45 +235,67 @@ fn run_adapter(case: &Path, model: &Model, check_: &Value, setup: &Setup) -> Out
         Ok(mean_loss(&all, &[&ignored, labels].concat()))
     };
     check("loss", &[loss(&labels)?], want.values("loss")?, limit)?;
-    check("loss_unmasked", &[loss(&ids)?], want.values("loss_unmasked")?, limit)?;
+    check(
+        "loss_unmasked",
+        &[loss(&ids)?],
+        want.values("loss_unmasked")?,
+        limit,
+    )?;
 
     // Greedy ids, up to the first near-tie.
     let greedy = want.ids("greedy")?;
     let margins = want.values("greedy_margin")?;
-    let scale = want.values("logits")?.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let scale = want
+        .values("logits")?
+        .iter()
+        .fold(0.0, |m: f64, x| m.max(x.abs()));
     for (i, (&id, &margin)) in greedy.iter().zip(margins).enumerate() {
         if margin < 1e-2 * scale {
             break;
         }
         let row = s.logits().map_err(|e| e.to_string())?;
-        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as i32;
+        let best = (0..row.len())
+            .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+            .unwrap() as i32;
         if best != id {
-            return Err(format!("greedy id {i} is {best}, expected {id} (margin {margin})"));
+            return Err(format!(
+                "greedy id {i} is {best}, expected {id} (margin {margin})"
+            ));
         }
         s.feed(&[id]).map_err(|e| e.to_string())?;
     }
     Ok(())
 }
 
-fn run_quantised(case: &Path, spec: &Value, checks: &[Value], setup: &Setup) -> Outcome {
+fn run_quantised(case: &Path, spec: &Value, checks: &[Value], flash: FlashAttention) -> Outcome {
     let model = open(&case.join(text(spec, "model")?))?;
     let want = Expected::read(&case.join(text(spec, "expected")?))?;
     let metric = text(spec, "tolerance/metric")?;
     let limit = field(spec, "tolerance/logits")?.as_f64().unwrap();
     let ids = want.ids("input_ids")?;
-    let base = logits(&mut session(&model, setup)?, &ids)?.concat();
+    let base = logits(&mut session(&model, flash)?, &ids)?.concat();
     check_within("logits", &base, want.values("logits")?, metric, limit)?;
-    for name in field(spec, "adapters")?.as_array().ok_or("'adapters' is not a list")? {
+    for name in field(spec, "adapters")?
+        .as_array()
+        .ok_or("'adapters' is not a list")?
+    {
         let name = name.as_str().ok_or("an adapter's name is not a string")?;
         let check_ = checks
             .iter()
             .find(|c| c.get("adapter").and_then(Value::as_str) == Some(name))
             .ok_or_else(|| format!("no check for adapter '{name}'"))?;
         let adapter = import(&case.join(text(check_, "dir")?), &model, check_)?;
-        let mut s = session(&model, setup)?;
-        s.attach(&adapter, ExistingText::Drop).map_err(|e| e.to_string())?;
+        let mut s = session(&model, flash)?;
+        s.attach(&adapter, ExistingText::Drop)
+            .map_err(|e| e.to_string())?;
         let got = logits(&mut s, &ids)?.concat();
-        check_within(&format!("{name}.logits"), &got, want.values(&format!("{name}.logits"))?, metric, limit)?;
+        check_within(
+            &format!("{name}.logits"),
+            &got,
+            want.values(&format!("{name}.logits"))?,
+            metric,
+            limit,
+        )?;
     }
     Ok(())
 }
@@ -224,49 +305,71 @@ fn open(path: &Path) -> Result<Model, String> {
 }
 
 /// Runs all checks of one case; returns how many ran.
-fn run_case(case: &Path, setup: &Setup, failures: &mut String) -> Result<usize, String> {
+fn run_case(case: &Path, flash: FlashAttention, failures: &mut String) -> Result<usize, String> {
     let json = fs::read(case.join("case.json")).map_err(|e| e.to_string())?;
     let json: Value = serde_json::from_slice(&json).map_err(|e| e.to_string())?;
-    let checks = field(&json, "checks")?.as_array().ok_or("'checks' is not a list")?;
+    let checks = field(&json, "checks")?
+        .as_array()
+        .ok_or("'checks' is not a list")?;
     let mut models: BTreeMap<String, Model> = BTreeMap::new();
     let mut model_name = None;
     let mut n = 0;
     let mut note = |what: &str, outcome: Outcome| {
         n += 1;
         if let Err(e) = outcome {
-            writeln!(failures, "{}/{what}: {e}", case.file_name().unwrap().to_string_lossy()).unwrap();
+            writeln!(
+                failures,
+                "{}/{what}: {e}",
+                case.file_name().unwrap().to_string_lossy()
+            )
+            .unwrap();
         }
     };
     for c in checks {
         if let Ok(adapter) = text(c, "adapter") {
-            let model = model_name.as_ref().and_then(|n| models.get(n)).ok_or("no base check before the adapters")?;
-            note(adapter, run_adapter(case, model, c, setup));
+            let model = model_name
+                .as_ref()
+                .and_then(|n| models.get(n))
+                .ok_or("no base check before the adapters")?;
+            note(adapter, run_adapter(case, model, c, flash));
         } else {
             let name = text(c, "model")?.to_owned();
             let model = open(&case.join(&name))?;
             let want = Expected::read(&case.join(text(c, "expected")?))?;
-            let rows = logits(&mut session(&model, setup)?, &want.ids("input_ids")?)?;
+            let rows = logits(&mut session(&model, flash)?, &want.ids("input_ids")?)?;
             note(
                 "base",
-                check("logits", &rows.concat(), want.values("logits")?, field(c, "tolerances/logits")?)
-                    .and_then(|()| {
-                        let loss = mean_loss(&rows, &want.ids("labels")?);
-                        check_within("loss", &[loss], want.values("loss")?, "|a-b|", 1e-3)
-                    }),
+                check(
+                    "logits",
+                    &rows.concat(),
+                    want.values("logits")?,
+                    field(c, "tolerances/logits")?,
+                )
+                .and_then(|()| {
+                    let loss = mean_loss(&rows, &want.ids("labels")?);
+                    check_within("loss", &[loss], want.values("loss")?, "|a-b|", 1e-3)
+                }),
             );
             models.insert(name.clone(), model);
             model_name = Some(name);
         }
     }
-    for (name, spec) in json.get("quantised").and_then(Value::as_object).into_iter().flatten() {
-        note(name, run_quantised(case, spec, checks, setup));
+    for (name, spec) in json
+        .get("quantised")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        note(name, run_quantised(case, spec, checks, flash));
     }
     Ok(n)
 }
 
-fn run_tree(setup: &Setup) {
-    let root = std::env::var_os("GGRAFT_CONFORMANCE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"), PathBuf::from);
+fn run_tree(flash: FlashAttention) {
+    let root = std::env::var_os("GGRAFT_CONFORMANCE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"),
+        PathBuf::from,
+    );
     let mut cases: Vec<PathBuf> = fs::read_dir(&root)
         .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
         .map(|e| e.unwrap().path())
@@ -277,7 +380,7 @@ fn run_tree(setup: &Setup) {
     let mut failures = String::new();
     let mut n = 0;
     for case in &cases {
-        match run_case(case, setup, &mut failures) {
+        match run_case(case, flash, &mut failures) {
             Ok(checks) => n += checks,
             Err(e) => writeln!(failures, "{}: {e}", case.display()).unwrap(),
         }
@@ -287,15 +390,10 @@ fn run_tree(setup: &Setup) {
 
 #[test]
 fn every_case_with_an_f32_cache() {
-    run_tree(&Setup { kv_type: KvType::F32, flash: FlashAttention::On });
+    run_tree(FlashAttention::On);
 }
 
 #[test]
 fn every_case_without_flash_attention() {
-    run_tree(&Setup { kv_type: KvType::F32, flash: FlashAttention::Off });
-}
-
-#[test]
-fn every_case_with_the_default_cache() {
-    run_tree(&Setup { kv_type: KvType::F16, flash: FlashAttention::Auto });
+    run_tree(FlashAttention::Off);
 }

@@ -605,7 +605,13 @@ impl Session {
             return Err(SessionError::NoVirtualTokens.into());
         };
         let (core, n) = (&self.core, rows.n_rows());
-        let mut core = Core::new(&core.model, core.cache.ty(), n, core.pool.clone(), core.flash)?;
+        let mut core = Core::new(
+            &core.model,
+            core.cache.ty(),
+            n,
+            core.pool.clone(),
+            core.flash,
+        )?;
         Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
     }
 
