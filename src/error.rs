@@ -3,6 +3,9 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
+use crate::infer::sampler::SamplerError;
+use crate::infer::text::StopError;
+use crate::model::vocab::VocabError;
 use std::path::{Path, PathBuf};
 
 /// Result of every fallible function of this crate.
@@ -26,6 +29,15 @@ pub enum Error {
     /// An adapter is malformed or does not fit the base model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A tokenizer cannot be used, or a text cannot be tokenized.
+    #[error(transparent)]
+    Vocab(#[from] VocabError),
+    /// Sampler settings cannot be used, or no token can be drawn.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// A stop string cannot be used.
+    #[error(transparent)]
+    Stop(#[from] StopError),
     /// The operating system refused to read or write `path`.
     #[error("{}: {source}", path.display())]
     Io {

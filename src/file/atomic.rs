@@ -5,13 +5,6 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 /// Writes to a temporary name in the target's folder, fsyncs, renames over `path`, fsyncs the folder.
-<<<<<<< HEAD
-pub fn write_atomic(
-    _path: &Path,
-    _fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> std::io::Result<()> {
-    todo!()
-=======
 ///
 /// Whatever happens before the rename (an error, a panic in `fill`, a full disk), `path` keeps its old content or stays
 /// absent. A new file gets mode 0644 as narrowed by the umask, a replaced one keeps its mode, a symbolic link keeps
@@ -78,5 +71,4 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(())
->>>>>>> wt-file
 }

@@ -586,14 +586,6 @@ impl Gguf {
     }
 
     /// An array of strings, as raw bytes (tokens need not be UTF-8).
-<<<<<<< HEAD
-    pub fn str_array<'a>(
-        &self,
-        _bytes: &'a [u8],
-        _key: &str,
-    ) -> Result<Option<Vec<&'a [u8]>>, GgufError> {
-        todo!()
-=======
     ///
     /// # Errors
     /// [`GgufError::KeyType`], [`GgufError::KeyElementType`].
@@ -980,6 +972,5 @@ fn check_bools(key: &str, at: usize, bytes: &[u8]) -> Result<(), GgufError> {
             at: (at + i) as u64,
             got: bytes[i],
         }),
->>>>>>> wt-file
     }
 }

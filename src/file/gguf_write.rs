@@ -107,16 +107,6 @@ impl GgufWriter {
         });
         self
     }
-<<<<<<< HEAD
-    /// Writes to a temporary name beside `path`, calls `data(i, out)` for each tensor in order (it must append exactly the
-    /// tensor's bytes), fsyncs and renames.
-    pub fn write(
-        &self,
-        _path: &Path,
-        _data: impl FnMut(usize, &mut Vec<u8>),
-    ) -> std::io::Result<()> {
-        todo!()
-=======
 
     /// Writes to a temporary name beside `path`, calls `data(i, out)` for each tensor in order, fsyncs and renames (see
     /// [`write_atomic`]).
@@ -130,7 +120,6 @@ impl GgufWriter {
     /// If `data` appends another number of bytes than the declaration demands. `path` is not touched then.
     pub fn write(&self, path: &Path, data: impl FnMut(usize, &mut Vec<u8>)) -> io::Result<()> {
         write_atomic(path, |out| self.stream(out, data))
->>>>>>> wt-file
     }
 
     /// The same into memory.

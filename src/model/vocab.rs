@@ -1002,3 +1002,40 @@ impl Drop for Metadata {
 fn c_key(text: &str) -> CString {
     CString::new(text).expect("constants without NUL")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::gguf_write::{GgufWriter, MetaValue};
+
+    fn bpe(pre: &str) -> Vocab {
+        let alphabet = ('!'..='~').chain('¡'..='¬').chain('®'..='\u{143}');
+        let tokens: Vec<String> = alphabet.map(String::from).collect();
+        let mut w = GgufWriter::new();
+        w.set(KEY_MODEL, MetaValue::String("gpt2".into()))
+            .set(KEY_PRE, MetaValue::String(pre.into()))
+            .set(KEY_TOKENS, MetaValue::Strings(tokens))
+            .set(KEY_MERGES, MetaValue::Strings(Vec::new()))
+            .set("tokenizer.ggml.add_bos_token", MetaValue::Bool(false));
+        let bytes = w.to_bytes(|_, _| {});
+        Vocab::load(&Gguf::parse(&bytes).unwrap(), &bytes).unwrap()
+    }
+
+    /// Every accepted pre-tokenizer survives long runs of each kind of character on a small stack, and loses nothing:
+    /// without merges, each byte of the text is a token.
+    #[test]
+    fn pre_tokenizers_survive_long_runs() {
+        let runs = [
+            "a", "A", "é", "日", "1", "!", " ", "\n", "\u{85}", "\u{301}", "\0", "🙂", "aA", "'s",
+            " a", "\r\n",
+        ];
+        for pre in PRE_ITERATIVE.iter().chain(PRE_RECURSIVE) {
+            let vocab = bpe(pre);
+            for run in runs {
+                let text = run.repeat(20_000 / run.len());
+                let ids = vocab.tokenize(&text, false, true).unwrap();
+                assert_eq!(vocab.detokenize(&ids), text, "{pre}: {run:?}");
+            }
+        }
+    }
+}
