@@ -528,16 +528,13 @@ fn each_cause_is_refused_by_name() {
     ] {
         refused!(bpe().set(key, U32(260)), E::SpecialToken { key: k, id: 260, n_tokens: 260 } if k == key);
     }
-    // The default EOS of this kind, 2, is outside of a vocabulary this small... which has no room for 256 bytes either,
-    // so only byte-level BPE (default 11) can lack a token that it is asked to add.
+    // The default BOS and EOS of this kind, 11, lie outside of so small a vocabulary.
     let few = bpe()
         .set(TOKENS, Strings(vec!["a".into(), "b".into()]))
         .without(TYPES)
         .without("tokenizer.ggml.bos_token_id")
         .without("tokenizer.ggml.eos_token_id");
-    let flag = |what| format!("tokenizer.ggml.add_{what}_token");
-    assert_eq!(flag("bos"), "tokenizer.ggml.add_bos_token");
-    let few_bytes = |key| {
+    let few_and = |key| {
         few.keys
             .iter()
             .cloned()
@@ -549,15 +546,11 @@ fn each_cause_is_refused_by_name() {
         "tokenizer.ggml.add_eos_token",
     );
     refused!(
-        Spec {
-            keys: few_bytes(bos)
-        },
+        Spec { keys: few_and(bos) },
         E::MissingSpecial { what: "BOS" }
     );
     refused!(
-        Spec {
-            keys: few_bytes(eos)
-        },
+        Spec { keys: few_and(eos) },
         E::MissingSpecial { what: "EOS" }
     );
 
@@ -577,19 +570,6 @@ fn each_cause_is_refused_by_name() {
             key: "tokenizer.chat_template",
             ..
         }
-    );
-}
-
-#[test]
-fn too_long_a_text_is_an_error() {
-    let v = Spec::bpe()
-        .set("tokenizer.ggml.pre", MetaValue::String("tekken".into()))
-        .load()
-        .unwrap();
-    let len = (1 << 20) + 1;
-    assert_eq!(
-        v.tokenize(&"a".repeat(len), false, false),
-        Err(VocabError::TextTooLong { len, max: 1 << 20 })
     );
 }
 
@@ -690,5 +670,39 @@ fn chat_templates() {
     assert_eq!(
         v.apply_chat(&nul, true),
         Err(VocabError::Nul { what: "a message" })
+    );
+}
+
+/// Counts the events of libllama.
+#[derive(Default)]
+struct Events(std::sync::Mutex<Vec<tracing::Level>>);
+
+impl tracing::Subscriber for &'static Events {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "ggml"
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().unwrap().push(*event.metadata().level());
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn log_lines_of_libllama_become_events() {
+    let events: &'static Events = Box::leak(Box::default());
+    tracing::subscriber::with_default(events, || {
+        // EOS is not called like any token that ends generation: libllama warns of it.
+        tiny();
+    });
+    let levels = events.0.lock().unwrap();
+    assert!(
+        levels.contains(&tracing::Level::INFO) && levels.contains(&tracing::Level::WARN),
+        "{levels:?}"
     );
 }
