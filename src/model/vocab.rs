@@ -1,6 +1,6 @@
 //! The vocabulary: token ids to text and back, and chat templates, through libllama.
 //!
-//! libllama aborts the process on many malformed files. So it never sees the file: [`validate_tokenizer`] reads the
+//! libllama aborts the process on many malformed files. So it never sees the file: `validate_tokenizer` reads the
 //! tokenizer's keys with our own parser, refuses what libllama could not survive, and hands over a metadata object
 //! rebuilt from the accepted values alone. Nothing else of the file (other keys, tensors, split parts) can reach it.
 
