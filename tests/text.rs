@@ -7,7 +7,7 @@ use ggraft::model::vocab::{ChatMessage, Vocab, VocabError};
 use std::ffi::CString;
 
 /// A llama of 19 K random weights with a byte-level BPE vocabulary of 288 tokens and 10 merges.
-const TINY: &[u8] = include_bytes!("data/tiny-vocab.gguf");
+const TINY: &[u8] = include_bytes!("data/bad/control.gguf");
 /// Where its tensor descriptions begin.
 const TINY_METADATA_END: usize = 5402;
 
