@@ -72,3 +72,82 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        write_atomic(&path, |out| out.write_all(b"old")).unwrap();
+
+        let failed = write_atomic(&path, |out| {
+            out.write_all(&[0; 1 << 20])?;
+            Err(io::Error::other("enough"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "enough");
+        let panicked = std::panic::catch_unwind(|| write_atomic(&path, |_| panic!("enough")));
+        assert!(panicked.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["f"]);
+
+        write_atomic(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["f"]);
+    }
+
+    #[test]
+    fn targets_that_a_rename_would_destroy_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused =
+            |path: &Path| write_atomic(path, |_| unreachable!("refused before")).unwrap_err();
+        assert_eq!(refused(folder.path()).to_string(), "is a directory");
+        assert_eq!(
+            refused(&folder.path().join("absent/f")).kind(),
+            ErrorKind::NotFound
+        );
+        #[cfg(unix)]
+        assert_eq!(
+            refused(Path::new("/dev/null")).to_string(),
+            "is not a regular file"
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn modes_and_links_survive() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (path, link) = (folder.path().join("f"), folder.path().join("link"));
+
+        // The same open(2) mode by another way tells what the umask leaves of it.
+        let probe = folder.path().join("probe");
+        let options = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&probe);
+        drop(options.unwrap());
+        write_atomic(&path, |out| out.write_all(b"1")).unwrap();
+        assert_eq!(mode(&path), mode(&probe) & 0o644);
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink(&path, &link).unwrap();
+        write_atomic(&link, |out| out.write_all(b"2")).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(
+            (fs::read(&path).unwrap(), mode(&path)),
+            (b"2".to_vec(), 0o640)
+        );
+    }
+}

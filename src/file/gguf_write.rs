@@ -91,14 +91,18 @@ impl GgufWriter {
             !ne.contains(&0),
             "tensor {name:?} has a zero dimension, ne = {ne:?}"
         );
-        let n_bytes = ne[1..]
-            .iter()
-            .try_fold(
-                ty.row_bytes(ne[0])
-                    .unwrap_or_else(|| panic!("tensor {name:?}: {ty} rows of {}", ne[0])),
-                |n, &d| n.checked_mul(d),
-            )
-            .unwrap_or_else(|| panic!("the size of tensor {name:?} overflows, ne = {ne:?}"));
+        let (block, row) = (ty.block_size(), ty.row_bytes(ne[0]));
+        assert!(
+            ne[0].is_multiple_of(block),
+            "tensor {name:?}: rows of {} in {ty} blocks of {block}",
+            ne[0]
+        );
+        let product =
+            |first: Option<u64>| ne[1..].iter().try_fold(first?, |n, &d| n.checked_mul(d));
+        let n_elements = product(Some(ne[0])).filter(|&n| n <= i64::MAX as u64);
+        let (Some(_), Some(n_bytes)) = (n_elements, product(row)) else {
+            panic!("the size of tensor {name:?} overflows, ne = {ne:?}");
+        };
         self.tensors.push(Declaration {
             name,
             ty,
