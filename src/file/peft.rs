@@ -478,7 +478,7 @@ impl PeftConfig {
         };
         let wrong = |key, got, expected| Err(PeftError::ConfigValue { key, got, expected });
         let (heads, p) = (config.num_attention_heads, config.num_virtual_tokens);
-        if config.token_dim % heads != 0 {
+        if !config.token_dim.is_multiple_of(heads) {
             return wrong(
                 "token_dim",
                 config.token_dim,
