@@ -94,7 +94,7 @@ impl Rows {
         }
     }
 
-    /// Copies row `i` to `out`, ne = [width].
+    /// Copies row `i` to `out`, `ne = [width]`.
     ///
     /// # Panics
     /// If there is no row `i`, or `out` is not `width` long.

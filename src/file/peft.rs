@@ -247,7 +247,7 @@ pub struct PeftTensor {
     pub data: Vec<f32>,
 }
 
-/// Per-task factors of MULTITASK_PROMPT_TUNING: rows of task t = prompt_embeddings * (cols[t] @ rows[t]), element-wise.
+/// Per-task factors of MULTITASK_PROMPT_TUNING: rows of task t = `prompt_embeddings * (cols[t] @ rows[t])`, element-wise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskFactors {
     /// `prefix_task_cols`, `[tasks, P, r]`.
