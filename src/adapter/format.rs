@@ -54,7 +54,7 @@ impl Adapter {
             }
             .into()
         })?;
-        Self::from_gguf(&bytes)
+        Self::from_gguf(&bytes).map_err(|e| e.at(path))
     }
 
     /// Reads an adapter from the bytes of a file.

@@ -265,7 +265,7 @@ fn key_order(base: &BaseShape) -> Result<Vec<usize>, AdapterError> {
     if !base.qk_permuted {
         return Ok((0..base.kv_width()).collect());
     }
-    if d % 2 != 0 {
+    if !d.is_multiple_of(2) {
         return Err(AdapterError::OddHeadSize { head_dim: d });
     }
     let in_head = |i: usize| i / d * d + i % 2 * half + i % d / 2;

@@ -94,7 +94,7 @@ impl Rows {
         }
     }
 
-    /// Copies row `i` to `out`, ne = [width].
+    /// Copies row `i` to `out`, `ne = [width]`.
     ///
     /// # Panics
     /// If there is no row `i`, or `out` is not `width` long.
@@ -166,7 +166,7 @@ impl Rows {
 }
 
 fn check(width: usize, values: usize) -> Result<(), AdapterError> {
-    if width == 0 || values == 0 || values % width != 0 {
+    if width == 0 || values == 0 || !values.is_multiple_of(width) {
         return Err(AdapterError::RaggedRows { width, values });
     }
     Ok(())

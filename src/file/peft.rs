@@ -247,7 +247,7 @@ pub struct PeftTensor {
     pub data: Vec<f32>,
 }
 
-/// Per-task factors of MULTITASK_PROMPT_TUNING: rows of task t = prompt_embeddings * (cols[t] @ rows[t]), element-wise.
+/// Per-task factors of MULTITASK_PROMPT_TUNING: rows of task t = `prompt_embeddings * (cols[t] @ rows[t])`, element-wise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskFactors {
     /// `prefix_task_cols`, `[tasks, P, r]`.
@@ -478,7 +478,7 @@ impl PeftConfig {
         };
         let wrong = |key, got, expected| Err(PeftError::ConfigValue { key, got, expected });
         let (heads, p) = (config.num_attention_heads, config.num_virtual_tokens);
-        if config.token_dim % heads != 0 {
+        if !config.token_dim.is_multiple_of(heads) {
             return wrong(
                 "token_dim",
                 config.token_dim,
