@@ -46,7 +46,12 @@ fn main() -> ExitCode {
     match synth::write(&args.output, args.shape, args.ty, args.pure) {
         Ok(bytes) => {
             let (gb, seconds) = (bytes as f64 / 1e9, start.elapsed().as_secs_f64());
-            println!("{}: {} {}, {gb:.3} GB in {seconds:.1} s", args.output.display(), args.shape.name, args.ty.name());
+            println!(
+                "{}: {} {}, {gb:.3} GB in {seconds:.1} s",
+                args.output.display(),
+                args.shape.name,
+                args.ty.name()
+            );
             ExitCode::SUCCESS
         }
         Err(e) => {

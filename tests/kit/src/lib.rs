@@ -10,7 +10,14 @@ mod vocab;
 
 /// Inverse-frequency divisors of Llama 3's rope scaling, `ne = [n_rot / 2]`, as its converter stores them in `rope_freqs.weight`:
 /// 1 for wavelengths below `n_ctx_orig / high`, `factor` above `n_ctx_orig / low`, a linear blend between.
-pub(crate) fn llama3_rope_factors(n_rot: usize, base: f32, factor: f32, low: f32, high: f32, n_ctx_orig: f32) -> Vec<f32> {
+pub(crate) fn llama3_rope_factors(
+    n_rot: usize,
+    base: f32,
+    factor: f32,
+    low: f32,
+    high: f32,
+    n_ctx_orig: f32,
+) -> Vec<f32> {
     (0..n_rot / 2)
         .map(|i| {
             let freq = base.powf(-2.0 * i as f32 / n_rot as f32);

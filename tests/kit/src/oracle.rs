@@ -2,6 +2,7 @@
 
 use ggml_sys as sys;
 use ggraft::file::types::GgmlType;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -13,11 +14,16 @@ use std::sync::Once;
 #[derive(Debug, thiserror::Error)]
 pub enum OracleError {
     /// The model file was refused.
-    #[error("libllama cannot load {}", .0.display())]
-    Load(PathBuf),
+    #[error("libllama cannot load {}: {reason}", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What libllama logged.
+        reason: String,
+    },
     /// No context could be made.
-    #[error("libllama cannot make a context: check context length, cache type and flash attention")]
-    Context,
+    #[error("libllama cannot make a context: {0}")]
+    Context(String),
     /// `llama_decode` failed.
     #[error("libllama decode failed with code {code} at position {position}")]
     Decode {
@@ -96,8 +102,14 @@ impl Model {
         params.use_extra_bufts = repack;
         // SAFETY: `c_path` is a C string that outlives the call; the parameters hold no pointers but libllama's defaults.
         let raw = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
-        let raw = NonNull::new(raw).ok_or_else(|| OracleError::Load(path.to_owned()))?;
-        let mut model = Self { raw, sliding: Vec::new() };
+        let raw = NonNull::new(raw).ok_or_else(|| OracleError::Load {
+            path: path.to_owned(),
+            reason: logged(),
+        })?;
+        let mut model = Self {
+            raw,
+            sliding: Vec::new(),
+        };
         model.sliding = sliding_layers(&c_path, model.n_layer());
         Ok(model)
     }
@@ -135,7 +147,10 @@ impl Model {
                 true,
             )
         };
-        assert!(n >= 0, "a text of n bytes has at most n tokens, plus bos and eos");
+        assert!(
+            n >= 0,
+            "a text of n bytes has at most n tokens, plus bos and eos"
+        );
         ids.truncate(n as usize);
         ids
     }
@@ -193,7 +208,9 @@ impl Llama {
         };
         // Keeps every position of sliding-window layers, so that a whole prefix can be put in; the mask is the same.
         params.swa_full = true;
-        let capture = options.capture.then(|| NonNull::from(Box::leak(Box::<Capture>::default())));
+        let capture = options
+            .capture
+            .then(|| NonNull::from(Box::leak(Box::<Capture>::default())));
         if let Some(capture) = capture {
             params.cb_eval = Some(on_node);
             params.cb_eval_user_data = capture.as_ptr().cast();
@@ -202,7 +219,7 @@ impl Llama {
         let ctx = unsafe { sys::llama_init_from_model(model.raw.as_ptr(), params) };
         let Some(ctx) = NonNull::new(ctx) else {
             free_capture(capture);
-            return Err(OracleError::Context);
+            return Err(OracleError::Context(logged()));
         };
         // SAFETY: `params` is initialised by the first call; the pool is freed after the context it is attached to.
         let pool = unsafe {
@@ -211,7 +228,14 @@ impl Llama {
             sys::llama_attach_threadpool(ctx.as_ptr(), pool, std::ptr::null_mut());
             NonNull::new(pool).expect("ggml aborts rather than return no pool")
         };
-        Ok(Self { ctx, pool, capture, options: options.clone(), n_past: 0, model })
+        Ok(Self {
+            ctx,
+            pool,
+            capture,
+            options: options.clone(),
+            n_past: 0,
+            model,
+        })
     }
 
     /// The model.
@@ -236,9 +260,15 @@ impl Llama {
     /// # Panics
     /// If `n` is out of that range.
     pub fn truncate(&mut self, n: usize) {
-        assert!(0 < n && n <= self.n_past, "cannot keep {n} of {} positions", self.n_past);
+        assert!(
+            0 < n && n <= self.n_past,
+            "cannot keep {n} of {} positions",
+            self.n_past
+        );
         // SAFETY: the context is live, and owns its memory.
-        let removed = unsafe { sys::llama_memory_seq_rm(sys::llama_get_memory(self.ctx.as_ptr()), 0, n as i32, -1) };
+        let removed = unsafe {
+            sys::llama_memory_seq_rm(sys::llama_get_memory(self.ctx.as_ptr()), 0, n as i32, -1)
+        };
         assert!(removed, "an attention cache can drop its last positions");
         self.n_past = n;
     }
@@ -269,9 +299,12 @@ impl Llama {
         self.prefill(&[token])
     }
 
-    /// As [`Llama::logits`], and every F32 tensor of the graph by libllama's name (`attn_norm-0`, `Qcur-1`, `l_out-1`,
+    /// As [`Llama::logits`], and every F32 tensor of the graph by libllama's name (`embd`, `attn_norm-0`, `Qcur-1`, `l_out-1`,
     /// `result_norm`), elements in ggml order. Of names that libllama gives more than once, the last one computed: `Qcur-0` is after rope.
-    pub fn logits_with_intermediates(&mut self, tokens: &[i32]) -> Result<(Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>), OracleError> {
+    pub fn logits_with_intermediates(
+        &mut self,
+        tokens: &[i32],
+    ) -> Result<(Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>), OracleError> {
         let capture = self.capture.ok_or(OracleError::NoCapture)?;
         // SAFETY: the box lives until drop; only the callback touches it during decode, on this thread.
         unsafe { (*capture.as_ptr()).enabled = true };
@@ -289,9 +322,14 @@ impl Llama {
         self.clear();
         let state = self.prefix_state(layers, p)?;
         // SAFETY: the buffer is given with its length; libllama checks the contents.
-        let read = unsafe { sys::llama_state_seq_set_data(self.ctx.as_ptr(), state.as_ptr(), state.len(), 0) };
+        let read = unsafe {
+            sys::llama_state_seq_set_data(self.ctx.as_ptr(), state.as_ptr(), state.len(), 0)
+        };
         if read != state.len() {
-            return Err(OracleError::State(format!("libllama took {read} of {} bytes", state.len())));
+            return Err(OracleError::State(format!(
+                "libllama took {read} of {} bytes",
+                state.len()
+            )));
         }
         self.n_past = p;
         Ok(())
@@ -324,7 +362,10 @@ impl Llama {
                 let v = if transposed {
                     let size = r.u32()? as usize;
                     let width = r.u32()? as usize;
-                    transpose(&self.floats(r.take(size * width * self.n_past)?)?, self.n_past)
+                    transpose(
+                        &self.floats(r.take(size * width * self.n_past)?)?,
+                        self.n_past,
+                    )
                 } else {
                     let bytes = r.u64()? as usize;
                     self.floats(r.take(bytes * self.n_past)?)?
@@ -332,21 +373,36 @@ impl Llama {
                 out[layer] = Some(KvRows { k, v });
             }
         }
-        out.into_iter().map(|rows| rows.ok_or_else(|| OracleError::State("a layer is missing".into()))).collect()
+        out.into_iter()
+            .map(|rows| rows.ok_or_else(|| OracleError::State("a layer is missing".into())))
+            .collect()
     }
 
     fn decode(&mut self, input: Input<'_>, all: bool) -> Result<(), OracleError> {
         let (tokens, rows, n) = match input {
             Input::Tokens(t) => (t.as_ptr().cast_mut(), std::ptr::null_mut(), t.len()),
             Input::Rows(r) => {
-                assert!(r.len().is_multiple_of(self.model.n_embd()), "{} floats are not rows of {}", r.len(), self.model.n_embd());
-                (std::ptr::null_mut(), r.as_ptr().cast_mut(), r.len() / self.model.n_embd())
+                assert!(
+                    r.len().is_multiple_of(self.model.n_embd()),
+                    "{} floats are not rows of {}",
+                    r.len(),
+                    self.model.n_embd()
+                );
+                (
+                    std::ptr::null_mut(),
+                    r.as_ptr().cast_mut(),
+                    r.len() / self.model.n_embd(),
+                )
             }
         };
         assert!(n > 0, "nothing to decode");
         let position = self.n_past;
         if position + n > self.options.n_ctx {
-            return Err(OracleError::ContextFull { n, position, n_ctx: self.options.n_ctx });
+            return Err(OracleError::ContextFull {
+                n,
+                position,
+                n_ctx: self.options.n_ctx,
+            });
         }
         let mut positions: Vec<i32> = (position as i32..(position + n) as i32).collect();
         let mut wanted = vec![i8::from(all); n];
@@ -383,15 +439,28 @@ impl Llama {
 
     /// Layers of each KV cache in the order of the state: models with sliding windows keep two, full attention first.
     fn caches(&self) -> Vec<Vec<usize>> {
-        let of = |kind: bool| (0..self.model.n_layer()).filter(|&i| self.model.sliding[i] == kind).collect::<Vec<_>>();
-        if self.model.sliding.contains(&true) { vec![of(false), of(true)] } else { vec![of(false)] }
+        let of = |kind: bool| {
+            (0..self.model.n_layer())
+                .filter(|&i| self.model.sliding[i] == kind)
+                .collect::<Vec<_>>()
+        };
+        if self.model.sliding.contains(&true) {
+            vec![of(false), of(true)]
+        } else {
+            vec![of(false)]
+        }
     }
 
     fn export(&mut self) -> Vec<u8> {
         // SAFETY: the context is live; the buffer is given with its length.
         unsafe {
             let mut state = vec![0; sys::llama_state_seq_get_size(self.ctx.as_ptr(), 0)];
-            let written = sys::llama_state_seq_get_data(self.ctx.as_ptr(), state.as_mut_ptr(), state.len(), 0);
+            let written = sys::llama_state_seq_get_data(
+                self.ctx.as_ptr(),
+                state.as_mut_ptr(),
+                state.len(),
+                0,
+            );
             state.truncate(written);
             state
         }
@@ -400,14 +469,20 @@ impl Llama {
     /// A sequence state (version 4) as `state_write` of llama-kv-cache.cpp writes it, with `p` cells at positions 0..p.
     fn prefix_state(&mut self, layers: &[KvRows], p: usize) -> Result<Vec<u8>, OracleError> {
         if layers.len() != self.model.n_layer() || p == 0 {
-            return Err(OracleError::State(format!("{p} rows of {} layers, the model has {}", layers.len(), self.model.n_layer())));
+            return Err(OracleError::State(format!(
+                "{p} rows of {} layers, the model has {}",
+                layers.len(),
+                self.model.n_layer()
+            )));
         }
         // An empty sequence exports the magic number and the sequence id.
         let mut out = self.export();
         out.truncate(8);
         // libllama keeps V transposed unless flash attention is on.
         let flash = self.options.flash_attention;
-        let flash = flash.ok_or_else(|| OracleError::State("choose flash attention on or off to set a prefix".into()))?;
+        let flash = flash.ok_or_else(|| {
+            OracleError::State("choose flash attention on or off to set a prefix".into())
+        })?;
         let ty = self.options.kv_type as u32;
         for cache in self.caches() {
             out.extend(1u32.to_le_bytes());
@@ -446,20 +521,33 @@ impl Llama {
 
     fn bytes(&self, values: &[f32]) -> Result<Vec<u8>, OracleError> {
         match self.options.kv_type {
-            GgmlType::F32 | GgmlType::F16 => Ok(crate::quantize::quantize(self.options.kv_type, values, values.len())),
-            other => Err(OracleError::State(format!("the cache is {}, expected f32 or f16", other.name()))),
+            GgmlType::F32 | GgmlType::F16 => Ok(crate::quantize::quantize(
+                self.options.kv_type,
+                values,
+                values.len(),
+            )),
+            other => Err(OracleError::State(format!(
+                "the cache is {}, expected f32 or f16",
+                other.name()
+            ))),
         }
     }
 
     fn floats(&self, bytes: &[u8]) -> Result<Vec<f32>, OracleError> {
         match self.options.kv_type {
-            GgmlType::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            GgmlType::F32 => Ok(bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect()),
             GgmlType::F16 => Ok(bytes
                 .chunks_exact(2)
                 // SAFETY: a pure function.
                 .map(|b| unsafe { sys::ggml_fp16_to_fp32(u16::from_le_bytes([b[0], b[1]])) })
                 .collect()),
-            other => Err(OracleError::State(format!("the cache is {}, expected f32 or f16", other.name()))),
+            other => Err(OracleError::State(format!(
+                "the cache is {}, expected f32 or f16",
+                other.name()
+            ))),
         }
     }
 }
@@ -487,7 +575,10 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], OracleError> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or_else(|| OracleError::State("too short".into()))?;
+        let (head, tail) = self
+            .0
+            .split_at_checked(n)
+            .ok_or_else(|| OracleError::State("too short".into()))?;
         self.0 = tail;
         Ok(head)
     }
@@ -495,21 +586,30 @@ impl<'a> Reader<'a> {
         self.take(n).map(|_| ())
     }
     fn u32(&mut self) -> Result<u32, OracleError> {
-        self.take(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        self.take(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
     fn u64(&mut self) -> Result<u64, OracleError> {
         Ok(u64::from(self.u32()?) | u64::from(self.u32()?) << 32)
     }
     fn expect(&mut self, want: u32, what: &str) -> Result<(), OracleError> {
         let got = self.u32()?;
-        if got == want { Ok(()) } else { Err(OracleError::State(format!("{what}: expected {want}, got {got}"))) }
+        if got == want {
+            Ok(())
+        } else {
+            Err(OracleError::State(format!(
+                "{what}: expected {want}, got {got}"
+            )))
+        }
     }
 }
 
 /// Rows of `width` values become `width` rows.
 fn transpose(rows: &[f32], width: usize) -> Vec<f32> {
     let n = rows.len() / width;
-    (0..rows.len()).map(|i| rows[i % n * width + i / n]).collect()
+    (0..rows.len())
+        .map(|i| rows[i % n * width + i / n])
+        .collect()
 }
 
 /// Intermediates of one decode.
@@ -531,9 +631,15 @@ unsafe extern "C" fn on_node(node: *mut sys::ggml_tensor, ask: bool, user: *mut 
     // SAFETY: `user` is the context's `Capture`; libllama calls from the thread that decodes, which does not touch it meanwhile.
     let capture = unsafe { &mut *user.cast::<Capture>() };
     // SAFETY: ggml passes a live node whose name is a C string.
-    let (t, name) = unsafe { (&*node, CStr::from_ptr((*node).name.as_ptr()).to_string_lossy()) };
-    // Views made on the way ("Qcur-0 (reshaped)") repeat what their source shows.
-    let wanted = capture.enabled && t.type_ == sys::GGML_TYPE_F32 && !name.contains('(');
+    let (t, name) = unsafe {
+        (
+            &*node,
+            CStr::from_ptr((*node).name.as_ptr()).to_string_lossy(),
+        )
+    };
+    // Views made on the way ("Qcur-0 (reshaped)") repeat what their source shows; "node_7" has no name.
+    let named = !name.contains('(') && !name.starts_with("node_");
+    let wanted = capture.enabled && t.type_ == sys::GGML_TYPE_F32 && named;
     if wanted && !ask {
         // SAFETY: the node is computed, F32 and in host memory (only the CPU backend is compiled in); its strides keep every
         // element inside its buffer.
@@ -564,28 +670,60 @@ unsafe fn strided(t: &sys::ggml_tensor) -> Vec<f32> {
     out
 }
 
-/// Initialises libllama once and silences its log.
+thread_local! {
+    /// Errors that libllama logged on this thread since [`logged`] was called last.
+    static LOGGED: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Takes what libllama logged as errors on this thread, as one line.
+fn logged() -> String {
+    LOGGED
+        .take()
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Initialises libllama once and keeps its log off the terminal.
 fn start() {
     static START: Once = Once::new();
     START.call_once(|| {
-        // SAFETY: called once, before any other use by this crate; the callback touches nothing.
+        // SAFETY: called once, before any other use by this crate; the callback needs no data.
         unsafe {
-            sys::llama_log_set(Some(ignore_log), std::ptr::null_mut());
+            sys::llama_log_set(Some(keep_errors), std::ptr::null_mut());
             sys::llama_backend_init();
         }
     });
 }
 
-unsafe extern "C" fn ignore_log(_level: sys::ggml_log_level, _text: *const c_char, _user: *mut c_void) {}
+unsafe extern "C" fn keep_errors(
+    level: sys::ggml_log_level,
+    text: *const c_char,
+    _user: *mut c_void,
+) {
+    if level == sys::GGML_LOG_LEVEL_ERROR {
+        // SAFETY: libllama passes a C string.
+        let text = unsafe { CStr::from_ptr(text) };
+        LOGGED.with_borrow_mut(|log| log.push_str(&text.to_string_lossy()));
+    }
+}
 
 fn c_path(path: &Path) -> Result<CString, OracleError> {
-    path.to_str().and_then(|p| CString::new(p).ok()).ok_or_else(|| OracleError::Load(path.to_owned()))
+    let text = path.to_str().and_then(|p| CString::new(p).ok());
+    text.ok_or_else(|| OracleError::Load {
+        path: path.to_owned(),
+        reason: "the path is no UTF-8 C string".into(),
+    })
 }
 
 /// Which layers have a sliding window, by the file's keys and libllama's default patterns (`load_arch_hparams` of
 /// gemma2, gemma3 and olmo2; phi3 ignores its window).
 fn sliding_layers(path: &CStr, n_layer: usize) -> Vec<bool> {
-    let params = sys::gguf_init_params { no_alloc: true, ctx: std::ptr::null_mut() };
+    let params = sys::gguf_init_params {
+        no_alloc: true,
+        ctx: std::ptr::null_mut(),
+    };
     // SAFETY: the path is a C string; the file was loaded before, so it parses, and the result is freed below. Values are read only
     // after a check of their type.
     unsafe {
@@ -597,7 +735,9 @@ fn sliding_layers(path: &CStr, n_layer: usize) -> Vec<bool> {
             (id >= 0).then(|| (id, sys::gguf_get_kv_type(file, id)))
         };
         let arch = match find("general.architecture") {
-            Some((id, sys::GGUF_TYPE_STRING)) => CStr::from_ptr(sys::gguf_get_val_str(file, id)).to_string_lossy().into_owned(),
+            Some((id, sys::GGUF_TYPE_STRING)) => CStr::from_ptr(sys::gguf_get_val_str(file, id))
+                .to_string_lossy()
+                .into_owned(),
             _ => String::new(),
         };
         let default = match arch.as_str() {
@@ -610,13 +750,26 @@ fn sliding_layers(path: &CStr, n_layer: usize) -> Vec<bool> {
             Some((id, sys::GGUF_TYPE_UINT32)) => sys::gguf_get_val_u32(file, id) > 0,
             _ => arch == "gemma2",
         };
-        let sliding = match (default.filter(|_| window), find(&format!("{arch}.attention.sliding_window_pattern"))) {
+        let sliding = match (
+            default.filter(|_| window),
+            find(&format!("{arch}.attention.sliding_window_pattern")),
+        ) {
             (None, _) => vec![false; n_layer],
-            (Some(_), Some((id, sys::GGUF_TYPE_ARRAY))) if sys::gguf_get_arr_type(file, id) == sys::GGUF_TYPE_BOOL => {
-                assert!(sys::gguf_get_arr_n(file, id) >= n_layer, "the pattern covers all layers");
-                std::slice::from_raw_parts(sys::gguf_get_arr_data(file, id).cast::<i8>(), n_layer).iter().map(|&b| b != 0).collect()
+            (Some(_), Some((id, sys::GGUF_TYPE_ARRAY)))
+                if sys::gguf_get_arr_type(file, id) == sys::GGUF_TYPE_BOOL =>
+            {
+                assert!(
+                    sys::gguf_get_arr_n(file, id) >= n_layer,
+                    "the pattern covers all layers"
+                );
+                std::slice::from_raw_parts(sys::gguf_get_arr_data(file, id).cast::<i8>(), n_layer)
+                    .iter()
+                    .map(|&b| b != 0)
+                    .collect()
             }
-            (Some(_), Some((id, sys::GGUF_TYPE_UINT32))) => every(sys::gguf_get_val_u32(file, id) as usize, n_layer),
+            (Some(_), Some((id, sys::GGUF_TYPE_UINT32))) => {
+                every(sys::gguf_get_val_u32(file, id) as usize, n_layer)
+            }
             (Some(pattern), _) => every(pattern, n_layer),
         };
         sys::gguf_free(file);
@@ -626,5 +779,7 @@ fn sliding_layers(path: &CStr, n_layer: usize) -> Vec<bool> {
 
 /// All layers but every `pattern`-th.
 fn every(pattern: usize, n_layer: usize) -> Vec<bool> {
-    (0..n_layer).map(|i| pattern == 0 || i % pattern < pattern - 1).collect()
+    (0..n_layer)
+        .map(|i| pattern == 0 || i % pattern < pattern - 1)
+        .collect()
 }

@@ -10,8 +10,14 @@ use ggraft::file::types::GgmlType;
 /// (see [`can_quantize`]).
 pub fn quantize(ty: GgmlType, src: &[f32], n_per_row: usize) -> Vec<u8> {
     assert!(can_quantize(ty), "{} needs an importance matrix", ty.name());
-    assert!(n_per_row > 0 && src.len().is_multiple_of(n_per_row), "{} floats are not rows of {n_per_row}", src.len());
-    let row = ty.row_bytes(n_per_row as u64).unwrap_or_else(|| panic!("rows of {n_per_row} are not whole {} blocks", ty.name()));
+    assert!(
+        n_per_row > 0 && src.len().is_multiple_of(n_per_row),
+        "{} floats are not rows of {n_per_row}",
+        src.len()
+    );
+    let row = ty
+        .row_bytes(n_per_row as u64)
+        .unwrap_or_else(|| panic!("rows of {n_per_row} are not whole {} blocks", ty.name()));
     let n_rows = src.len() / n_per_row;
     let mut out = vec![0u8; n_rows * row as usize];
     // SAFETY: `src` holds n_rows * n_per_row floats and `out` n_rows rows of `ty` (both sized above); no importance matrix is
@@ -27,7 +33,12 @@ pub fn quantize(ty: GgmlType, src: &[f32], n_per_row: usize) -> Vec<u8> {
             std::ptr::null(),
         )
     };
-    assert_eq!(written, out.len(), "ggml wrote another size of {} than its row size says", ty.name());
+    assert_eq!(
+        written,
+        out.len(),
+        "ggml wrote another size of {} than its row size says",
+        ty.name()
+    );
     out
 }
 

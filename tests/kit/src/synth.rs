@@ -140,7 +140,11 @@ pub fn shape(name: &str) -> Option<&'static Shape> {
 /// 256-element blocks fall back to a type with blocks of 32.
 pub fn matrix_type(ty: GgmlType, n_in: usize, is_output: bool) -> GgmlType {
     use GgmlType::*;
-    let ty = if is_output && !matches!(ty, F32 | F16 | BF16 | Q8_0) { Q6_K } else { ty };
+    let ty = if is_output && !matches!(ty, F32 | F16 | BF16 | Q8_0) {
+        Q6_K
+    } else {
+        ty
+    };
     if (n_in as u64).is_multiple_of(ty.block_size()) {
         return ty;
     }
@@ -155,7 +159,13 @@ pub fn matrix_type(ty: GgmlType, n_in: usize, is_output: bool) -> GgmlType {
 
 /// Writes a model of `shape` whose matrices have type `ty` (see [`matrix_type`]); the output matrix too with `pure`. Returns the file's size in bytes.
 pub fn write(path: &Path, shape: &Shape, ty: GgmlType, pure: bool) -> std::io::Result<u64> {
-    let mut plan = Plan { shape, ty, pure, file: GgufWriter::new(), tensors: Vec::new() };
+    let mut plan = Plan {
+        shape,
+        ty,
+        pure,
+        file: GgufWriter::new(),
+        tensors: Vec::new(),
+    };
     plan.metadata();
     plan.tensors();
     let Plan { file, tensors, .. } = plan;
@@ -166,20 +176,33 @@ pub fn write(path: &Path, shape: &Shape, ty: GgmlType, pure: bool) -> std::io::R
 
 enum Tensor {
     /// Rows of `n_in` elements of type `ty`, normal with standard deviation 1 / sqrt(`n_in`).
-    Matrix { ty: GgmlType, n_in: usize, n_out: usize },
+    Matrix {
+        ty: GgmlType,
+        n_in: usize,
+        n_out: usize,
+    },
     /// F32.
     Vector(Vec<f32>),
 }
 
 impl Tensor {
-    fn write(&self, index: usize, tiles: &mut HashMap<(GgmlType, usize), Vec<u8>>, out: &mut Vec<u8>) {
+    fn write(
+        &self,
+        index: usize,
+        tiles: &mut HashMap<(GgmlType, usize), Vec<u8>>,
+        out: &mut Vec<u8>,
+    ) {
         const TILE: usize = 1 << 20;
         match *self {
             Self::Vector(ref values) => out.extend(le_bytes(values)),
             Self::Matrix { ty, n_in, n_out } => {
                 let tile = tiles.entry((ty, n_in)).or_insert_with(|| {
                     let n = TILE / n_in * n_in;
-                    quantize(ty, &random(0, "tile", n, 0.0, 1.0 / (n_in as f32).sqrt()), n_in)
+                    quantize(
+                        ty,
+                        &random(0, "tile", n, 0.0, 1.0 / (n_in as f32).sqrt()),
+                        n_in,
+                    )
                 });
                 let row = tile.len() / (TILE / n_in);
                 let total = row * n_out;
@@ -221,9 +244,15 @@ impl Plan<'_> {
             _ => None,
         };
         self.file
-            .set("general.architecture", MetaValue::String(s.architecture.into()))
+            .set(
+                "general.architecture",
+                MetaValue::String(s.architecture.into()),
+            )
             .set("general.type", MetaValue::String("model".into()))
-            .set("general.name", MetaValue::String(format!("random {}", s.name)))
+            .set(
+                "general.name",
+                MetaValue::String(format!("random {}", s.name)),
+            )
             .set("general.quantization_version", MetaValue::U32(2));
         if let Some(number) = file_type {
             self.file.set("general.file_type", MetaValue::U32(number));
@@ -241,7 +270,10 @@ impl Plan<'_> {
             self.file.set(key(name), MetaValue::U32(value as u32));
         }
         self.file
-            .set(key("attention.layer_norm_rms_epsilon"), MetaValue::F32(1e-5))
+            .set(
+                key("attention.layer_norm_rms_epsilon"),
+                MetaValue::F32(1e-5),
+            )
             .set(key("rope.freq_base"), MetaValue::F32(s.rope_theta));
         Vocab::syllables(s.n_vocab, s.n_merges, s.tokenizer_pre, s.add_bos).write(&mut self.file);
     }
@@ -255,7 +287,8 @@ impl Plan<'_> {
             self.matrix("output.weight".into(), d, s.n_vocab, true);
         }
         if let Some(factor) = s.rope_factor {
-            let factors = crate::llama3_rope_factors(s.head_dim, s.rope_theta, factor, 1.0, 4.0, 8192.0);
+            let factors =
+                crate::llama3_rope_factors(s.head_dim, s.rope_theta, factor, 1.0, 4.0, 8192.0);
             self.vector("rope_freqs.weight".into(), factors);
         }
         for layer in 0..s.n_layer {
@@ -289,7 +322,8 @@ impl Plan<'_> {
     }
 
     fn vector(&mut self, name: String, values: Vec<f32>) {
-        self.file.tensor(name, GgmlType::F32, &[values.len() as u64]);
+        self.file
+            .tensor(name, GgmlType::F32, &[values.len() as u64]);
         self.tensors.push(Tensor::Vector(values));
     }
 }

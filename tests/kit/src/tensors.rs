@@ -21,12 +21,16 @@ impl Tensors {
     /// If the file cannot be read or a tensor is neither F32 nor I64: reference data is part of the test.
     pub fn load(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file =
+            SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let tensors = file.tensors().into_iter().map(|(name, view)| {
             let data = match view.dtype() {
                 Dtype::F32 => Data::F32(elements(view.data(), f32::from_le_bytes)),
                 Dtype::I64 => Data::I64(elements(view.data(), i64::from_le_bytes)),
-                other => panic!("{}: tensor {name} is {other:?}, expected F32 or I64", path.display()),
+                other => panic!(
+                    "{}: tensor {name} is {other:?}, expected F32 or I64",
+                    path.display()
+                ),
             };
             (name, (view.shape().to_vec(), data))
         });
@@ -78,14 +82,25 @@ impl Tensors {
     /// # Panics
     /// As [`Tensors::i64`], or if a value is no token id.
     pub fn tokens(&self, name: &str) -> Vec<i32> {
-        self.i64(name).iter().map(|&id| i32::try_from(id).unwrap_or_else(|_| panic!("tensor {name} holds {id}, no token id"))).collect()
+        self.i64(name)
+            .iter()
+            .map(|&id| {
+                i32::try_from(id)
+                    .unwrap_or_else(|_| panic!("tensor {name} holds {id}, no token id"))
+            })
+            .collect()
     }
 
     fn get(&self, name: &str) -> &(Vec<usize>, Data) {
-        self.0.get(name).unwrap_or_else(|| panic!("no tensor called {name}"))
+        self.0
+            .get(name)
+            .unwrap_or_else(|| panic!("no tensor called {name}"))
     }
 }
 
 fn elements<T, const N: usize>(bytes: &[u8], decode: fn([u8; N]) -> T) -> Vec<T> {
-    bytes.chunks_exact(N).map(|c| decode(c.try_into().expect("chunks_exact yields N bytes"))).collect()
+    bytes
+        .chunks_exact(N)
+        .map(|c| decode(c.try_into().expect("chunks_exact yields N bytes")))
+        .collect()
 }

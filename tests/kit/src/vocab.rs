@@ -32,11 +32,26 @@ impl Vocab {
         tokens.extend(PAIRS.iter().map(|p| spell(p)));
         let mut types = vec![NORMAL; tokens.len()];
         types[256..258].fill(CONTROL);
-        assert!(n_vocab >= tokens.len(), "the vocabulary needs at least {} tokens", tokens.len());
+        assert!(
+            n_vocab >= tokens.len(),
+            "the vocabulary needs at least {} tokens",
+            tokens.len()
+        );
         tokens.extend((tokens.len()..n_vocab).map(|id| format!("<|unused_{id}|>")));
         types.resize(n_vocab, UNUSED);
-        let merges = PAIRS.iter().map(|p| format!("{} {}", spell(&p[..1]), spell(&p[1..]))).collect();
-        Self { tokens, types, merges, bos: 256, eos: 257, pre: "gpt-2", add_bos: false }
+        let merges = PAIRS
+            .iter()
+            .map(|p| format!("{} {}", spell(&p[..1]), spell(&p[1..])))
+            .collect();
+        Self {
+            tokens,
+            types,
+            merges,
+            bos: 256,
+            eos: 257,
+            pre: "gpt-2",
+            add_bos: false,
+        }
     }
 
     /// A synthetic vocabulary of a real size: the bytes, then words of one, two and three syllables (consonant + vowel), each
@@ -45,21 +60,35 @@ impl Vocab {
     ///
     /// # Panics
     /// If there are more words than merges, or fewer ways to merge them than `n_merges`.
-    pub(crate) fn syllables(n_vocab: usize, n_merges: usize, pre: &'static str, add_bos: bool) -> Self {
+    pub(crate) fn syllables(
+        n_vocab: usize,
+        n_merges: usize,
+        pre: &'static str,
+        add_bos: bool,
+    ) -> Self {
         const N_CONTROL: usize = 256;
         const SPACE: &str = "\u{120}";
-        let syllables: Vec<String> =
-            "bcdfghjklmnpqrstvwxz".chars().flat_map(|c| "aeiou".chars().map(move |v| format!("{c}{v}"))).collect();
+        let syllables: Vec<String> = "bcdfghjklmnpqrstvwxz"
+            .chars()
+            .flat_map(|c| "aeiou".chars().map(move |v| format!("{c}{v}")))
+            .collect();
         let first_control = n_vocab - N_CONTROL;
         let mut tokens: Vec<String> = byte_table().iter().map(char::to_string).collect();
         let (mut merges, mut further) = (Vec::new(), Vec::new());
         'words: for n in 1..=3 {
             for index in 0..syllables.len().pow(n) {
-                let parts: Vec<&str> =
-                    (0..n).rev().map(|i| syllables[index / syllables.len().pow(i) % syllables.len()].as_str()).collect();
+                let parts: Vec<&str> = (0..n)
+                    .rev()
+                    .map(|i| syllables[index / syllables.len().pow(i) % syllables.len()].as_str())
+                    .collect();
                 let word = parts.concat();
-                let cuts = (1..parts.len()).map(|cut| (parts[..cut].concat(), parts[cut..].concat()));
-                let plain = if n == 1 { vec![(word[..1].to_owned(), word[1..].to_owned())] } else { cuts.clone().collect() };
+                let cuts =
+                    (1..parts.len()).map(|cut| (parts[..cut].concat(), parts[cut..].concat()));
+                let plain = if n == 1 {
+                    vec![(word[..1].to_owned(), word[1..].to_owned())]
+                } else {
+                    cuts.clone().collect()
+                };
                 let spaced = std::iter::once((SPACE.to_owned(), word.clone()))
                     .chain(cuts.map(|(left, right)| (format!("{SPACE}{left}"), right)))
                     .collect();
@@ -68,22 +97,40 @@ impl Vocab {
                         break 'words;
                     }
                     tokens.push(token);
-                    let mut ways = ways.into_iter().map(|(left, right)| format!("{left} {right}"));
+                    let mut ways = ways
+                        .into_iter()
+                        .map(|(left, right)| format!("{left} {right}"));
                     merges.extend(ways.next());
                     further.extend(ways);
                 }
             }
         }
-        assert!(merges.len() <= n_merges, "{} words need as many merges, got {n_merges}", merges.len());
+        assert!(
+            merges.len() <= n_merges,
+            "{} words need as many merges, got {n_merges}",
+            merges.len()
+        );
         further.truncate(n_merges - merges.len());
         merges.append(&mut further);
-        assert_eq!((tokens.len(), merges.len()), (first_control, n_merges), "too few syllables for this vocabulary");
+        assert_eq!(
+            (tokens.len(), merges.len()),
+            (first_control, n_merges),
+            "too few syllables for this vocabulary"
+        );
         let mut types = vec![NORMAL; first_control];
         types.resize(n_vocab, CONTROL);
         tokens.extend(["<|begin_of_text|>", "<|end_of_text|>"].map(str::to_owned));
         tokens.extend((0..N_CONTROL - 2).map(|i| format!("<|reserved_special_token_{i}|>")));
         let bos = first_control as u32;
-        Self { tokens, types, merges, bos, eos: bos + 1, pre, add_bos }
+        Self {
+            tokens,
+            types,
+            merges,
+            bos,
+            eos: bos + 1,
+            pre,
+            add_bos,
+        }
     }
 
     /// Adds the tokenizer's keys.
@@ -95,7 +142,10 @@ impl Vocab {
             .set("tokenizer.ggml.merges", MetaValue::Strings(self.merges))
             .set("tokenizer.ggml.bos_token_id", MetaValue::U32(self.bos))
             .set("tokenizer.ggml.eos_token_id", MetaValue::U32(self.eos))
-            .set("tokenizer.ggml.add_bos_token", MetaValue::Bool(self.add_bos));
+            .set(
+                "tokenizer.ggml.add_bos_token",
+                MetaValue::Bool(self.add_bos),
+            );
     }
 }
 
@@ -120,12 +170,20 @@ mod tests {
     fn real_sizes_are_consistent() {
         let vocab = Vocab::syllables(49_152, 48_900, "smollm", false);
         let known: HashSet<&str> = vocab.tokens.iter().map(String::as_str).collect();
-        assert_eq!((vocab.tokens.len(), known.len(), vocab.types.len()), (49_152, 49_152, 49_152));
+        assert_eq!(
+            (vocab.tokens.len(), known.len(), vocab.types.len()),
+            (49_152, 49_152, 49_152)
+        );
         let unique: HashSet<&str> = vocab.merges.iter().map(String::as_str).collect();
         assert_eq!(unique.len(), 48_900);
         for merge in &vocab.merges {
             let (left, right) = merge.split_once(' ').expect("a merge has two sides");
-            assert!(known.contains(left) && known.contains(right) && known.contains(format!("{left}{right}").as_str()), "{merge}");
+            assert!(
+                known.contains(left)
+                    && known.contains(right)
+                    && known.contains(format!("{left}{right}").as_str()),
+                "{merge}"
+            );
         }
     }
 }
