@@ -163,6 +163,9 @@ impl Drop for Model {
     }
 }
 
+/// Intermediate tensors of a decode by libllama's name, elements in ggml order.
+pub type Intermediates = BTreeMap<String, Vec<f32>>;
+
 /// K and V rows of one layer, each P rows of Hk * d, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvRows {
@@ -304,7 +307,7 @@ impl Llama {
     pub fn logits_with_intermediates(
         &mut self,
         tokens: &[i32],
-    ) -> Result<(Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>), OracleError> {
+    ) -> Result<(Vec<Vec<f32>>, Intermediates), OracleError> {
         let capture = self.capture.ok_or(OracleError::NoCapture)?;
         // SAFETY: the box lives until drop; only the callback touches it during decode, on this thread.
         unsafe { (*capture.as_ptr()).enabled = true };
@@ -616,7 +619,7 @@ fn transpose(rows: &[f32], width: usize) -> Vec<f32> {
 #[derive(Debug, Default)]
 struct Capture {
     enabled: bool,
-    tensors: BTreeMap<String, Vec<f32>>,
+    tensors: Intermediates,
 }
 
 fn free_capture(capture: Option<NonNull<Capture>>) {
