@@ -38,20 +38,32 @@ fn var(name: &str, default: &str) -> String {
 }
 
 fn setup() -> Setup {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    let cores = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .to_string();
     let shape = var("GGRAFT_BENCH_SHAPE", "llama-1b");
     let default_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-models");
     Setup {
         shape: synth::shape(&shape).unwrap_or_else(|| panic!("no shape '{shape}'")),
-        types: var("GGRAFT_BENCH_TYPES", "q4_k,q4_0,q8_0").split(',').map(type_called).collect(),
-        n_threads: var("GGRAFT_BENCH_THREADS", &cores).parse().expect("a number of threads"),
-        rounds: var("GGRAFT_BENCH_ROUNDS", "5").parse().expect("a number of rounds"),
+        types: var("GGRAFT_BENCH_TYPES", "q4_k,q4_0,q8_0")
+            .split(',')
+            .map(type_called)
+            .collect(),
+        n_threads: var("GGRAFT_BENCH_THREADS", &cores)
+            .parse()
+            .expect("a number of threads"),
+        rounds: var("GGRAFT_BENCH_ROUNDS", "5")
+            .parse()
+            .expect("a number of rounds"),
         dir: PathBuf::from(var("GGRAFT_BENCH_DIR", default_dir)),
     }
 }
 
 fn type_called(name: &str) -> GgmlType {
-    let found = GgmlType::ALL.iter().copied().find(|t| t.name().eq_ignore_ascii_case(name));
+    let found = GgmlType::ALL
+        .iter()
+        .copied()
+        .find(|t| t.name().eq_ignore_ascii_case(name));
     found.unwrap_or_else(|| panic!("no type '{name}'"))
 }
 
@@ -84,14 +96,21 @@ fn prefix(model: &Model) -> Adapter {
             .collect();
         Rows::from_f32(width, values).expect("whole rows")
     };
-    let layers = (0..shape.n_layer).map(|_| PrefixLayer { k: rows(), v: rows() }).collect();
+    let layers = (0..shape.n_layer)
+        .map(|_| PrefixLayer {
+            k: rows(),
+            v: rows(),
+        })
+        .collect();
     adapter(model, AdapterKind::Prefix, Payload::Prefix { layers })
 }
 
 /// A prompt adapter of small random rows.
 fn prompt(model: &Model) -> Adapter {
     let width = model.shape().n_embd;
-    let values = (0..P * width).map(|i| ((i * 7919) % 1000) as f32 / 25_000.0 - 0.02).collect();
+    let values = (0..P * width)
+        .map(|i| ((i * 7919) % 1000) as f32 / 25_000.0 - 0.02)
+        .collect();
     let rows = Rows::from_f32(width, values).expect("whole rows");
     adapter(model, AdapterKind::Prompt, Payload::Rows(rows))
 }
@@ -110,7 +129,9 @@ fn adapter(model: &Model, kind: AdapterKind, payload: Payload) -> Adapter {
 }
 
 fn options(s: &Setup) -> SessionOptions {
-    SessionOptions::default().n_ctx(N_CTX).n_threads(s.n_threads)
+    SessionOptions::default()
+        .n_ctx(N_CTX)
+        .n_threads(s.n_threads)
 }
 
 fn oracle_options(s: &Setup, repack: bool) -> oracle::Options {
@@ -132,7 +153,11 @@ fn timed(f: impl FnOnce()) -> Duration {
 
 /// Both engines in turn, after one round that does not count. Returns median seconds of each and the median ratio of
 /// libllama's time to ggraft's: above 1, ggraft is faster.
-fn duel(rounds: usize, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) -> [f64; 3] {
+fn duel(
+    rounds: usize,
+    mut ours: impl FnMut() -> Duration,
+    mut theirs: impl FnMut() -> Duration,
+) -> [f64; 3] {
     let (mut a, mut b, mut r) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=rounds {
         let (x, y) = (ours().as_secs_f64(), theirs().as_secs_f64());
@@ -148,7 +173,14 @@ fn duel(rounds: usize, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMu
     })
 }
 
-fn row(what: &str, ty: GgmlType, repack: bool, unit: &str, per: f64, [ours, theirs, ratio]: [f64; 3]) {
+fn row(
+    what: &str,
+    ty: GgmlType,
+    repack: bool,
+    unit: &str,
+    per: f64,
+    [ours, theirs, ratio]: [f64; 3],
+) {
     let repack = if repack { "on" } else { "off" };
     let show = |t: f64| if per == 0.0 { t * 1e3 } else { per / t };
     println!(
@@ -160,15 +192,26 @@ fn row(what: &str, ty: GgmlType, repack: bool, unit: &str, per: f64, [ours, thei
 }
 
 fn ratios(s: &Setup) {
-    println!("\n{} on {} threads, F16 cache, median of {} rounds\n", s.shape.name, s.n_threads, s.rounds);
-    println!("| what | type | repack | ggraft | libllama | ratio |\n| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "\n{} on {} threads, F16 cache, median of {} rounds\n",
+        s.shape.name, s.n_threads, s.rounds
+    );
+    println!(
+        "| what | type | repack | ggraft | libllama | ratio |\n| --- | --- | --- | --- | --- | --- |"
+    );
     for &ty in &s.types {
         let path = model_file(s, ty);
         for repack in [false, true] {
             let open = duel(
                 s.rounds.min(3),
                 || timed(|| drop(black_box(open(&path, repack)))),
-                || timed(|| drop(black_box(oracle::Model::load(&path, repack).expect("loads")))),
+                || {
+                    timed(|| {
+                        drop(black_box(
+                            oracle::Model::load(&path, repack).expect("loads"),
+                        ))
+                    })
+                },
             );
             row("open", ty, repack, "ms", 0.0, open);
 
@@ -187,16 +230,28 @@ fn ratios(s: &Setup) {
                     timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len))))
                 },
             );
-            row(&format!("prefill {PREFILL}"), ty, repack, "tok/s", PREFILL as f64, pp);
+            row(
+                &format!("prefill {PREFILL}"),
+                ty,
+                repack,
+                "tok/s",
+                PREFILL as f64,
+                pp,
+            );
 
             ours.reset();
-            ours.attach(&prefix(&model), ExistingText::Drop).expect("fits");
+            ours.attach(&prefix(&model), ExistingText::Drop)
+                .expect("fits");
             let fill = tokens(P);
             let tg = duel(
                 s.rounds,
                 || {
                     ours.reset();
-                    timed(|| text[..DECODE].iter().for_each(|&t| ours.feed(&[t]).expect("room")))
+                    timed(|| {
+                        text[..DECODE]
+                            .iter()
+                            .for_each(|&t| ours.feed(&[t]).expect("room"))
+                    })
                 },
                 || {
                     theirs.clear();
@@ -208,7 +263,14 @@ fn ratios(s: &Setup) {
                     })
                 },
             );
-            row(&format!("decode at depth {P}"), ty, repack, "tok/s", DECODE as f64, tg);
+            row(
+                &format!("decode at depth {P}"),
+                ty,
+                repack,
+                "tok/s",
+                DECODE as f64,
+                tg,
+            );
         }
     }
 }
@@ -251,7 +313,9 @@ fn adapters(c: &mut Criterion, s: &Setup) {
         let mut turn = false;
         bench.iter(|| {
             turn = !turn;
-            session.swap(if turn { &a } else { &b }, ExistingText::Drop).expect("fits");
+            session
+                .swap(if turn { &a } else { &b }, ExistingText::Drop)
+                .expect("fits");
         })
     });
     group.bench_function("compile prompt adapter", |bench| {

@@ -14,8 +14,14 @@ use std::time::{Duration, Instant};
 const ADAPTERS: [(&str, &str); 4] = [
     ("persona_pirate-prefix", "prefix: speak like a pirate"),
     ("persona_butler-prefix_proj", "prefix: speak like a butler"),
-    ("sentiment-prompt_text", "prompt: is the review good, bad or mixed?"),
-    ("facts_county-p_tuning", "P-tuning: name the county of the town"),
+    (
+        "sentiment-prompt_text",
+        "prompt: is the review good, bad or mixed?",
+    ),
+    (
+        "facts_county-p_tuning",
+        "P-tuning: name the county of the town",
+    ),
 ];
 
 const PROMPTS: [&str; 3] = [
@@ -35,10 +41,19 @@ fn main() -> ggraft::Result<()> {
         .iter()
         .map(|(folder, _)| {
             let dir = models.join("peft").join(folder);
-            import_peft(&dir, model.shape(), Some(model.fingerprint()), &ImportOptions::default())
+            import_peft(
+                &dir,
+                model.shape(),
+                Some(model.fingerprint()),
+                &ImportOptions::default(),
+            )
         })
         .collect::<ggraft::Result<Vec<Adapter>>>()?;
-    println!("imported {} PEFT adapters in {}\n", adapters.len(), show(start.elapsed()));
+    println!(
+        "imported {} PEFT adapters in {}\n",
+        adapters.len(),
+        show(start.elapsed())
+    );
 
     let mut session = Session::new(&model, &SessionOptions::default().n_ctx(512))?;
     answer(&mut session, "no adapter", None)?;
@@ -54,12 +69,16 @@ fn main() -> ggraft::Result<()> {
     println!("== swapped between two tokens");
     session.swap(&adapters[0], ExistingText::Drop)?;
     session.prompt(PROMPTS[0])?;
-    let options = GenerateOptions::default().sampler(SamplerParams::greedy()).max_tokens(8);
+    let options = GenerateOptions::default()
+        .sampler(SamplerParams::greedy())
+        .max_tokens(8);
     let pirate = session.generate(&options, |_| ControlFlow::Continue(()))?;
     let start = Instant::now();
     session.swap(&adapters[1], ExistingText::Recompute)?;
     let swap = start.elapsed();
-    let options = GenerateOptions::default().sampler(SamplerParams::greedy()).max_tokens(40);
+    let options = GenerateOptions::default()
+        .sampler(SamplerParams::greedy())
+        .max_tokens(40);
     let butler = session.generate(&options, |_| ControlFlow::Continue(()))?;
     println!(
         "   {} [swap, text recomputed: {}] {}",
@@ -78,7 +97,10 @@ fn answer(session: &mut Session, what: &str, attach: Option<Duration>) -> ggraft
     for prompt in PROMPTS {
         session.reset();
         session.prompt(prompt)?;
-        let options = GenerateOptions::default().sampler(SamplerParams::greedy()).max_tokens(40).stop("\n");
+        let options = GenerateOptions::default()
+            .sampler(SamplerParams::greedy())
+            .max_tokens(40)
+            .stop("\n");
         let out = session.generate(&options, |_| ControlFlow::Continue(()))?;
         println!(
             "   {:<50} -> {} [{:.0} tok/s]",
@@ -92,7 +114,10 @@ fn answer(session: &mut Session, what: &str, attach: Option<Duration>) -> ggraft
 }
 
 fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn show(time: Duration) -> String {

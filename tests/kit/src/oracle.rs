@@ -2,6 +2,7 @@
 
 use ggml_sys as sys;
 use ggraft::file::types::GgmlType;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -13,11 +14,16 @@ use std::sync::Once;
 #[derive(Debug, thiserror::Error)]
 pub enum OracleError {
     /// The model file was refused.
-    #[error("libllama cannot load {}", .0.display())]
-    Load(PathBuf),
+    #[error("libllama cannot load {}: {reason}", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What libllama logged.
+        reason: String,
+    },
     /// No context could be made.
-    #[error("libllama cannot make a context: check context length, cache type and flash attention")]
-    Context,
+    #[error("libllama cannot make a context: {0}")]
+    Context(String),
     /// `llama_decode` failed.
     #[error("libllama decode failed with code {code} at position {position}")]
     Decode {
@@ -96,7 +102,10 @@ impl Model {
         params.use_extra_bufts = repack;
         // SAFETY: `c_path` is a C string that outlives the call; the parameters hold no pointers but libllama's defaults.
         let raw = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
-        let raw = NonNull::new(raw).ok_or_else(|| OracleError::Load(path.to_owned()))?;
+        let raw = NonNull::new(raw).ok_or_else(|| OracleError::Load {
+            path: path.to_owned(),
+            reason: logged(),
+        })?;
         let mut model = Self {
             raw,
             sliding: Vec::new(),
@@ -154,6 +163,9 @@ impl Drop for Model {
     }
 }
 
+/// Intermediate tensors of a decode by libllama's name, elements in ggml order.
+pub type Intermediates = BTreeMap<String, Vec<f32>>;
+
 /// K and V rows of one layer, each P rows of Hk * d, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvRows {
@@ -210,7 +222,7 @@ impl Llama {
         let ctx = unsafe { sys::llama_init_from_model(model.raw.as_ptr(), params) };
         let Some(ctx) = NonNull::new(ctx) else {
             free_capture(capture);
-            return Err(OracleError::Context);
+            return Err(OracleError::Context(logged()));
         };
         // SAFETY: `params` is initialised by the first call; the pool is freed after the context it is attached to.
         let pool = unsafe {
@@ -290,12 +302,12 @@ impl Llama {
         self.prefill(&[token])
     }
 
-    /// As [`Llama::logits`], and every F32 tensor of the graph by libllama's name (`attn_norm-0`, `Qcur-1`, `l_out-1`,
+    /// As [`Llama::logits`], and every F32 tensor of the graph by libllama's name (`embd`, `attn_norm-0`, `Qcur-1`, `l_out-1`,
     /// `result_norm`), elements in ggml order. Of names that libllama gives more than once, the last one computed: `Qcur-0` is after rope.
     pub fn logits_with_intermediates(
         &mut self,
         tokens: &[i32],
-    ) -> Result<(Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>), OracleError> {
+    ) -> Result<(Vec<Vec<f32>>, Intermediates), OracleError> {
         let capture = self.capture.ok_or(OracleError::NoCapture)?;
         // SAFETY: the box lives until drop; only the callback touches it during decode, on this thread.
         unsafe { (*capture.as_ptr()).enabled = true };
@@ -607,7 +619,7 @@ fn transpose(rows: &[f32], width: usize) -> Vec<f32> {
 #[derive(Debug, Default)]
 struct Capture {
     enabled: bool,
-    tensors: BTreeMap<String, Vec<f32>>,
+    tensors: Intermediates,
 }
 
 fn free_capture(capture: Option<NonNull<Capture>>) {
@@ -628,8 +640,9 @@ unsafe extern "C" fn on_node(node: *mut sys::ggml_tensor, ask: bool, user: *mut 
             CStr::from_ptr((*node).name.as_ptr()).to_string_lossy(),
         )
     };
-    // Views made on the way ("Qcur-0 (reshaped)") repeat what their source shows.
-    let wanted = capture.enabled && t.type_ == sys::GGML_TYPE_F32 && !name.contains('(');
+    // Views made on the way ("Qcur-0 (reshaped)") repeat what their source shows; "node_7" has no name.
+    let named = !name.contains('(') && !name.starts_with("node_");
+    let wanted = capture.enabled && t.type_ == sys::GGML_TYPE_F32 && named;
     if wanted && !ask {
         // SAFETY: the node is computed, F32 and in host memory (only the CPU backend is compiled in); its strides keep every
         // element inside its buffer.
@@ -660,29 +673,51 @@ unsafe fn strided(t: &sys::ggml_tensor) -> Vec<f32> {
     out
 }
 
-/// Initialises libllama once and silences its log.
+thread_local! {
+    /// Errors that libllama logged on this thread since [`logged`] was called last.
+    static LOGGED: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Takes what libllama logged as errors on this thread, as one line.
+fn logged() -> String {
+    LOGGED
+        .take()
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Initialises libllama once and keeps its log off the terminal.
 fn start() {
     static START: Once = Once::new();
     START.call_once(|| {
-        // SAFETY: called once, before any other use by this crate; the callback touches nothing.
+        // SAFETY: called once, before any other use by this crate; the callback needs no data.
         unsafe {
-            sys::llama_log_set(Some(ignore_log), std::ptr::null_mut());
+            sys::llama_log_set(Some(keep_errors), std::ptr::null_mut());
             sys::llama_backend_init();
         }
     });
 }
 
-unsafe extern "C" fn ignore_log(
-    _level: sys::ggml_log_level,
-    _text: *const c_char,
+unsafe extern "C" fn keep_errors(
+    level: sys::ggml_log_level,
+    text: *const c_char,
     _user: *mut c_void,
 ) {
+    if level == sys::GGML_LOG_LEVEL_ERROR {
+        // SAFETY: libllama passes a C string.
+        let text = unsafe { CStr::from_ptr(text) };
+        LOGGED.with_borrow_mut(|log| log.push_str(&text.to_string_lossy()));
+    }
 }
 
 fn c_path(path: &Path) -> Result<CString, OracleError> {
-    path.to_str()
-        .and_then(|p| CString::new(p).ok())
-        .ok_or_else(|| OracleError::Load(path.to_owned()))
+    let text = path.to_str().and_then(|p| CString::new(p).ok());
+    text.ok_or_else(|| OracleError::Load {
+        path: path.to_owned(),
+        reason: "the path is no UTF-8 C string".into(),
+    })
 }
 
 /// Which layers have a sliding window, by the file's keys and libllama's default patterns (`load_arch_hparams` of
