@@ -10,7 +10,7 @@
 //! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
 
 use criterion::{BatchSize, Criterion};
-use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, PrefixLayer, Rows};
+use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, Precision, PrefixLayer, Rows};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
@@ -289,7 +289,7 @@ fn adapters(c: &mut Criterion, s: &Setup) {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("prefix.gguf");
     let (a, b, soft) = (prefix(&model), prefix(&model), prompt(&model));
-    a.save(&file).expect("room for an adapter");
+    a.save(&file, Precision::F16).expect("room for an adapter");
 
     let mut group = c.benchmark_group(format!("{}-{}", s.shape.name, s.types[0].name()));
     group.sample_size(20);

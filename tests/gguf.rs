@@ -770,7 +770,7 @@ fn arrays_and_values_per_layer() {
         })
     );
     assert_eq!(gguf.u32_array(&bytes, "bool").unwrap().unwrap(), [1, 0, 1]);
-    assert_eq!(gguf.u32_array(&bytes, "empty").unwrap().unwrap(), []);
+    assert_eq!(gguf.u32_array(&bytes, "empty").unwrap().unwrap(), [0u32; 0]);
     assert_eq!(gguf.u32_array(&bytes, "absent"), Ok(None));
     assert_eq!(gguf.f32_array(&bytes, "f32").unwrap().unwrap(), [1.0, -2.0]);
     assert_eq!(

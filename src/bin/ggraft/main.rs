@@ -1,1 +1,3 @@
+//! The `ggraft` command.
+
 fn main() {}
