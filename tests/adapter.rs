@@ -124,8 +124,17 @@ fn template_drops_separators_and_keeps_text() {
     );
     assert_eq!(parse("{v:4} {prompt} {v:3}").virtual_tokens(), 7);
     assert_eq!(
-        parse(" \n{v:1}\t{prompt} ").pieces(),
+        parse("  {v:1} {prompt}  ").pieces(),
         [Piece::Virtual(1), Piece::Prompt]
+    );
+    assert_eq!(
+        parse("{v:1}\t{prompt}\n").pieces(),
+        [
+            Piece::Virtual(1),
+            Piece::Text("\t".to_owned()),
+            Piece::Prompt,
+            Piece::Text("\n".to_owned())
+        ]
     );
     assert_eq!(
         parse("{bos}{{Q}}: {prompt} A:{v:2}").pieces(),
@@ -149,7 +158,7 @@ fn template_drops_separators_and_keeps_text() {
 fn template_display_is_canonical() {
     for (source, canonical) in [
         ("{v:4} {prompt} {v:3}", "{v:4} {prompt} {v:3}"),
-        ("{v:04}{prompt}\n", "{v:4} {prompt}"),
+        ("{v:04}{prompt} ", "{v:4} {prompt}"),
         ("a {{ b{prompt}}}{v:1}", "a {{ b{prompt}}}{v:1}"),
     ] {
         assert_eq!(Template::parse(source).unwrap().to_string(), canonical);

@@ -85,8 +85,8 @@ pub enum Piece {
 ///
 /// Grammar: `{v:N}` stands for the next N virtual tokens, `{prompt}` for the caller's text (exactly once), `{bos}` for the
 /// beginning-of-sequence token (at most once), `{{` and `}}` for braces; anything else is fixed text. A stretch of only
-/// white space beside a placeholder or the template's end separates and is dropped; white space that touches other text is
-/// kept. Without `{bos}` that token comes before the first piece if the tokenizer adds one.
+/// spaces beside a placeholder or the template's end separates and is dropped; spaces that touch other text, and line feeds
+/// and tabs, are kept. Without `{bos}` that token comes before the first piece if the tokenizer adds one.
 ///
 /// ```
 /// use ggraft::adapter::{Piece, Template};
@@ -182,7 +182,7 @@ impl Template {
 
 fn push_text(pieces: &mut Vec<Piece>, text: &mut String) {
     let text = std::mem::take(text);
-    if !text.trim().is_empty() {
+    if !text.trim_matches(' ').is_empty() {
         pieces.push(Piece::Text(text));
     }
 }
