@@ -89,8 +89,10 @@ impl Vocab {
                 } else {
                     cuts.clone().collect()
                 };
-                let spaced = std::iter::once((SPACE.to_owned(), word.clone()))
-                    .chain(cuts.map(|(left, right)| (format!("{SPACE}{left}"), right)))
+                // The space joins the first syllable before anything else does, so that is the way to have if there is one only.
+                let spaced = cuts
+                    .map(|(left, right)| (format!("{SPACE}{left}"), right))
+                    .chain([(SPACE.to_owned(), word.clone())])
                     .collect();
                 for (token, ways) in [(word.clone(), plain), (format!("{SPACE}{word}"), spaced)] {
                     if tokens.len() == first_control {
