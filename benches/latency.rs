@@ -7,7 +7,7 @@
 //! loading, compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (all cores),
-//! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
+//! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_WHAT` (open,prefill,decode), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
 
 use criterion::{BatchSize, Criterion};
 use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, Precision, PrefixLayer, Rows};
@@ -30,6 +30,7 @@ struct Setup {
     types: Vec<GgmlType>,
     n_threads: usize,
     rounds: usize,
+    what: String,
     dir: PathBuf,
 }
 
@@ -55,6 +56,7 @@ fn setup() -> Setup {
         rounds: var("GGRAFT_BENCH_ROUNDS", "5")
             .parse()
             .expect("a number of rounds"),
+        what: var("GGRAFT_BENCH_WHAT", "open,prefill,decode"),
         dir: PathBuf::from(var("GGRAFT_BENCH_DIR", default_dir)),
     }
 }
@@ -159,8 +161,13 @@ fn duel(
     mut theirs: impl FnMut() -> Duration,
 ) -> [f64; 3] {
     let (mut a, mut b, mut r) = (Vec::new(), Vec::new(), Vec::new());
+    // Idle workers of libllama's pool keep polling for a tenth of a second and would slow down whoever comes next.
+    let settle = || std::thread::sleep(Duration::from_millis(300));
     for round in 0..=rounds {
-        let (x, y) = (ours().as_secs_f64(), theirs().as_secs_f64());
+        settle();
+        let x = ours().as_secs_f64();
+        settle();
+        let y = theirs().as_secs_f64();
         if round > 0 {
             a.push(x);
             b.push(y);
@@ -202,85 +209,89 @@ fn ratios(s: &Setup) {
     for &ty in &s.types {
         let path = model_file(s, ty);
         for repack in [false, true] {
-            let open = duel(
-                s.rounds.min(3),
-                || timed(|| drop(black_box(open(&path, repack)))),
-                || {
-                    timed(|| {
-                        drop(black_box(
-                            oracle::Model::load(&path, repack).expect("loads"),
-                        ))
-                    })
-                },
-            );
-            row("open", ty, repack, "ms", 0.0, open);
-
-            let model = open_model(&path, repack);
+            let wanted = |what: &str| s.what.contains(what);
+            if wanted("open") {
+                let figures = duel(
+                    s.rounds.min(3),
+                    || timed(|| drop(black_box(open(&path, repack)))),
+                    || {
+                        timed(|| {
+                            drop(black_box(
+                                oracle::Model::load(&path, repack).expect("loads"),
+                            ))
+                        })
+                    },
+                );
+                row("open", ty, repack, "ms", 0.0, figures);
+            }
+            if !wanted("prefill") && !wanted("decode") {
+                continue;
+            }
+            let model = open(&path, repack);
             let mut ours = Session::new(&model, &options(s)).expect("a session");
             let mut theirs = oracle::Llama::load(&path, &oracle_options(s, repack)).expect("loads");
             let text = tokens(PREFILL);
-            let pp = duel(
-                s.rounds,
-                || {
-                    ours.reset();
-                    timed(|| ours.feed(&text).expect("room"))
-                },
-                || {
-                    theirs.clear();
-                    timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len))))
-                },
-            );
-            row(
-                &format!("prefill {PREFILL}"),
-                ty,
-                repack,
-                "tok/s",
-                PREFILL as f64,
-                pp,
-            );
-
-            ours.reset();
-            ours.attach(&prefix(&model), ExistingText::Drop)
-                .expect("fits");
-            let fill = tokens(P);
-            let tg = duel(
-                s.rounds,
-                || {
-                    ours.reset();
-                    timed(|| {
-                        text[..DECODE]
-                            .iter()
-                            .for_each(|&t| ours.feed(&[t]).expect("room"))
-                    })
-                },
-                || {
-                    theirs.clear();
-                    theirs.prefill(&fill).expect("room");
-                    timed(|| {
-                        for &t in &text[..DECODE] {
-                            black_box(theirs.step(t).expect("room").len());
-                        }
-                    })
-                },
-            );
-            row(
-                &format!("decode at depth {P}"),
-                ty,
-                repack,
-                "tok/s",
-                DECODE as f64,
-                tg,
-            );
+            if wanted("prefill") {
+                let figures = duel(
+                    s.rounds,
+                    || {
+                        ours.reset();
+                        timed(|| ours.feed(&text).expect("room"))
+                    },
+                    || {
+                        theirs.clear();
+                        timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len))))
+                    },
+                );
+                row(
+                    &format!("prefill {PREFILL}"),
+                    ty,
+                    repack,
+                    "tok/s",
+                    PREFILL as f64,
+                    figures,
+                );
+            }
+            if wanted("decode") {
+                ours.reset();
+                ours.attach(&prefix(&model), ExistingText::Drop)
+                    .expect("fits");
+                let fill = tokens(P);
+                let figures = duel(
+                    s.rounds,
+                    || {
+                        ours.reset();
+                        timed(|| {
+                            text[..DECODE]
+                                .iter()
+                                .for_each(|&t| ours.feed(&[t]).expect("room"))
+                        })
+                    },
+                    || {
+                        theirs.clear();
+                        theirs.prefill(&fill).expect("room");
+                        timed(|| {
+                            for &t in &text[..DECODE] {
+                                black_box(theirs.step(t).expect("room").len());
+                            }
+                        })
+                    },
+                );
+                row(
+                    &format!("decode at depth {P}"),
+                    ty,
+                    repack,
+                    "tok/s",
+                    DECODE as f64,
+                    figures,
+                );
+            }
         }
     }
 }
 
 fn open(path: &Path, repack: bool) -> Model {
     Model::open(path, &ModelOptions::default().repack(repack)).expect("opens")
-}
-
-fn open_model(path: &Path, repack: bool) -> Model {
-    open(path, repack)
 }
 
 fn adapters(c: &mut Criterion, s: &Setup) {

@@ -172,8 +172,7 @@ impl Model {
             path: path.to_owned(),
             source,
         })?;
-        let main = file.main();
-        let vocab = Vocab::load(&main.gguf, main.bytes())?;
+        let vocab = Vocab::open(&file)?;
         let n_vocab = weights.n_vocab();
         if vocab.n_tokens() != 0 && vocab.n_tokens() != n_vocab {
             let source = ModelError::VocabularySize {
