@@ -1,1 +1,64 @@
-fn main() {}
+//! The `ggraft` command: a frozen GGUF model, tiny trained adapters, one file per sub-command. Public API of the library only.
+
+mod args;
+mod failure;
+mod interrupt;
+mod io;
+mod log;
+mod run;
+
+use clap::{Parser, Subcommand};
+use failure::Result;
+use std::process::ExitCode;
+
+/// Run a frozen GGUF language model with tiny trained adapters (prefix, prompt and P-tuning).
+///
+/// The base model is mapped, never copied or changed; an adapter of a few hundred kilobytes makes it do one task well, and
+/// adapters are swapped in microseconds.
+#[derive(Parser)]
+#[command(name = "ggraft", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on stderr: -v for information, -vv for debugging. RUST_LOG=debug works as well
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+const EXAMPLES: &str = "Examples:
+  ggraft run -m model.gguf -p \"Once upon a time\"
+  ggraft run -m model.gguf -a pirate.gguf -p \"The rain has not stopped.\"
+  ggraft chat -m model.gguf -a pirate.gguf -a butler.gguf
+  ggraft import my-peft-folder -m model.gguf -o adapter.gguf
+
+`ggraft COMMAND --help` explains a command and shows examples.
+Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usage, 130 interrupted.";
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Run),
+}
+
+impl Command {
+    fn execute(self) -> Result<()> {
+        match self {
+            Self::Run(command) => command.execute(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help that nobody reads to its end is no failure.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    log::init(cli.verbose);
+    match cli.command.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
