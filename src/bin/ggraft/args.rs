@@ -233,7 +233,7 @@ fn random_seed() -> u32 {
 }
 
 /// Parses `-n`: a count, or -1 for no limit.
-pub(crate) fn parse_limit(text: &str) -> std::result::Result<Limit, String> {
+pub(crate) fn parse_limit(text: &str) -> Result<Limit, String> {
     match text.parse::<i64>() {
         Ok(-1) => Ok(Limit(None)),
         Ok(n) => match usize::try_from(n) {

@@ -8,7 +8,7 @@ use ggraft::model::vocab::VocabError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub(crate) type Result<T> = std::result::Result<T, Failure>;
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {

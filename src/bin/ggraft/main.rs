@@ -1,14 +1,26 @@
 //! The `ggraft` command: a frozen GGUF model, tiny trained adapters, one file per sub-command. Public API of the library only.
 
 mod args;
+mod bench;
+mod chat;
+mod concat;
+mod data;
+mod eval;
+mod export;
 mod failure;
+mod import;
+mod inspect;
 mod interrupt;
 mod io;
 mod log;
+mod logits;
+mod predict;
 mod run;
+mod score;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use failure::Result;
+use failure::{Failure, Result};
 use std::process::ExitCode;
 
 /// Run a frozen GGUF language model with tiny trained adapters (prefix, prompt and P-tuning).
@@ -37,12 +49,30 @@ Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usa
 #[derive(Subcommand)]
 enum Command {
     Run(run::Run),
+    Chat(chat::Chat),
+    Logits(logits::Logits),
+    Eval(eval::Eval),
+    Predict(predict::Predict),
+    Import(import::Import),
+    Export(export::Export),
+    Concat(concat::Concat),
+    Inspect(inspect::Inspect),
+    Bench(bench::Bench),
 }
 
 impl Command {
     fn execute(self) -> Result<()> {
         match self {
             Self::Run(command) => command.execute(),
+            Self::Chat(command) => command.execute(),
+            Self::Logits(command) => command.execute(),
+            Self::Eval(command) => command.execute(),
+            Self::Predict(command) => command.execute(),
+            Self::Import(command) => command.execute(),
+            Self::Export(command) => command.execute(),
+            Self::Concat(command) => command.execute(),
+            Self::Inspect(command) => command.execute(),
+            Self::Bench(command) => command.execute(),
         }
     }
 }
@@ -50,6 +80,10 @@ impl Command {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Failure::Usage("no command given: `ggraft --help` lists them".to_owned())
+                .report();
+        }
         Err(e) => {
             // Help that nobody reads to its end is no failure.
             let _ = e.print();
