@@ -556,6 +556,11 @@ impl Session {
         self.n_past
     }
 
+    /// Threads that compute.
+    pub fn n_threads(&self) -> usize {
+        self.core.pool.n_threads()
+    }
+
     /// Bytes reserved for the KV cache; they become resident as the context fills.
     pub fn kv_bytes(&self) -> usize {
         self.core.cache.bytes()
