@@ -556,6 +556,11 @@ impl Session {
         self.n_past
     }
 
+    /// Threads that compute.
+    pub fn n_threads(&self) -> usize {
+        self.core.pool.n_threads()
+    }
+
     /// Bytes reserved for the KV cache; they become resident as the context fills.
     pub fn kv_bytes(&self) -> usize {
         self.core.cache.bytes()
@@ -733,8 +738,31 @@ impl Session {
         self.feed_prompt(tokens.to_vec())
     }
 
+    /// As [`Session::prompt_tokens`], and hands out the logits of every real token that is computed: `each(id, logits)` with
+    /// logits ne = [V]. Those are BOS where the model wants it, the fixed text of the adapter's template and `tokens`, in
+    /// order of position.
+    ///
+    /// # Errors
+    /// As [`Session::prompt_tokens`].
+    pub fn prompt_tokens_with_logits(
+        &mut self,
+        tokens: &[i32],
+        mut each: impl FnMut(i32, &[f32]),
+    ) -> Result<()> {
+        self.check_tokens(tokens)?;
+        self.feed_prompt_with(tokens.to_vec(), Some(&mut each))
+    }
+
     /// `tokens` without BOS; remembered as a prompt, so that another adapter's template can place it anew.
     fn feed_prompt(&mut self, tokens: Vec<i32>) -> Result<()> {
+        self.feed_prompt_with(tokens, None)
+    }
+
+    fn feed_prompt_with(
+        &mut self,
+        tokens: Vec<i32>,
+        mut each: Option<&mut dyn FnMut(i32, &[f32])>,
+    ) -> Result<()> {
         let first = self.history.is_empty();
         let items = self.arrange(&tokens, first)?;
         let width = self.core.model.hparams().n_embd;
@@ -752,9 +780,12 @@ impl Session {
         self.whole(|s| {
             let last = items.len() - 1;
             for (i, item) in items.iter().enumerate() {
-                match item {
-                    Item::Tokens(tokens) => s.run_tokens(tokens, i == last)?,
-                    Item::Virtual(rows) => {
+                match (item, &mut each) {
+                    (Item::Tokens(tokens), None) => s.run_tokens(tokens, i == last)?,
+                    (Item::Tokens(tokens), Some(each)) => {
+                        s.run_tokens_with_logits(tokens, |at, row| each(tokens[at], row))?
+                    }
+                    (Item::Virtual(rows), _) => {
                         s.run_virtual(rows.start * width..rows.end * width, i == last)?
                     }
                 }
@@ -835,21 +866,8 @@ impl Session {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check_feed(tokens)?;
-        let n_vocab = self.core.model.weights().n_vocab();
-        let chunk = self.core.n_batch.min((MAX_LOGITS / n_vocab).max(1));
-        for (c, part) in tokens.chunks(chunk).enumerate() {
-            let logits = self
-                .core
-                .step(Input::Tokens(part), self.n_past, 0..part.len())?;
-            for (i, row) in logits.chunks_exact(n_vocab).enumerate() {
-                each(c * chunk + i, row);
-            }
-            self.logits.clear();
-            self.logits
-                .extend_from_slice(&logits[(part.len() - 1) * n_vocab..]);
-            self.n_past += part.len();
-            self.remember(part);
-        }
+        self.whole(|s| s.run_tokens_with_logits(tokens, &mut each))?;
+        self.remember(tokens);
         Ok(())
     }
 
@@ -895,6 +913,31 @@ impl Session {
                     0..0
                 },
             )?;
+        }
+        Ok(())
+    }
+
+    /// Logits of every token, `each(i, logits)`; those of the last one are kept.
+    fn run_tokens_with_logits(
+        &mut self,
+        tokens: &[i32],
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let n_vocab = self.core.model.weights().n_vocab();
+        let size = self.core.n_batch.min((MAX_LOGITS / n_vocab).max(1));
+        for (c, chunk) in tokens.chunks(size).enumerate() {
+            let logits = self
+                .core
+                .step(Input::Tokens(chunk), self.n_past, 0..chunk.len())?;
+            for (i, row) in logits.chunks_exact(n_vocab).enumerate() {
+                each(c * size + i, row);
+            }
+            if (c + 1) * size >= tokens.len() {
+                self.logits.clear();
+                self.logits
+                    .extend_from_slice(&logits[(chunk.len() - 1) * n_vocab..]);
+            }
+            self.n_past += chunk.len();
         }
         Ok(())
     }

@@ -1,3 +1,98 @@
-//! The `ggraft` command.
+//! The `ggraft` command: a frozen GGUF model, tiny trained adapters, one file per sub-command. Public API of the library only.
 
-fn main() {}
+mod args;
+mod bench;
+mod chat;
+mod concat;
+mod data;
+mod eval;
+mod export;
+mod failure;
+mod import;
+mod inspect;
+mod interrupt;
+mod io;
+mod log;
+mod logits;
+mod predict;
+mod run;
+mod score;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use failure::{Failure, Result};
+use std::process::ExitCode;
+
+/// Run a frozen GGUF language model with tiny trained adapters (prefix, prompt and P-tuning).
+///
+/// The base model is mapped, never copied or changed; an adapter of a few hundred kilobytes makes it do one task well, and
+/// adapters are swapped in microseconds.
+#[derive(Parser)]
+#[command(name = "ggraft", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on stderr: -v for information, -vv for debugging. RUST_LOG=debug works as well
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+const EXAMPLES: &str = "Examples:
+  ggraft run -m model.gguf -p \"Once upon a time\"
+  ggraft run -m model.gguf -a pirate.gguf -p \"The rain has not stopped.\"
+  ggraft chat -m model.gguf -a pirate.gguf -a butler.gguf
+  ggraft import my-peft-folder -m model.gguf -o adapter.gguf
+
+`ggraft COMMAND --help` explains a command and shows examples.
+Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usage, 130 interrupted.";
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Run),
+    Chat(chat::Chat),
+    Logits(logits::Logits),
+    Eval(eval::Eval),
+    Predict(predict::Predict),
+    Import(import::Import),
+    Export(export::Export),
+    Concat(concat::Concat),
+    Inspect(inspect::Inspect),
+    Bench(bench::Bench),
+}
+
+impl Command {
+    fn execute(self) -> Result<()> {
+        match self {
+            Self::Run(command) => command.execute(),
+            Self::Chat(command) => command.execute(),
+            Self::Logits(command) => command.execute(),
+            Self::Eval(command) => command.execute(),
+            Self::Predict(command) => command.execute(),
+            Self::Import(command) => command.execute(),
+            Self::Export(command) => command.execute(),
+            Self::Concat(command) => command.execute(),
+            Self::Inspect(command) => command.execute(),
+            Self::Bench(command) => command.execute(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Failure::Usage("no command given: `ggraft --help` lists them".to_owned())
+                .report();
+        }
+        Err(e) => {
+            // Help that nobody reads to its end is no failure.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    log::init(cli.verbose);
+    match cli.command.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,249 @@
+//! Arguments that several commands share, and what they open.
+
+use crate::failure::{Failure, Result};
+use clap::{Args, ValueEnum};
+use ggraft::adapter::{ImportOptions, import_peft};
+use ggraft::infer::sampler::SamplerParams;
+use ggraft::infer::{FlashAttention, KvType};
+use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// The base model, a GGUF file (of a split model: any part)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    /// Copy the weights into layouts that are faster on this CPU: more speed for more memory and a slower start
+    #[arg(
+        long,
+        value_name = "on|off",
+        hide_possible_values = true,
+        num_args = 0..=1,
+        default_value = "off",
+        default_missing_value = "on"
+    )]
+    repack: Switch,
+}
+
+impl ModelArgs {
+    pub(crate) fn open(&self) -> Result<Model> {
+        let options = ModelOptions::default().repack(matches!(self.repack, Switch::On));
+        Ok(Model::open(&self.model, &options)?)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvArg {
+    F16,
+    F32,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FlashArg {
+    Auto,
+    On,
+    Off,
+}
+
+/// How a session computes.
+#[derive(Args)]
+#[command(next_help_heading = "Computation")]
+pub(crate) struct SessionArgs {
+    /// Context length in tokens, the adapter's included [default: what the model was trained on]
+    #[arg(short, long = "ctx", value_name = "TOKENS")]
+    ctx: Option<usize>,
+    /// Threads that compute [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+    /// Type of the KV cache: f16 (the usual), f32 (exact) or q8_0 (half the memory) [default: f16, for logits f32]
+    #[arg(long, value_name = "TYPE", hide_possible_values = true)]
+    kv_type: Option<KvArg>,
+    /// Fused attention: auto, on or off
+    #[arg(
+        long,
+        value_name = "auto|on|off",
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
+    flash_attn: FlashArg,
+}
+
+impl SessionArgs {
+    /// `kv_type` holds where none was given.
+    pub(crate) fn options(&self, kv_type: KvType) -> SessionOptions {
+        let mut options = SessionOptions::default()
+            .kv_type(match self.kv_type {
+                Some(KvArg::F16) => KvType::F16,
+                Some(KvArg::F32) => KvType::F32,
+                Some(KvArg::Q8_0) => KvType::Q8_0,
+                None => kv_type,
+            })
+            .flash_attention(match self.flash_attn {
+                FlashArg::Auto => FlashAttention::Auto,
+                FlashArg::On => FlashAttention::On,
+                FlashArg::Off => FlashAttention::Off,
+            });
+        options.n_ctx = self.ctx;
+        options.n_threads = self.threads;
+        options
+    }
+}
+
+/// At most one adapter.
+#[derive(Args)]
+#[command(next_help_heading = "Adapter")]
+pub(crate) struct AdapterArgs {
+    /// Adapter to graft onto the model: a GGUF adapter file or a PEFT folder
+    #[arg(short, long, value_name = "FILE|FOLDER")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Which task of a multitask PEFT folder, counted from 0
+    #[arg(long, value_name = "N", requires = "adapter")]
+    task: Option<usize>,
+    /// Use the adapter even if it was made for another model of the same shape
+    #[arg(long, requires = "adapter")]
+    pub(crate) force: bool,
+}
+
+impl AdapterArgs {
+    pub(crate) fn load(&self, model: &Model) -> Result<Option<Adapter>> {
+        self.adapter
+            .as_deref()
+            .map(|path| load_adapter(path, model, self.task))
+            .transpose()
+    }
+}
+
+/// A GGUF adapter file, or a PEFT folder imported for `model`.
+pub(crate) fn load_adapter(path: &Path, model: &Model, task: Option<usize>) -> Result<Adapter> {
+    if path.is_dir() {
+        let options = ImportOptions {
+            task,
+            name: Some(stem(path)),
+            ..ImportOptions::default()
+        };
+        return Ok(import_peft(
+            path,
+            model.shape(),
+            Some(model.fingerprint()),
+            &options,
+        )?);
+    }
+    if task.is_some() {
+        return Err(Failure::Usage(format!(
+            "--task chooses from a multitask PEFT folder, and {} is none",
+            path.display()
+        )));
+    }
+    load_adapter_file(path)
+}
+
+/// A GGUF adapter file. The library's errors about an adapter's content do not name the file.
+pub(crate) fn load_adapter_file(path: &Path) -> Result<Adapter> {
+    Adapter::load(path).map_err(|e| match e {
+        ggraft::Error::Adapter(e) => Failure::Unsuitable(format!("{}: {e}", path.display())),
+        other => other.into(),
+    })
+}
+
+/// The name of a file or folder without its extension.
+pub(crate) fn stem(path: &Path) -> String {
+    let name = match path.is_dir() {
+        true => path.file_name(),
+        false => path.file_stem(),
+    };
+    name.map_or_else(
+        || "adapter".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+/// A session on `model` with the adapter, if any, in place.
+pub(crate) fn new_session(
+    model: &Model,
+    options: SessionOptions,
+    adapter: Option<&Adapter>,
+    force: bool,
+) -> Result<Session> {
+    let mut session = Session::new(model, &options.accept_other_base(force))?;
+    if let Some(adapter) = adapter {
+        session.attach(adapter, ggraft::infer::ExistingText::Drop)?;
+    }
+    Ok(session)
+}
+
+/// How the next token is chosen; llama.cpp's names and defaults.
+#[derive(Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SampleArgs {
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    temp: f32,
+    /// Keep the K most likely tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: u32,
+    /// Keep the smallest set of tokens whose probabilities reach P; 1 keeps all
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Keep tokens at least P times as likely as the most likely one; 0 keeps all
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Divide the logits of recent tokens; 1 does nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// How many recent tokens the penalty looks at
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    repeat_last_n: u32,
+    /// Equal seeds give equal text [default: a random one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..i64::from(u32::MAX)))]
+    seed: Option<u32>,
+}
+
+impl SampleArgs {
+    /// Settings with a seed that is known, so that a run can be repeated.
+    ///
+    /// Fails if a setting is out of range, before anything is computed.
+    pub(crate) fn params(&self, model: &Model) -> Result<SamplerParams> {
+        let params = SamplerParams {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            seed: Some(self.seed.unwrap_or_else(random_seed)),
+            ..SamplerParams::default()
+        };
+        params.validate(model.shape().n_vocab)?;
+        Ok(params)
+    }
+}
+
+/// From the random keys that the standard library takes for its hash maps; never the reserved `u32::MAX`.
+fn random_seed() -> u32 {
+    (RandomState::new().build_hasher().finish() >> 33) as u32
+}
+
+/// Parses `-n`: a count, or -1 for no limit.
+pub(crate) fn parse_limit(text: &str) -> Result<Limit, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(Limit(None)),
+        Ok(n) => match usize::try_from(n) {
+            Ok(n) => Ok(Limit(Some(n))),
+            Err(_) => Err("must be a count, or -1 for no limit".to_owned()),
+        },
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Tokens to generate at most; `None`: until the text ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Limit(pub(crate) Option<usize>);

@@ -1,0 +1,343 @@
+//! `ggraft bench`: how fast this machine opens, attaches, swaps, reads and writes.
+
+use crate::args::{AdapterArgs, ModelArgs, SessionArgs};
+use crate::failure::{Failure, Result};
+use crate::{interrupt, io};
+use clap::Args;
+use ggraft::infer::{ExistingText, KvType};
+use ggraft::{Adapter, Model, Session};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const EXAMPLES: &str = "Examples:
+  ggraft bench -m model.gguf
+  ggraft bench -m model.gguf -a adapter.gguf -p 512 -n 128 -d 1024 -t 4
+
+Rows, as llama-bench has them: mean and standard deviation of -r runs after one that is not counted.
+  open      map the model, check it, load its vocabulary (the file is in the page cache)
+  load      read and check the adapter
+  compile   put the adapter in place for the first time: a prompt adapter is run through the model once
+  attach    put it in place again
+  swap      replace one resident adapter by another
+  ppN       compute a prompt of N tokens
+  tgN       generate N tokens, one at a time, sampling left out
+`@ dN`: with N tokens in the context before. The adapter's tokens come on top.";
+
+/// Measure speed and memory
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Bench {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prompt; 0 leaves the test out
+    #[arg(
+        short = 'p',
+        long = "n-prompt",
+        value_name = "N",
+        default_value_t = 512
+    )]
+    prompt: usize,
+    /// Tokens to generate; 0 leaves the test out
+    #[arg(short = 'n', long = "n-gen", value_name = "N", default_value_t = 128)]
+    generate: usize,
+    /// Tokens in the context before each test
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    depth: usize,
+    /// Runs of each test
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    repetitions: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+/// Samples of one test.
+struct Test {
+    name: String,
+    unit: &'static str,
+    samples: Vec<f64>,
+}
+
+impl Bench {
+    pub(crate) fn execute(self) -> Result<()> {
+        let mut tests = Vec::new();
+        let (open, model) = self.time("open", || self.model.open())?;
+        tests.push(open);
+        let adapter = self.adapter.load(&model)?;
+        let mut session = self.open_session(&model, adapter.as_ref())?;
+        let _guard = interrupt::Guard::new(session.cancel_token());
+        if let Some(adapter) = &adapter {
+            self.adapters(&model, adapter, &mut session, &mut tests)?;
+        }
+        for (name, n, step) in [("pp", self.prompt, self.prompt), ("tg", self.generate, 1)] {
+            if n > 0 {
+                tests.push(self.throughput(name, n, step, &mut session)?);
+            }
+        }
+        self.print(&model, adapter.as_ref(), &session, &tests)
+    }
+
+    /// Large enough for the longest test.
+    fn open_session(&self, model: &Model, adapter: Option<&Adapter>) -> Result<Session> {
+        let mut options = self.session.options(KvType::F16);
+        let needed = adapter.map_or(0, Adapter::length)
+            + self.depth
+            + self.prompt.max(self.generate)
+            // BOS and fixed text of a template.
+            + 64;
+        options.n_ctx = Some(options.n_ctx.unwrap_or(needed));
+        Ok(Session::new(
+            model,
+            &options.accept_other_base(self.adapter.force),
+        )?)
+    }
+
+    fn adapters(
+        &self,
+        model: &Model,
+        adapter: &Adapter,
+        session: &mut Session,
+        tests: &mut Vec<Test>,
+    ) -> Result<()> {
+        let load = || Ok(self.adapter.load(model)?.unwrap_or_else(|| adapter.clone()));
+        let (test, _) = self.time("load", load)?;
+        tests.push(test);
+
+        // An adapter that was just loaded is compiled when it is first put in place.
+        let (mut compile, mut attach, mut swap) = (Vec::new(), Vec::new(), Vec::new());
+        session.attach(adapter, ExistingText::Drop)?;
+        for _ in 0..=self.repetitions {
+            let other = load()?;
+            session.detach(ExistingText::Drop)?;
+            for samples in [&mut compile, &mut attach] {
+                let begin = Instant::now();
+                session.attach(&other, ExistingText::Drop)?;
+                samples.push(milliseconds(begin.elapsed()));
+                session.detach(ExistingText::Drop)?;
+            }
+            session.attach(&other, ExistingText::Drop)?;
+            let begin = Instant::now();
+            session.swap(adapter, ExistingText::Drop)?;
+            swap.push(milliseconds(begin.elapsed()));
+        }
+        for (name, samples) in [("compile", compile), ("attach", attach), ("swap", swap)] {
+            tests.push(Test::new(name, "ms", samples));
+        }
+        Ok(())
+    }
+
+    /// Times `work`, in milliseconds, and hands out what it made last.
+    fn time<T>(&self, name: &str, mut work: impl FnMut() -> Result<T>) -> Result<(Test, T)> {
+        let mut samples = Vec::new();
+        let mut run = || {
+            let begin = Instant::now();
+            let made = work()?;
+            samples.push(milliseconds(begin.elapsed()));
+            Ok::<T, Failure>(made)
+        };
+        let mut last = run()?;
+        for _ in 0..self.repetitions {
+            drop(last);
+            last = run()?;
+        }
+        Ok((Test::new(name, "ms", samples), last))
+    }
+
+    /// Computes `n` tokens, `step` at a time, at the depth asked for.
+    fn throughput(&self, name: &str, n: usize, step: usize, session: &mut Session) -> Result<Test> {
+        let mut ids = RandomIds::new(session.model().shape().n_vocab);
+        let mut samples = Vec::new();
+        for _ in 0..=self.repetitions {
+            session.reset();
+            if session.adapter().is_some_and(|a| a.template().is_some()) {
+                // Its virtual tokens enter with the prompt.
+                session.prompt_tokens(&[])?;
+            }
+            if self.depth > 0 {
+                session.feed(&ids.take(self.depth))?;
+            }
+            let tokens = ids.take(n);
+            let begin = Instant::now();
+            for chunk in tokens.chunks(step) {
+                session.feed(chunk)?;
+            }
+            samples.push(n as f64 / begin.elapsed().as_secs_f64().max(f64::MIN_POSITIVE));
+        }
+        let depth = match self.depth {
+            0 => String::new(),
+            d => format!(" @ d{d}"),
+        };
+        Ok(Test::new(&format!("{name}{n}{depth}"), "t/s", samples))
+    }
+
+    fn print(
+        &self,
+        model: &Model,
+        adapter: Option<&Adapter>,
+        session: &Session,
+        tests: &[Test],
+    ) -> Result<()> {
+        let memory = Memory::now();
+        let gguf = &model.file().main().gguf;
+        let name = match gguf.str("general.name") {
+            Ok(Some(name)) => name.to_owned(),
+            _ => model.shape().architecture.clone(),
+        };
+        let (mut size, mut params) = (0, 0);
+        for (_, tensor) in model.file().tensors() {
+            size += tensor.range.len();
+            params += tensor.n_elements();
+        }
+        let threads = session.n_threads();
+        let adapter = adapter.map(io::summary);
+        if self.json {
+            let tests: Vec<_> = tests.iter().map(Test::json).collect();
+            let object = json!({
+                "model": name,
+                "path": model.path().to_string_lossy(),
+                "size": size,
+                "parameters": params,
+                "adapter": adapter,
+                "threads": threads,
+                "kv_bytes": session.kv_bytes(),
+                "repacked_bytes": model.repacked_bytes(),
+                "tests": tests,
+                "peak_rss_bytes": memory.peak_rss,
+                "rss_anon_bytes": memory.rss_anon,
+            });
+            return io::print(&format!("{object}\n"));
+        }
+        let name = name.replace(['|', '\n', '\r'], " ");
+        let (size, params) = (mib(size as u64), params as f64 / 1e6);
+        let mut out =
+            String::from("| model | size | params | threads | test | mean ± deviation |\n");
+        out += "| --- | ---: | ---: | ---: | ---: | ---: |\n";
+        for test in tests {
+            out += &format!(
+                "| {name} | {size:.2} MiB | {params:.2} M | {threads} | {} | {} |\n",
+                test.name,
+                test.text()
+            );
+        }
+        if let Some(adapter) = adapter {
+            out += &format!("\nadapter: {adapter}\n");
+        }
+        if let (Some(peak), Some(anon)) = (memory.peak_rss, memory.rss_anon) {
+            out += &format!(
+                "\nmemory: peak resident {:.1} MiB, anonymous {:.1} MiB (KV cache reserved {:.1} MiB)\n",
+                mib(peak),
+                mib(anon),
+                mib(session.kv_bytes() as u64)
+            );
+        }
+        io::print(&out)
+    }
+}
+
+impl Test {
+    /// The first sample is the warm-up.
+    fn new(name: &str, unit: &'static str, mut samples: Vec<f64>) -> Self {
+        samples.remove(0);
+        Self {
+            name: name.to_owned(),
+            unit,
+            samples,
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.samples.iter().sum::<f64>() / self.samples.len() as f64
+    }
+
+    /// Of the sample, divided by n - 1; 0 for a single one.
+    fn deviation(&self) -> f64 {
+        let (mean, n) = (self.mean(), self.samples.len());
+        let squares: f64 = self.samples.iter().map(|x| (x - mean).powi(2)).sum();
+        (squares / n.saturating_sub(1).max(1) as f64).sqrt()
+    }
+
+    fn text(&self) -> String {
+        let digits = if self.mean() < 1.0 { 4 } else { 2 };
+        format!(
+            "{:.digits$} ± {:.digits$} {}",
+            self.mean(),
+            self.deviation(),
+            self.unit
+        )
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "test": self.name,
+            "unit": self.unit,
+            "mean": self.mean(),
+            "deviation": self.deviation(),
+            "samples": self.samples,
+        })
+    }
+}
+
+fn milliseconds(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Token ids from a linear congruential generator (Knuth's MMIX constants): the same in every run.
+struct RandomIds {
+    state: u64,
+    n_vocab: u64,
+}
+
+impl RandomIds {
+    fn new(n_vocab: usize) -> Self {
+        Self {
+            state: 1,
+            n_vocab: n_vocab as u64,
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Vec<i32> {
+        let next = || {
+            self.state = self
+                .state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            // The high bits are the random ones; ids fit i32 because the vocabulary's size does.
+            ((self.state >> 33) % self.n_vocab) as i32
+        };
+        std::iter::repeat_with(next).take(n).collect()
+    }
+}
+
+/// What the kernel says of this process, in bytes; unknown where there is no /proc.
+struct Memory {
+    peak_rss: Option<u64>,
+    rss_anon: Option<u64>,
+}
+
+impl Memory {
+    fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+            let kib: u64 = line
+                .trim_start_matches(':')
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()?;
+            Some(kib * 1024)
+        };
+        Self {
+            peak_rss: field("VmHWM"),
+            rss_anon: field("RssAnon"),
+        }
+    }
+}

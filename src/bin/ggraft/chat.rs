@@ -1,0 +1,333 @@
+//! `ggraft chat`: a conversation, with adapters swapped in between.
+
+use crate::args::{
+    Limit, ModelArgs, SampleArgs, SessionArgs, load_adapter, new_session, parse_limit, stem,
+};
+use crate::failure::{Failure, Result};
+use crate::{interrupt, io};
+use clap::Args;
+use ggraft::infer::{ExistingText, GenerateOptions, KvType};
+use ggraft::model::vocab::ChatMessage;
+use ggraft::{Adapter, Session};
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "In the conversation:
+  /adapter NAME   swap to this adapter; the conversation so far is computed again under it
+  /adapter none   go on without an adapter
+  /adapters       list them; * marks the one in use
+  /reset          forget the conversation
+  /help, /quit
+
+Ctrl-C ends the answer that is being written.
+
+Examples:
+  ggraft chat -m model.gguf
+  ggraft chat -m model.gguf -a pirate.gguf -a polite=butler-v2.gguf
+  printf '/adapter pirate\\nThe rain has not stopped.\\n' | ggraft chat -m model.gguf -a pirate.gguf --temp 0
+
+A model with a chat template gets each line as the user's message. A model without one (a base model) gets it as text, with a
+line feed behind it, and continues until it ends the text; the next line continues that text on a line of its own.";
+
+/// Talk to a model, swapping adapters in mid-conversation
+///
+/// Reads lines and answers each. Works in a pipe, too: then only the answers are printed, and the first error ends it.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Chat {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Adapter (GGUF file or PEFT folder) to have at hand, under the name of its file if none is given; can be given several
+    /// times. The first is in use at the start
+    #[arg(short, long, value_name = "[NAME=]FILE")]
+    adapter: Vec<OsString>,
+    /// Use adapters even if they were made for another model of the same shape
+    #[arg(long, requires = "adapter")]
+    force: bool,
+    /// The system message (needs a chat template)
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Tokens of one answer at most; -1: until the answer ends
+    #[arg(short, value_name = "N", default_value = "512", value_parser = parse_limit, allow_negative_numbers = true)]
+    n: Limit,
+    #[command(flatten)]
+    sample: SampleArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+/// The name that stands for no adapter.
+const NONE: &str = "none";
+
+impl Chat {
+    pub(crate) fn execute(self) -> Result<()> {
+        let model = self.model.open()?;
+        if self.system.is_some() {
+            crate::run::require_template(&model)?;
+        }
+        let mut options = GenerateOptions::default().sampler(self.sample.params(&model)?);
+        options.max_tokens = self.n.0;
+        let mut adapters: Vec<(String, Adapter)> = Vec::new();
+        for arg in &self.adapter {
+            let (name, path) = named_path(arg);
+            if name == NONE || adapters.iter().any(|(other, _)| *other == name) {
+                return Err(Failure::Usage(format!(
+                    "the adapter name '{name}' is taken: give another one with -a NAME={}",
+                    path.display()
+                )));
+            }
+            adapters.push((name, load_adapter(&path, &model, None)?));
+        }
+        let first = adapters.first().map(|(_, adapter)| adapter);
+        let session = new_session(&model, self.session.options(KvType::F16), first, self.force)?;
+        let system: Vec<_> = self
+            .system
+            .iter()
+            .map(|text| ChatMessage::new("system", text.as_str()))
+            .collect();
+        let mut talk = Talk {
+            session,
+            adapters,
+            options,
+            templated: model.vocab().chat_template().is_some(),
+            messages: system.clone(),
+            system,
+            fed: None,
+            interactive: io::is_interactive(),
+        };
+        talk.greet();
+        talk.converse()
+    }
+}
+
+/// `NAME=FILE`, or a path that names itself. A `=` behind a separator belongs to the path.
+fn named_path(arg: &OsString) -> (String, PathBuf) {
+    if let Some((name, path)) = arg.to_str().and_then(|text| text.split_once('='))
+        && !name.is_empty()
+        && !name.contains(['/', '\\'])
+    {
+        return (name.to_owned(), path.into());
+    }
+    let path = PathBuf::from(arg);
+    (stem(&path), path)
+}
+
+struct Talk {
+    session: Session,
+    adapters: Vec<(String, Adapter)>,
+    options: GenerateOptions,
+    /// The model has a chat template.
+    templated: bool,
+    system: Vec<ChatMessage>,
+    /// With a template: the conversation so far.
+    messages: Vec<ChatMessage>,
+    /// With a template: the formatted text that the session has computed; `None` if it must be computed from the start.
+    fed: Option<String>,
+    interactive: bool,
+}
+
+enum Next {
+    Continue,
+    Quit,
+}
+
+impl Talk {
+    fn greet(&self) {
+        if self.interactive {
+            let names: Vec<_> = self
+                .adapters
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect();
+            if !names.is_empty() {
+                io::note(&format!(
+                    "adapters: {} (in use: {})",
+                    names.join(", "),
+                    names[0]
+                ));
+            }
+            io::note("/help lists the commands, /quit or Ctrl-D ends");
+        }
+    }
+
+    fn converse(&mut self) -> Result<()> {
+        let mut lines = io::Lines::stdin();
+        loop {
+            if self.interactive {
+                io::print("> ")?;
+            }
+            let done = match lines.next() {
+                None => break,
+                Some(line) => line.and_then(|line| self.answer(&line)),
+            };
+            match done {
+                Ok(Next::Continue) => {}
+                Ok(Next::Quit) => return Ok(()),
+                // At a terminal the conversation goes on, whatever went wrong with this line.
+                Err(e) if self.interactive && !matches!(e, Failure::Stdout(_)) => {
+                    io::note(&format!("error: {}", e.line()));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if self.interactive {
+            io::print("\n")?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, line: &str) -> Result<Next> {
+        if line.trim().is_empty() {
+            return Ok(Next::Continue);
+        }
+        match line.strip_prefix('/') {
+            Some(command) => self.command(command),
+            None => {
+                let _guard = interrupt::Guard::new(self.session.cancel_token());
+                let result = if self.templated {
+                    self.turn(line)
+                } else {
+                    self.text(line)
+                };
+                // The answer's line ends here, whether it is whole or not.
+                io::print("\n")?;
+                result.map(|()| Next::Continue)
+            }
+        }
+    }
+
+    fn command(&mut self, command: &str) -> Result<Next> {
+        let (name, argument) = command
+            .split_once(char::is_whitespace)
+            .map_or((command, ""), |(name, rest)| (name, rest.trim()));
+        match (name, argument) {
+            ("quit" | "exit", "") => return Ok(Next::Quit),
+            ("help", "") => io::print(
+                "/adapter NAME  /adapter none  /adapters  /reset  /help  /quit; anything else is text\n",
+            )?,
+            ("reset", "") => {
+                self.session.reset();
+                self.messages = self.system.clone();
+                self.fed = None;
+            }
+            ("adapters", "") => io::print(&self.list())?,
+            ("adapter", NONE) => self.change(None)?,
+            ("adapter", wanted) if !wanted.is_empty() => {
+                let found = self.adapters.iter().find(|(name, _)| name == wanted);
+                let Some((_, adapter)) = found else {
+                    let names: Vec<_> = self.adapters.iter().map(|(n, _)| n.as_str()).collect();
+                    return Err(Failure::Unsuitable(format!(
+                        "no adapter is called '{wanted}' (there are: {})",
+                        [&names[..], &[NONE]].concat().join(", ")
+                    )));
+                };
+                self.change(Some(adapter.clone()))?;
+            }
+            _ => {
+                return Err(Failure::Unsuitable(format!(
+                    "unknown command '/{command}': /help lists the commands"
+                )));
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    /// Computes the conversation so far again under another adapter, or none.
+    fn change(&mut self, adapter: Option<Adapter>) -> Result<()> {
+        let _guard = interrupt::Guard::new(self.session.cancel_token());
+        let result = match adapter {
+            Some(adapter) => self.session.swap(&adapter, ExistingText::Recompute),
+            None if self.session.adapter().is_none() => Ok(()),
+            None => self.session.detach(ExistingText::Recompute),
+        };
+        if result.is_err() {
+            // What the session still holds is not known.
+            self.fed = None;
+        }
+        Ok(result?)
+    }
+
+    fn list(&self) -> String {
+        let current = self.session.adapter().map(Adapter::id);
+        let mark = |on| if on { '*' } else { ' ' };
+        let mut out = String::new();
+        for (name, adapter) in &self.adapters {
+            out += &format!(
+                "{} {name}: {}, {} virtual tokens\n",
+                mark(current == Some(adapter.id())),
+                adapter.kind(),
+                adapter.length()
+            );
+        }
+        out + &format!("{} {NONE}\n", mark(current.is_none()))
+    }
+
+    /// One turn of a conversation in the model's own format. Only what is new since the last turn is computed.
+    fn turn(&mut self, line: &str) -> Result<()> {
+        let before = self.messages.len();
+        self.messages.push(ChatMessage::new("user", line));
+        let result = self.reply();
+        if let Err(e) = &result {
+            // What the session holds is not known: the next turn computes the conversation afresh.
+            self.fed = None;
+            let answered = self.messages.len() == before + 2;
+            // An answer that was interrupted stays as it is.
+            if !(answered && e.is_cancelled()) {
+                self.messages.truncate(before);
+            }
+        }
+        result
+    }
+
+    fn reply(&mut self) -> Result<()> {
+        let model = self.session.model().clone();
+        let text = model.vocab().apply_chat(&self.messages, true)?;
+        let new = match &self.fed {
+            Some(fed) if text.starts_with(fed.as_str()) => &text[fed.len()..],
+            _ => {
+                self.session.reset();
+                &text
+            }
+        };
+        self.prompt(new)?;
+        let mut answer = String::new();
+        let result = self.generate(&mut answer);
+        // Most templates trim what they are given: the text that the session holds is the same for the model.
+        let answer = answer.trim();
+        self.messages.push(ChatMessage::new("assistant", answer));
+        result?;
+        self.fed = Some(text + answer);
+        Ok(())
+    }
+
+    /// One line for a model that only continues text.
+    fn text(&mut self, line: &str) -> Result<()> {
+        let begins = self.session.tokens().is_empty();
+        let before = if begins { "" } else { "\n" };
+        self.prompt(&format!("{before}{line}\n"))?;
+        self.generate(&mut String::new())
+    }
+
+    fn prompt(&mut self, text: &str) -> Result<()> {
+        let before = self.session.n_past();
+        self.session.prompt(text)?;
+        tracing::info!("prefill of {} tokens", self.session.n_past() - before);
+        Ok(())
+    }
+
+    fn generate(&mut self, answer: &mut String) -> Result<()> {
+        let mut stdout = Ok(());
+        let result = self.session.generate(&self.options, |piece| {
+            answer.push_str(piece);
+            stdout = io::print(piece);
+            match stdout {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        });
+        stdout?;
+        result?;
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! `ggraft eval`: loss, perplexity and exact match on a data set.
+
+use crate::args::{AdapterArgs, ModelArgs, SessionArgs, new_session};
+use crate::data::{self, Content, Data};
+use crate::failure::{Failure, Result};
+use crate::score::score;
+use crate::{interrupt, io};
+use clap::Args;
+use ggraft::infer::KvType;
+use serde_json::json;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  ggraft eval -m model.gguf --data test.jsonl
+  ggraft eval -m model.gguf -a adapter.gguf --data test.jsonl --json
+
+Each line of the data is a JSON object; other fields are ignored:
+  {\"prompt\": \"...\", \"completion\": \"...\"}   BOS (where the model wants it) + prompt, then completion + EOS, which is scored
+  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   in the model's chat template; the assistant's messages are scored
+  {\"text\": \"...\"}   BOS + text + EOS, all scored but BOS
+A \"weight\" multiplies a row's part in the mean loss. Exact match counts the completions that greedy decoding would write token
+for token, the end included.";
+
+/// Measure how well a model with an adapter predicts a data set
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The data, one JSON object per line; `-` is standard input
+    #[arg(long, value_name = "FILE.jsonl")]
+    data: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+#[derive(Default)]
+struct Totals {
+    /// Sum over rows of weight * summed loss.
+    nll: f64,
+    /// Sum over rows of weight * tokens.
+    weight: f64,
+    tokens: usize,
+    /// Rows of prompt and completion, and how many of them greedy decoding reproduces.
+    completions: usize,
+    exact: usize,
+}
+
+impl Eval {
+    pub(crate) fn execute(self) -> Result<()> {
+        let data = Data::read(&self.data)?;
+        let model = self.model.open()?;
+        let adapter = self.adapter.load(&model)?;
+        let options = self.session.options(KvType::F16);
+        let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
+        let _guard = interrupt::Guard::new(session.cancel_token());
+        let mut totals = Totals::default();
+        data.for_each(|row| {
+            let score = score(&mut session, &data::scored(&model, &row.content)?)?;
+            totals.nll += row.weight * score.nll;
+            totals.weight += row.weight * score.tokens as f64;
+            totals.tokens += score.tokens;
+            if matches!(row.content, Content::Completion { .. }) {
+                totals.completions += 1;
+                totals.exact += usize::from(score.exact);
+            }
+            Ok(())
+        })?;
+        if totals.weight == 0.0 {
+            return Err(Failure::Unsuitable(
+                "no token counts: all weights are 0".to_owned(),
+            ));
+        }
+        self.print(&data, &totals)
+    }
+
+    fn print(&self, data: &Data, totals: &Totals) -> Result<()> {
+        let loss = totals.nll / totals.weight;
+        let exact =
+            (totals.completions > 0).then(|| totals.exact as f64 / totals.completions as f64);
+        let (rows, tokens) = (data.rows.len(), totals.tokens);
+        if self.json {
+            let object = json!({
+                "loss": loss,
+                "perplexity": loss.exp(),
+                "exact_match": exact,
+                "rows": rows,
+                "tokens": tokens,
+            });
+            return io::print(&format!("{object}\n"));
+        }
+        let mut text = format!(
+            "loss        {loss:.4} per token\nperplexity  {:.4}\n",
+            loss.exp()
+        );
+        if let Some(share) = exact {
+            text += &format!(
+                "exact match {:.1} % ({} of {})\n",
+                100.0 * share,
+                totals.exact,
+                totals.completions
+            );
+        }
+        io::print(&format!("{text}rows        {rows}\ntokens      {tokens}\n"))
+    }
+}

@@ -1,0 +1,103 @@
+//! Why a command failed, as one line and an exit status.
+
+use crate::{interrupt, io};
+use ggraft::adapter::AdapterError;
+use ggraft::infer::SessionError;
+use ggraft::infer::sampler::SamplerError;
+use ggraft::model::vocab::VocabError;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// What the library says.
+    #[error(transparent)]
+    Library(ggraft::Error),
+    /// Arguments that contradict each other in a way that clap cannot see.
+    #[error("{0}")]
+    Usage(String),
+    /// Arguments that are well-formed and still cannot be used with this model or adapter.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// One row of a JSONL file is wrong or cannot be computed.
+    #[error("{}:{line}: {why}", path.display())]
+    Row {
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        why: Box<Failure>,
+    },
+    /// Standard output cannot be written.
+    #[error("standard output: {0}")]
+    Stdout(std::io::Error),
+}
+
+/// Every error that the library's functions return becomes [`Failure::Library`].
+macro_rules! from_library {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Failure {
+            fn from(e: $error) -> Self {
+                Self::Library(e.into())
+            }
+        })*
+    };
+}
+from_library!(
+    ggraft::Error,
+    AdapterError,
+    SamplerError,
+    SessionError,
+    VocabError
+);
+
+impl Failure {
+    pub(crate) fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Library(ggraft::Error::Session(SessionError::Cancelled)) => true,
+            Self::Row { why, .. } => why.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_context_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Library(ggraft::Error::Session(SessionError::ContextFull { .. }))
+        )
+    }
+
+    /// Nobody reads our output any more (`ggraft ... | head`): that is the reader's decision and no failure.
+    fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Stdout(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
+    /// Prints the line and returns the status.
+    pub(crate) fn report(&self) -> ExitCode {
+        if self.is_broken_pipe() {
+            return ExitCode::SUCCESS;
+        }
+        io::note(&format!("error: {}", self.line()));
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            _ if self.is_cancelled() => ExitCode::from(interrupt::STATUS),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
+    /// The message without line breaks: names in files may contain them.
+    pub(crate) fn line(&self) -> String {
+        let text = self.to_string();
+        text.split(char::is_control)
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}

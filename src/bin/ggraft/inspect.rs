@@ -1,0 +1,271 @@
+//! `ggraft inspect`: what is in a file.
+
+use crate::args::load_adapter_file;
+use crate::failure::Result;
+use crate::io;
+use clap::Args;
+use ggraft::file::gguf::{ArrayValue, Value, ValueType};
+use ggraft::file::mmap::{MappedGguf, Part};
+use ggraft::file::types::GgmlType;
+use ggraft::{Model, ModelOptions};
+use serde_json::{Map, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  ggraft inspect model.gguf
+  ggraft inspect adapter.gguf --json";
+
+/// Elements of an array that are shown.
+const SHOWN: usize = 8;
+/// Characters of a text that are shown.
+const SHOWN_TEXT: usize = 120;
+
+/// Show what a model or adapter file contains
+///
+/// Prints metadata (long values cut short), tensors with type, shape (fastest dimension first) and size, and the fingerprint that
+/// ties adapters to their model. Says why, if the file is well-formed and still cannot be used.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Inspect {
+    /// A GGUF file: a model (of a split one: any part) or an adapter
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the file is for.
+enum Kind {
+    Model,
+    Adapter,
+}
+
+struct Facts {
+    file: MappedGguf,
+    kind: Kind,
+    fingerprint: Option<String>,
+    /// Why it cannot be used.
+    problem: Option<String>,
+}
+
+impl Inspect {
+    pub(crate) fn execute(self) -> Result<()> {
+        let file = MappedGguf::open(&self.file)?;
+        let kind = match file.main().gguf.get("general.type") {
+            Some(Value::String(kind)) if kind == "adapter" => Kind::Adapter,
+            _ => Kind::Model,
+        };
+        let loaded = match kind {
+            Kind::Adapter => {
+                load_adapter_file(&self.file).map(|a| a.fingerprint().map(|f| f.to_string()))
+            }
+            Kind::Model => Model::open(&self.file, &ModelOptions::default())
+                .map(|m| Some(m.fingerprint().to_string()))
+                .map_err(Into::into),
+        };
+        let (fingerprint, problem) = match loaded {
+            Ok(fingerprint) => (fingerprint, None),
+            Err(e) => (None, Some(e.line())),
+        };
+        let facts = Facts {
+            file,
+            kind,
+            fingerprint,
+            problem,
+        };
+        if self.json {
+            io::print(&format!("{}\n", facts.json()))
+        } else {
+            io::print(&facts.text())
+        }
+    }
+}
+
+impl Facts {
+    fn kind(&self) -> &'static str {
+        match self.kind {
+            Kind::Model => "model",
+            Kind::Adapter => "adapter",
+        }
+    }
+
+    fn elements(&self) -> u64 {
+        self.file.tensors().map(|(_, t)| t.n_elements()).sum()
+    }
+
+    fn bytes(&self) -> usize {
+        self.file.tensors().map(|(_, t)| t.range.len()).sum()
+    }
+
+    /// Tensors and bytes of each type.
+    fn by_type(&self) -> BTreeMap<GgmlType, (usize, usize)> {
+        let mut types = BTreeMap::new();
+        for (_, tensor) in self.file.tensors() {
+            let (count, bytes) = types.entry(tensor.ty).or_insert((0, 0));
+            *count += 1;
+            *bytes += tensor.range.len();
+        }
+        types
+    }
+
+    fn text(&self) -> String {
+        let main = self.file.main();
+        let mut out = format!(
+            "{}: {}, GGUF version {}",
+            main.path.display(),
+            self.kind(),
+            main.gguf.version
+        );
+        if self.file.parts().len() > 1 {
+            out += &format!(", {} parts", self.file.parts().len());
+        }
+        out += "\n\nmetadata\n";
+        for (key, value) in main.gguf.keys() {
+            out += &format!("  {key} = {}\n", one_line(&show(main, key, value)));
+        }
+        out += "\ntensors\n";
+        for (_, tensor) in self.file.tensors() {
+            let shape: Vec<_> = tensor.ne[..tensor.n_dims]
+                .iter()
+                .map(u64::to_string)
+                .collect();
+            out += &format!(
+                "  {:<32} {:<8} [{}]  {} bytes\n",
+                one_line(&tensor.name),
+                tensor.ty,
+                shape.join(", "),
+                tensor.range.len()
+            );
+        }
+        out += "\ntotals\n";
+        for (ty, (count, bytes)) in self.by_type() {
+            out += &format!("  {ty:<8} {count} tensors, {bytes} bytes\n");
+        }
+        out += &format!(
+            "  all      {} tensors, {} elements, {} bytes\n\n",
+            self.file.tensors().count(),
+            self.elements(),
+            self.bytes()
+        );
+        match (&self.problem, &self.fingerprint) {
+            (Some(problem), _) => out + &format!("cannot be used: {problem}\n"),
+            (None, Some(fingerprint)) => out + &format!("fingerprint {fingerprint}\n"),
+            (None, None) => out + "fingerprint unknown\n",
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let main = self.file.main();
+        let metadata: Map<_, _> = main
+            .gguf
+            .keys()
+            .map(|(key, value)| (key.to_owned(), to_json(main, key, value)))
+            .collect();
+        let tensors: Vec<_> = self
+            .file
+            .tensors()
+            .map(|(_, t)| {
+                json!({
+                    "name": t.name,
+                    "type": t.ty.name(),
+                    "shape": t.ne[..t.n_dims],
+                    "bytes": t.range.len(),
+                })
+            })
+            .collect();
+        json!({
+            "path": main.path.to_string_lossy(),
+            "kind": self.kind(),
+            "version": main.gguf.version,
+            "parts": self.file.parts().len(),
+            "metadata": metadata,
+            "tensors": tensors,
+            "elements": self.elements(),
+            "bytes": self.bytes(),
+            "fingerprint": self.fingerprint,
+            "problem": self.problem,
+        })
+    }
+}
+
+/// Control characters, which a terminal would obey, as escapes; long text cut short.
+fn one_line(text: &str) -> String {
+    let mut out = String::new();
+    for (i, c) in text.chars().enumerate() {
+        if i == SHOWN_TEXT {
+            return out + "...";
+        }
+        match c.is_control() {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+fn show(part: &Part, key: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(array) => {
+            let elements = elements(part, key, array);
+            let shown: Vec<_> = elements.iter().map(ToString::to_string).collect();
+            let more = if array.len > shown.len() { ", ..." } else { "" };
+            format!(
+                "{} x {}: [{}{more}]",
+                array.len,
+                array.elem,
+                shown.join(", ")
+            )
+        }
+        other => to_json(part, key, other).to_string(),
+    }
+}
+
+/// Long arrays as their type, length and first elements.
+fn to_json(part: &Part, key: &str, value: &Value) -> serde_json::Value {
+    match value {
+        Value::U8(v) => json!(v),
+        Value::I8(v) => json!(v),
+        Value::U16(v) => json!(v),
+        Value::I16(v) => json!(v),
+        Value::U32(v) => json!(v),
+        Value::I32(v) => json!(v),
+        Value::F32(v) => json!(v),
+        Value::Bool(v) => json!(v),
+        Value::String(v) => json!(v),
+        Value::U64(v) => json!(v),
+        Value::I64(v) => json!(v),
+        Value::F64(v) => json!(v),
+        Value::Array(array) => {
+            let first = elements(part, key, array);
+            if first.len() == array.len {
+                json!(first)
+            } else {
+                json!({"type": array.elem.to_string(), "length": array.len, "first": first})
+            }
+        }
+    }
+}
+
+/// The first elements of an array; none of the types that hold nothing a model is described by.
+fn elements(part: &Part, key: &str, array: &ArrayValue) -> Vec<serde_json::Value> {
+    let (gguf, bytes) = (&part.gguf, part.bytes());
+    fn first<T>(
+        values: Result<Option<Vec<T>>, impl std::error::Error>,
+        show: impl Fn(T) -> serde_json::Value,
+    ) -> Vec<serde_json::Value> {
+        let values = values.ok().flatten().unwrap_or_default();
+        values.into_iter().take(SHOWN).map(show).collect()
+    }
+    match array.elem {
+        ValueType::String => first(gguf.str_array(bytes, key), |text| {
+            json!(one_line(&String::from_utf8_lossy(text)))
+        }),
+        ValueType::F32 => first(gguf.f32_array(bytes, key), |v| json!(v)),
+        ValueType::Bool => first(gguf.i32_array(bytes, key), |v| json!(v != 0)),
+        ValueType::U32 => first(gguf.u32_array(bytes, key), |v| json!(v)),
+        _ => first(gguf.i32_array(bytes, key), |v| json!(v)),
+    }
+}

@@ -1,0 +1,166 @@
+//! Reading text from files and stdin, writing to stdout and stderr without ever panicking.
+
+use crate::failure::{Failure, Result};
+use ggraft::Adapter;
+use ggraft::file::atomic::write_atomic;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
+
+/// Longest text read whole, in bytes: far beyond any context, and an endless device ends here.
+const MAX_TEXT: u64 = 64 << 20;
+
+/// Writes to stdout at once.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(Failure::Stdout)
+}
+
+/// Writes a line to stderr; a closed stderr is nobody's concern.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Somebody sits at both ends.
+pub(crate) fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+/// The whole of a text file; `-` is stdin.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return read_all(io::stdin().lock(), Path::new("standard input"));
+    }
+    let file = File::open(path).map_err(|source| Failure::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    read_all(file, path)
+}
+
+fn read_all(from: impl Read, path: &Path) -> Result<String> {
+    let fail = |source| Failure::File {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    from.take(MAX_TEXT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(fail)?;
+    if bytes.len() as u64 > MAX_TEXT {
+        return Err(fail(too_long()));
+    }
+    String::from_utf8(bytes).map_err(|e| fail(not_utf8(e)))
+}
+
+/// Lines of a text of any length, one at a time.
+pub(crate) struct Lines<R> {
+    from: R,
+    path: PathBuf,
+}
+
+impl Lines<io::StdinLock<'static>> {
+    pub(crate) fn stdin() -> Self {
+        Self {
+            from: io::stdin().lock(),
+            path: "standard input".into(),
+        }
+    }
+}
+
+impl Lines<Box<dyn BufRead>> {
+    /// Lines of a file; `-` is stdin.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self {
+                from: Box::new(io::stdin().lock()),
+                path: "standard input".into(),
+            });
+        }
+        let file = File::open(path).map_err(|source| Failure::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            from: Box::new(BufReader::new(file)),
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl<R: BufRead> Iterator for Lines<R> {
+    type Item = Result<String>;
+
+    /// The next line without its end.
+    fn next(&mut self) -> Option<Result<String>> {
+        let mut bytes = Vec::new();
+        let read = (&mut self.from)
+            .take(MAX_TEXT + 1)
+            .read_until(b'\n', &mut bytes);
+        if matches!(read, Ok(0)) {
+            return None;
+        }
+        let line = read.and_then(|_| {
+            if bytes.len() as u64 > MAX_TEXT {
+                return Err(too_long());
+            }
+            String::from_utf8(bytes).map_err(not_utf8)
+        });
+        Some(match line {
+            Ok(mut line) => {
+                if line.ends_with('\n') {
+                    line.pop();
+                }
+                if line.ends_with('\r') {
+                    line.pop();
+                }
+                Ok(line)
+            }
+            Err(source) => Err(Failure::File {
+                path: self.path.clone(),
+                source,
+            }),
+        })
+    }
+}
+
+fn too_long() -> io::Error {
+    io::Error::other(format!(
+        "longer than {MAX_TEXT} bytes, which no context holds"
+    ))
+}
+
+fn not_utf8(e: FromUtf8Error) -> io::Error {
+    let at = e.utf8_error().valid_up_to();
+    io::Error::other(format!("not UTF-8 text (byte {at})"))
+}
+
+/// Writes a file that appears complete or not at all.
+pub(crate) fn write_file(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    write_atomic(path, fill).map_err(|source| Failure::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Progress of `n` rows on stderr; nothing unless that is a terminal.
+pub(crate) fn progress(n: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left {msg}");
+    ProgressBar::new(n as u64).with_style(style.expect("a constant template"))
+}
+
+/// `prefix adapter, 20 virtual tokens`.
+pub(crate) fn summary(adapter: &Adapter) -> String {
+    format!(
+        "{} adapter, {} virtual tokens",
+        adapter.kind(),
+        adapter.length()
+    )
+}

@@ -1,0 +1,74 @@
+//! `ggraft predict`: greedy completions of a data set.
+
+use crate::args::{AdapterArgs, Limit, ModelArgs, SessionArgs, new_session, parse_limit};
+use crate::data::{self, Data};
+use crate::failure::Result;
+use crate::score::score;
+use crate::{interrupt, io};
+use clap::Args;
+use ggraft::infer::sampler::SamplerParams;
+use ggraft::infer::{GenerateOptions, KvType};
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  ggraft predict -m model.gguf -a adapter.gguf --data test.jsonl -o predictions.jsonl
+  ggraft predict -m model.gguf --data prompts.jsonl -n 16 -o predictions.jsonl
+
+Each line of the data is a JSON object; other fields are ignored:
+  {\"prompt\": \"...\"}, perhaps with {\"completion\": \"...\"}
+  {\"messages\": [...]}   in the model's chat template; the assistant's last message, if it ends the row, is the completion
+The output has a row {\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the
+summed negative log-likelihood of the completion and its end, and \"tokens\", their number.";
+
+/// Complete every prompt of a data set with the most likely text
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Predict {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The prompts, one JSON object per line; `-` is standard input
+    #[arg(long, value_name = "FILE.jsonl")]
+    data: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "OUT.jsonl")]
+    output: PathBuf,
+    /// Tokens of one completion at most; -1: until the text ends
+    #[arg(short, value_name = "N", default_value = "64", value_parser = parse_limit, allow_negative_numbers = true)]
+    n: Limit,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+impl Predict {
+    pub(crate) fn execute(self) -> Result<()> {
+        let data = Data::read(&self.data)?;
+        let model = self.model.open()?;
+        let adapter = self.adapter.load(&model)?;
+        let options = self.session.options(KvType::F16);
+        let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
+        let _guard = interrupt::Guard::new(session.cancel_token());
+        let mut greedy = GenerateOptions::default().sampler(SamplerParams::greedy());
+        greedy.max_tokens = self.n.0;
+        let mut out = String::new();
+        data.for_each(|row| {
+            let prompt = data::prompt(&model, &row.content)?;
+            let scored = prompt.scored(&model);
+            let score = scored.map(|row| score(&mut session, &row)).transpose()?;
+            session.reset();
+            session.prompt_tokens(&prompt.tokens)?;
+            let done = session.generate(&greedy, |_| ControlFlow::Continue(()))?;
+            let mut object = json!({"prompt": prompt.text, "prediction": done.text});
+            if let Some(score) = score {
+                object["nll"] = score.nll.into();
+                object["tokens"] = score.tokens.into();
+            }
+            out += &format!("{object}\n");
+            Ok(())
+        })?;
+        io::write_file(&self.output, |file| file.write_all(out.as_bytes()))
+    }
+}
