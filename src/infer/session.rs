@@ -8,6 +8,7 @@ use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool}
 use crate::graph::{Builder, Entry, Inputs, Topology, causal_mask, decoder, max_nodes};
 use crate::model::Model;
 use half::f16;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -202,21 +203,23 @@ pub(crate) struct Core {
     flash: bool,
     long_context: bool,
     n_batch: usize,
-    /// The graph of single tokens, kept apart so that a prefill does not evict it.
-    decode: Slot,
-    prefill: Slot,
+    /// The last graph of single tokens, kept apart so that a prefill does not evict it. Another topology replaces a graph
+    /// in the same memory.
+    decode: Option<Built>,
+    /// The last graph of anything else.
+    prefill: Option<Built>,
     cancel: CancelToken,
+    graphs_built: usize,
 }
 
-/// The last graph of its kind; another topology replaces it in the same memory.
-#[derive(Default)]
-struct Slot(Option<Built>);
-
+/// A graph with what is needed to run it.
 struct Built {
     topology: Topology,
     graph: Graph,
     inputs: Inputs,
     logits: Option<Tensor>,
+    /// Intermediates to be read, by name.
+    traced: Vec<(String, Tensor)>,
 }
 
 /// What enters a step.
@@ -244,9 +247,10 @@ impl Core {
             flash,
             long_context: hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig),
             n_batch: 512,
-            decode: Slot::default(),
-            prefill: Slot::default(),
+            decode: None,
+            prefill: None,
             cancel: CancelToken::default(),
+            graphs_built: 0,
         })
     }
 
@@ -264,52 +268,71 @@ impl Core {
     /// Runs one graph over `input` at positions from `start` on. Returns logits of the inputs in `outputs`,
     /// ne = [V, outputs.len()].
     fn step(&mut self, input: Input<'_>, start: usize, outputs: Range<usize>) -> Result<&[f32]> {
-        let hp = self.model.hparams();
+        let topology = self.topology(input, start, outputs.len());
+        let mut built = match self.slot(&topology).take() {
+            Some(built) if built.topology == topology => built,
+            other => {
+                let memory = other.map_or_else(GraphMemory::new, |b| b.graph.into_memory());
+                self.graphs_built += 1;
+                self.build(topology, &[], memory)?
+            }
+        };
+        let outcome = self.run(&mut built, input, start, outputs);
+        let Built { graph, logits, .. } = self.slot(&topology).insert(built);
+        outcome?;
+        let Some(logits) = logits else { return Ok(&[]) };
+        let logits = graph.read_f32(logits);
+        if !all_finite(logits) {
+            return Err(SessionError::NonFiniteLogits.into());
+        }
+        Ok(logits)
+    }
+
+    fn slot(&mut self, topology: &Topology) -> &mut Option<Built> {
+        if topology.n_tokens == 1 && topology.entry == Entry::Tokens {
+            &mut self.decode
+        } else {
+            &mut self.prefill
+        }
+    }
+
+    fn topology(&self, input: Input<'_>, start: usize, n_outputs: usize) -> Topology {
         let (entry, n) = match input {
             Input::Tokens(tokens) => (Entry::Tokens, tokens.len()),
-            Input::Rows(rows) => (Entry::Rows, rows.len() / hp.n_embd),
+            Input::Rows(rows) => (Entry::Rows, rows.len() / self.model.hparams().n_embd),
         };
-        let topology = Topology {
+        Topology {
             entry,
             n_tokens: n,
             n_kv: (start + n)
                 .next_multiple_of(KV_BUCKET)
                 .min(self.cache.cells()),
-            n_outputs: outputs.len(),
+            n_outputs,
             stream: 0,
             n_streams: 1,
-        };
-        let slot = if n == 1 && entry == Entry::Tokens {
-            &mut self.decode
-        } else {
-            &mut self.prefill
-        };
-        if slot.0.as_ref().is_none_or(|b| b.topology != topology) {
-            let memory = slot
-                .0
-                .take()
-                .map_or_else(GraphMemory::new, |b| b.graph.into_memory());
-            slot.0 = Some(build(
-                &self.model,
-                &self.cache,
-                topology,
-                self.flash,
-                self.long_context,
-                memory,
-            )?);
         }
+    }
+
+    /// Fills the graph's inputs and computes it.
+    fn run(
+        &self,
+        built: &mut Built,
+        input: Input<'_>,
+        start: usize,
+        outputs: Range<usize>,
+    ) -> Result<()> {
+        let hp = self.model.hparams();
         let Built {
+            topology,
             graph,
             inputs,
-            logits,
             ..
-        } = slot.0.as_mut().expect("built above");
-
+        } = built;
         match input {
             Input::Tokens(tokens) => graph.slice_mut(&inputs.entry).copy_from_slice(tokens),
             Input::Rows(rows) => graph.slice_mut(&inputs.entry).copy_from_slice(rows),
         }
-        let positions: Vec<i32> = (start as i32..).take(n).collect();
+        let positions: Vec<i32> = (start as i32..).take(topology.n_tokens).collect();
         // Inputs that no node reads have no memory: a model without rotary embedding needs no positions.
         if graph.has_memory(&inputs.positions) {
             graph
@@ -349,53 +372,48 @@ impl Core {
                 ComputeError::Cancelled => SessionError::Cancelled,
                 ComputeError::OutOfMemory => SessionError::OutOfMemory,
             })?;
-        let Some(logits) = logits else { return Ok(&[]) };
-        let logits = graph.read_f32(logits);
-        if !all_finite(logits) {
-            return Err(SessionError::NonFiniteLogits.into());
-        }
-        Ok(logits)
+        Ok(())
     }
-}
 
-fn build(
-    model: &Model,
-    cache: &KvCache,
-    topology: Topology,
-    flash: bool,
-    long_context: bool,
-    memory: GraphMemory,
-) -> Result<Built> {
-    let hp = model.hparams();
-    let nodes = max_nodes(hp);
-    let ctx = Context::new(nodes, true);
-    let inputs = Inputs::new(&ctx, hp, &topology);
-    let mut b = Builder::new(ctx.clone());
-    let mut kv = Cached {
-        cache,
-        hp,
-        inputs: &inputs,
-        topology,
-        flash,
-    };
-    let logits = decoder(
-        &mut b,
-        hp,
-        model.weights(),
-        &inputs,
-        &topology,
-        long_context,
-        &mut kv,
-    );
-    let mut outputs = b.into_outputs();
-    outputs.extend(logits.clone());
-    let graph = Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
-    Ok(Built {
-        topology,
-        graph,
-        inputs,
-        logits,
-    })
+    /// Builds a graph in `memory`; what is called one of `traced` can be read after it ran.
+    fn build(&self, topology: Topology, traced: &[&str], memory: GraphMemory) -> Result<Built> {
+        let hp = self.model.hparams();
+        let nodes = max_nodes(hp);
+        let ctx = Context::new(nodes, true);
+        let inputs = Inputs::new(&ctx, hp, &topology);
+        let mut b = Builder::new(ctx.clone());
+        let mut kv = Cached {
+            cache: &self.cache,
+            hp,
+            inputs: &inputs,
+            topology,
+            flash: self.flash,
+        };
+        let logits = decoder(
+            &mut b,
+            hp,
+            self.model.weights(),
+            &inputs,
+            &topology,
+            self.long_context,
+            &mut kv,
+        );
+        let mut outputs = b.into_outputs();
+        outputs.extend(logits.clone());
+        let traced = traced
+            .iter()
+            .filter_map(|&name| Some((name.to_owned(), ctx.find(name)?.output())))
+            .collect();
+        let graph =
+            Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
+        Ok(Built {
+            topology,
+            graph,
+            inputs,
+            logits,
+            traced,
+        })
+    }
 }
 
 /// No NaN and no infinity. Compares bits, so that it runs at memory speed.
@@ -851,6 +869,38 @@ impl Session {
             self.remember(part);
         }
         Ok(())
+    }
+
+    /// As [`Session::feed`], in one step of any length, and returns the intermediate results called one of `names` as far
+    /// as there are such: llama.cpp's names (`attn_norm-0`, `Qcur-0`, `l_out-1`, `result_norm`), elements in ggml order.
+    /// For tests that look for the first place where two implementations differ.
+    ///
+    /// # Errors
+    /// As [`Session::feed`], but logits may be anything.
+    #[doc(hidden)]
+    pub fn trace(&mut self, tokens: &[i32], names: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
+        self.check_feed(tokens)?;
+        let (core, input) = (&self.core, Input::Tokens(tokens));
+        let topology = core.topology(input, self.n_past, tokens.len());
+        let mut built = core.build(topology, names, GraphMemory::new())?;
+        core.run(&mut built, input, self.n_past, 0..tokens.len())?;
+        let logits = built.logits.as_ref().expect("asked for");
+        let n_vocab = core.model.weights().n_vocab();
+        let last = (tokens.len() - 1) * n_vocab;
+        self.logits = built.graph.read_f32(logits)[last..].to_vec();
+        self.n_past += tokens.len();
+        self.remember(tokens);
+        Ok(built
+            .traced
+            .iter()
+            .map(|(name, t)| (name.clone(), built.graph.gather_f32(t)))
+            .collect())
+    }
+
+    /// Graphs built so far: decoding reuses one for many tokens. For tests.
+    #[doc(hidden)]
+    pub fn graphs_built(&self) -> usize {
+        self.core.graphs_built
     }
 
     fn check_tokens(&self, tokens: &[i32]) -> Result<(), SessionError> {
