@@ -52,7 +52,8 @@ impl Setup {
                 KvType::F32 => GgmlType::F32,
                 KvType::Q8_0 => GgmlType::Q8_0,
             },
-            flash_attention: Some(self.flash),
+            // Its fused attention rounds an F32 cache to F16, ours does not: the separate products are the reference.
+            flash_attention: Some(self.flash && self.kv != KvType::F32),
             repack: self.repack,
             capture: true,
             ..Options::default()
@@ -158,12 +159,12 @@ fn compare(spec: &FixtureSpec, path: &Path, setup: Setup) -> Result<(), String> 
     let tokens = tokens();
     let want = theirs(&mut setup.oracle(path), &tokens, PROMPT);
     let model = setup.model(path);
-    if setup.repack {
-        assert!(
-            model.repacked_bytes() > 0,
-            "{} is not repacked",
-            spec.weight_type.name()
-        );
+    // Which types have a layout for this CPU is ggml's business; these two have one on every CPU with AVX2.
+    if setup.repack
+        && cfg!(target_feature = "avx2")
+        && matches!(spec.weight_type, GgmlType::Q4_0 | GgmlType::Q4_K)
+    {
+        assert!(model.repacked_bytes() > 0);
     }
     let got = ours(&mut setup.session(&model), &tokens, PROMPT);
     distance(spec.weight_type, &got, &want)

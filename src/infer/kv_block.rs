@@ -15,17 +15,22 @@ pub(crate) struct KvBlock {
 }
 
 impl KvBlock {
-    /// The block of `adapter` on `model`, made on first use and then kept with the adapter.
+    /// The block of `adapter` on `model`, made on first use and then kept with the adapter. `long_context` selects the RoPE
+    /// factors of virtual tokens, which must be those of the session that they stand in.
     pub(crate) fn of(
         adapter: &Adapter,
         model: &Model,
         ty: KvType,
+        long_context: bool,
         n_threads: usize,
     ) -> Result<Arc<Self>> {
-        adapter.compiled((model.id(), ty.ggml() as u32), || {
+        let variant = 2 * ty.ggml() as u32 + u32::from(long_context);
+        adapter.compiled((model.id(), variant), || {
             Ok(Arc::new(match adapter.payload() {
                 Payload::Prefix { layers } => Self::from_prefix(layers, ty),
-                Payload::Rows(rows) => Self::from_virtual_tokens(rows, model, ty, n_threads)?,
+                Payload::Rows(rows) => {
+                    Self::from_virtual_tokens(rows, model, ty, long_context, n_threads)?
+                }
             }))
         })
     }
@@ -55,6 +60,7 @@ impl KvBlock {
         rows: &Rows,
         model: &Model,
         ty: KvType,
+        long_context: bool,
         n_threads: usize,
     ) -> Result<Self> {
         let n_rows = rows.n_rows();
@@ -64,6 +70,7 @@ impl KvBlock {
             n_rows,
             model.pool(n_threads),
             super::session::flash_default(ty),
+            long_context,
         )?;
         core.run_rows(&rows.to_f32(), 0)?;
         let halves = (0..model.hparams().n_layer)

@@ -189,6 +189,13 @@ pub(crate) fn flash_default(_ty: KvType) -> bool {
     true
 }
 
+/// Whether a session of `n_ctx` positions takes LongRoPE's factors for contexts beyond the original one.
+fn has_long_context(model: &Model, n_ctx: usize) -> bool {
+    let (hp, w) = (model.hparams(), model.weights());
+    (w.rope_long.is_some() || w.rope_short.is_some())
+        && hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig)
+}
+
 /// Attention reads cells in steps of this many, so that one decode graph serves as many tokens.
 const KV_BUCKET: usize = 256;
 
@@ -237,15 +244,16 @@ impl Core {
         n_ctx: usize,
         pool: Arc<ThreadPool>,
         flash: bool,
+        long_context: bool,
     ) -> Result<Self> {
-        let hp = model.hparams();
-        let cache = KvCache::new(hp, ty, n_ctx, 1).map_err(|_| SessionError::OutOfMemory)?;
+        let cache =
+            KvCache::new(model.hparams(), ty, n_ctx, 1).map_err(|_| SessionError::OutOfMemory)?;
         Ok(Self {
             model: model.clone(),
             cache,
             pool,
             flash,
-            long_context: hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig),
+            long_context,
             n_batch: 512,
             decode: None,
             prefill: None,
@@ -547,7 +555,14 @@ impl Session {
                 return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
             }
         }
-        let mut core = Core::new(model, options.kv_type, n_ctx, model.pool(n_threads), flash)?;
+        let mut core = Core::new(
+            model,
+            options.kv_type,
+            n_ctx,
+            model.pool(n_threads),
+            flash,
+            has_long_context(model, n_ctx),
+        )?;
         core.n_batch = options.n_batch;
         Ok(Self {
             core,
@@ -629,6 +644,7 @@ impl Session {
             n,
             core.pool.clone(),
             core.flash,
+            core.long_context,
         )?;
         Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
     }
@@ -669,7 +685,13 @@ impl Session {
             (Some(_), Payload::Rows(rows)) => How::Template(rows.to_f32()),
             _ => {
                 let ty = self.core.cache.ty();
-                How::Block(KvBlock::of(adapter, model, ty, self.core.pool.n_threads())?)
+                How::Block(KvBlock::of(
+                    adapter,
+                    model,
+                    ty,
+                    self.core.long_context,
+                    self.core.pool.n_threads(),
+                )?)
             }
         };
         self.change(
