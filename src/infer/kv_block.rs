@@ -1,7 +1,7 @@
 //! What an adapter is at run time: K and V rows of every layer in the cache's own type and layout, ready to be copied.
 
 use super::kv_cache::{Half, KvCache, KvType};
-use super::session::Core;
+use super::session::{Core, Mode};
 use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
 use crate::error::Result;
 use crate::model::Model;
@@ -15,22 +15,17 @@ pub(crate) struct KvBlock {
 }
 
 impl KvBlock {
-    /// The block of `adapter` on `model`, made on first use and then kept with the adapter. `long_context` selects the RoPE
-    /// factors of virtual tokens, which must be those of the session that they stand in.
+    /// The block of `adapter` on `model`, made on first use and then kept with the adapter.
     pub(crate) fn of(
         adapter: &Adapter,
         model: &Model,
-        ty: KvType,
-        long_context: bool,
+        mode: Mode,
         n_threads: usize,
     ) -> Result<Arc<Self>> {
-        let variant = 2 * ty.ggml() as u32 + u32::from(long_context);
-        adapter.compiled((model.id(), variant), || {
+        adapter.compiled((model.id(), mode.key()), || {
             Ok(Arc::new(match adapter.payload() {
-                Payload::Prefix { layers } => Self::from_prefix(layers, ty),
-                Payload::Rows(rows) => {
-                    Self::from_virtual_tokens(rows, model, ty, long_context, n_threads)?
-                }
+                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty),
+                Payload::Rows(rows) => Self::from_virtual_tokens(rows, model, mode, n_threads)?,
             }))
         })
     }
@@ -59,19 +54,11 @@ impl KvBlock {
     fn from_virtual_tokens(
         rows: &Rows,
         model: &Model,
-        ty: KvType,
-        long_context: bool,
+        mode: Mode,
         n_threads: usize,
     ) -> Result<Self> {
         let n_rows = rows.n_rows();
-        let mut core = Core::new(
-            model,
-            ty,
-            n_rows,
-            model.pool(n_threads),
-            super::session::flash_default(ty),
-            long_context,
-        )?;
+        let mut core = Core::new(model, mode, n_rows, model.pool(n_threads))?;
         core.run_rows(&rows.to_f32(), 0)?;
         let halves = (0..model.hparams().n_layer)
             .map(|il| {

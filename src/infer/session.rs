@@ -184,9 +184,22 @@ impl CancelToken {
     }
 }
 
-/// Whether `Auto` means on for this cache type.
-pub(crate) fn flash_default(_ty: KvType) -> bool {
-    true
+/// What the keys and values of a text depend on besides model and text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mode {
+    /// Type of the rows.
+    pub(crate) ty: KvType,
+    /// Fused attention.
+    pub(crate) flash: bool,
+    /// LongRoPE's factors for contexts beyond the original one.
+    pub(crate) long_context: bool,
+}
+
+impl Mode {
+    /// A number of its own for each mode.
+    pub(crate) fn key(self) -> u32 {
+        self.ty.ggml() as u32 * 4 + u32::from(self.flash) * 2 + u32::from(self.long_context)
+    }
 }
 
 /// Whether a session of `n_ctx` positions takes LongRoPE's factors for contexts beyond the original one.
@@ -207,8 +220,7 @@ pub(crate) struct Core {
     pub(crate) model: Model,
     pub(crate) cache: KvCache,
     pool: Arc<ThreadPool>,
-    flash: bool,
-    long_context: bool,
+    mode: Mode,
     n_batch: usize,
     /// The last graph of single tokens, kept apart so that a prefill does not evict it. Another topology replaces a graph
     /// in the same memory.
@@ -240,20 +252,17 @@ enum Input<'a> {
 impl Core {
     pub(crate) fn new(
         model: &Model,
-        ty: KvType,
+        mode: Mode,
         n_ctx: usize,
         pool: Arc<ThreadPool>,
-        flash: bool,
-        long_context: bool,
     ) -> Result<Self> {
-        let cache =
-            KvCache::new(model.hparams(), ty, n_ctx, 1).map_err(|_| SessionError::OutOfMemory)?;
+        let cache = KvCache::new(model.hparams(), mode.ty, n_ctx, 1)
+            .map_err(|_| SessionError::OutOfMemory)?;
         Ok(Self {
             model: model.clone(),
             cache,
             pool,
-            flash,
-            long_context,
+            mode,
             n_batch: 512,
             decode: None,
             prefill: None,
@@ -395,7 +404,7 @@ impl Core {
             hp,
             inputs: &inputs,
             topology,
-            flash: self.flash,
+            flash: self.mode.flash,
         };
         let logits = decoder(
             &mut b,
@@ -403,7 +412,7 @@ impl Core {
             self.model.weights(),
             &inputs,
             &topology,
-            self.long_context,
+            self.mode.long_context,
             &mut kv,
         );
         let mut outputs = b.into_outputs();
@@ -439,6 +448,16 @@ struct Attached {
     how: How,
 }
 
+impl Attached {
+    /// Positions in front of the text.
+    fn prefix_len(&self) -> usize {
+        match &self.how {
+            How::Block(block) => block.n_rows(),
+            How::Template(_) => 0,
+        }
+    }
+}
+
 enum How {
     /// Rows in front of the text.
     Block(Arc<KvBlock>),
@@ -458,6 +477,16 @@ enum Item {
     Tokens(Vec<i32>),
     /// Rows of the adapter's virtual tokens.
     Virtual(Range<usize>),
+}
+
+impl Item {
+    /// Positions that it takes.
+    fn len(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Virtual(rows) => rows.len(),
+        }
+    }
 }
 
 /// Appends tokens, joined with those before them so that they are computed in one step.
@@ -539,8 +568,7 @@ impl Session {
             .into());
         }
         let flash = match options.flash_attention {
-            FlashAttention::Auto => flash_default(options.kv_type),
-            FlashAttention::On => true,
+            FlashAttention::Auto | FlashAttention::On => true,
             FlashAttention::Off => false,
         };
         if options.kv_type == KvType::Q8_0 {
@@ -555,14 +583,12 @@ impl Session {
                 return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
             }
         }
-        let mut core = Core::new(
-            model,
-            options.kv_type,
-            n_ctx,
-            model.pool(n_threads),
+        let mode = Mode {
+            ty: options.kv_type,
             flash,
-            has_long_context(model, n_ctx),
-        )?;
+            long_context: has_long_context(model, n_ctx),
+        };
+        let mut core = Core::new(model, mode, n_ctx, model.pool(n_threads))?;
         core.n_batch = options.n_batch;
         Ok(Self {
             core,
@@ -638,14 +664,7 @@ impl Session {
             return Err(SessionError::NoVirtualTokens.into());
         };
         let (core, n) = (&self.core, rows.n_rows());
-        let mut core = Core::new(
-            &core.model,
-            core.cache.ty(),
-            n,
-            core.pool.clone(),
-            core.flash,
-            core.long_context,
-        )?;
+        let mut core = Core::new(&core.model, core.mode, n, core.pool.clone())?;
         Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
     }
 
@@ -653,14 +672,7 @@ impl Session {
     pub fn reset(&mut self) {
         self.history.clear();
         self.logits.clear();
-        self.n_past = self.prefix_len();
-    }
-
-    fn prefix_len(&self) -> usize {
-        match self.attached.as_ref().map(|a| &a.how) {
-            Some(How::Block(block)) => block.n_rows(),
-            _ => 0,
-        }
+        self.n_past = self.attached.as_ref().map_or(0, Attached::prefix_len);
     }
 
     /// Puts `adapter` in front of the text (or, with a template, into the next prompt).
@@ -677,21 +689,16 @@ impl Session {
     /// Replaces the attached adapter, if any, by `adapter`.
     ///
     /// # Errors
-    /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was.
+    /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was. If
+    /// recomputing fails or is cancelled, the new adapter is attached and the text is dropped.
     pub fn swap(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
         let model = &self.core.model;
         adapter.check_fits(model.shape(), &model.fingerprint(), self.accept_other_base)?;
         let how = match (adapter.template(), adapter.payload()) {
             (Some(_), Payload::Rows(rows)) => How::Template(rows.to_f32()),
             _ => {
-                let ty = self.core.cache.ty();
-                How::Block(KvBlock::of(
-                    adapter,
-                    model,
-                    ty,
-                    self.core.long_context,
-                    self.core.pool.n_threads(),
-                )?)
+                let (mode, n_threads) = (self.core.mode, self.core.pool.n_threads());
+                How::Block(KvBlock::of(adapter, model, mode, n_threads)?)
             }
         };
         self.change(
@@ -706,7 +713,7 @@ impl Session {
     /// Takes the adapter off.
     ///
     /// # Errors
-    /// [`SessionError::NotAttached`]; recomputing can be cancelled.
+    /// [`SessionError::NotAttached`]. If recomputing fails or is cancelled, the adapter is off and the text is dropped.
     pub fn detach(&mut self, existing: ExistingText) -> Result<()> {
         if self.attached.is_none() {
             return Err(SessionError::NotAttached.into());
@@ -715,13 +722,20 @@ impl Session {
     }
 
     fn change(&mut self, attached: Option<Attached>, existing: ExistingText) -> Result<()> {
+        // Everything that can be known to fail fails before anything changes.
+        let mut needed = attached.as_ref().map_or(0, Attached::prefix_len);
+        if existing == ExistingText::Recompute {
+            for (i, segment) in self.history.iter().enumerate() {
+                needed += if segment.prompt {
+                    let items = self.arrange(attached.as_ref(), &segment.tokens, i == 0)?;
+                    items.iter().map(Item::len).sum()
+                } else {
+                    segment.tokens.len()
+                };
+            }
+        }
         let virtual_tokens = attached.as_ref().map_or(0, |a| a.adapter.length());
-        let kept = if existing == ExistingText::Recompute {
-            self.tokens().len()
-        } else {
-            0
-        };
-        self.check_room(virtual_tokens + kept)?;
+        self.check_room(needed.max(virtual_tokens))?;
         if let Some(Attached {
             how: How::Block(block),
             ..
@@ -733,12 +747,17 @@ impl Session {
         let history = std::mem::take(&mut self.history);
         self.reset();
         if existing == ExistingText::Recompute {
-            for segment in history {
-                if segment.prompt {
-                    self.feed_prompt(segment.tokens)?;
-                } else {
-                    self.feed(&segment.tokens)?;
-                }
+            self.recompute(history).inspect_err(|_| self.reset())?;
+        }
+        Ok(())
+    }
+
+    fn recompute(&mut self, history: Vec<Segment>) -> Result<()> {
+        for segment in history {
+            if segment.prompt {
+                self.feed_prompt(segment.tokens)?;
+            } else {
+                self.feed(&segment.tokens)?;
             }
         }
         Ok(())
@@ -776,15 +795,9 @@ impl Session {
     /// `tokens` without BOS; remembered as a prompt, so that another adapter's template can place it anew.
     fn feed_prompt(&mut self, tokens: Vec<i32>) -> Result<()> {
         let first = self.history.is_empty();
-        let items = self.arrange(&tokens, first)?;
+        let items = self.arrange(self.attached.as_ref(), &tokens, first)?;
         let width = self.core.model.hparams().n_embd;
-        let n: usize = items
-            .iter()
-            .map(|item| match item {
-                Item::Tokens(tokens) => tokens.len(),
-                Item::Virtual(rows) => rows.len(),
-            })
-            .sum();
+        let n: usize = items.iter().map(Item::len).sum();
         if n == 0 {
             return Err(SessionError::Empty.into());
         }
@@ -815,8 +828,13 @@ impl Session {
         work(self).inspect_err(|_| self.n_past = start)
     }
 
-    /// The order in which a prompt's tokens and the template's virtual tokens are computed.
-    fn arrange(&self, tokens: &[i32], first: bool) -> Result<Vec<Item>> {
+    /// The order in which a prompt's tokens and the virtual tokens of a template of `attached` are computed.
+    fn arrange(
+        &self,
+        attached: Option<&Attached>,
+        tokens: &[i32],
+        first: bool,
+    ) -> Result<Vec<Item>> {
         let vocab = self.core.model.vocab();
         let bos = if first && vocab.add_bos() {
             vocab.bos()
@@ -824,7 +842,7 @@ impl Session {
             None
         };
         let mut items = Vec::new();
-        let template = match &self.attached {
+        let template = match attached {
             Some(Attached {
                 adapter,
                 how: How::Template(_),
