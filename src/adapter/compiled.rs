@@ -5,7 +5,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Type of the block, then (model id, kv type).
+/// Type of the block, then (model id, mode of the session).
 type Key = (TypeId, (u64, u32));
 /// Locked while its block is made, so that callers with another key need not wait.
 type Slot = Arc<Mutex<Option<Arc<dyn Any + Send + Sync>>>>;
@@ -14,14 +14,10 @@ type Slot = Arc<Mutex<Option<Arc<dyn Any + Send + Sync>>>>;
 pub(super) struct Cache(Mutex<HashMap<Key, Slot>>);
 
 impl Adapter {
-    /// The block of type `T` for `key` = (model id, kv type): the one made before, or what `make` returns now.
+    /// The block of type `T` for `key` = (model id, mode of the session): the one made before, or what `make` returns now.
     ///
     /// Concurrent callers with the same key wait for the first; an error is returned to its caller and not kept, so the next
     /// caller tries again. `make` must not ask for the same key (it would wait for itself).
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "the first caller is the inference module")
-    )]
     pub(crate) fn compiled<T: Any + Send + Sync>(
         &self,
         key: (u64, u32),

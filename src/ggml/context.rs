@@ -3,7 +3,7 @@
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -100,10 +100,15 @@ impl Tensor {
         self
     }
 
-    /// Marks graph memory that is read after the graph ran.
+    /// Marks graph memory that is read after the graph ran; for a view, that of the tensor it looks into.
     pub(crate) fn output(self) -> Self {
-        // SAFETY: a valid description.
-        unsafe { sys::ggml_set_output(self.raw()) };
+        // SAFETY: valid descriptions; a view's source is never a view itself and lives as long as the view.
+        unsafe {
+            sys::ggml_set_output(self.raw());
+            if let Some(source) = NonNull::new(self.get().view_src) {
+                sys::ggml_set_output(source.as_ptr());
+            }
+        }
         self
     }
 }
@@ -170,6 +175,17 @@ impl Context {
     /// Keeps `owner` (a map, a buffer) alive as long as the context and its tensors.
     pub(crate) fn keep(&self, owner: Arc<dyn Any + Send + Sync>) {
         self.lock().push(owner);
+    }
+
+    /// The tensor called `name`.
+    pub(crate) fn find(self: &Arc<Self>, name: &str) -> Option<Tensor> {
+        let name = CString::new(name).ok()?;
+        // SAFETY: a live arena and a NUL-terminated name.
+        let raw = NonNull::new(unsafe { sys::ggml_get_tensor(self.raw(), name.as_ptr()) })?;
+        Some(Tensor {
+            raw,
+            ctx: self.clone(),
+        })
     }
 
     /// Runs a ggml constructor that reads `srcs` and appends to this arena.

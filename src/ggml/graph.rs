@@ -96,24 +96,6 @@ impl Graph {
         self.memory
     }
 
-    /// Bytes of intermediate results and kernel scratch.
-    pub(crate) fn memory_bytes(&self) -> usize {
-        // SAFETY: one buffer type, so one buffer.
-        self.work.len() + unsafe { sys::ggml_gallocr_get_buffer_size(self.memory.raw.as_ptr(), 0) }
-    }
-
-    /// Number of nodes.
-    pub(crate) fn n_nodes(&self) -> usize {
-        // SAFETY: a complete graph.
-        unsafe { sys::ggml_graph_n_nodes(self.raw.as_ptr()) as usize }
-    }
-
-    /// The node or input called `name`.
-    pub(crate) fn tensor(&self, name: &std::ffi::CStr) -> Option<NonNull<sys::ggml_tensor>> {
-        // SAFETY: a complete graph and a NUL-terminated name.
-        NonNull::new(unsafe { sys::ggml_graph_get_tensor(self.raw.as_ptr(), name.as_ptr()) })
-    }
-
     /// Runs the graph on `pool`, until done or `cancel` is raised.
     pub(crate) fn compute(
         &mut self,
@@ -181,6 +163,26 @@ impl Graph {
     /// An input as values of type `T`.
     pub(crate) fn slice_mut<T: bytemuck::Pod>(&mut self, t: &Tensor) -> &mut [T] {
         bytemuck::cast_slice_mut(self.bytes_mut(t))
+    }
+
+    /// Elements of an F32 output that may be a view with gaps, in ggml order. For tests: one by one.
+    pub(crate) fn gather_f32(&self, t: &Tensor) -> Vec<f32> {
+        assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
+        let ([n0, n1, n2, n3], [b0, b1, b2, b3]) = (t.ne(), t.nb());
+        // SAFETY: the tensor's own bytes, from its first element to its last, inside the graph's memory.
+        let bytes = unsafe { std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes()) };
+        let mut out = Vec::with_capacity(n0 * n1 * n2 * n3);
+        for i3 in 0..n3 {
+            for i2 in 0..n2 {
+                for i1 in 0..n1 {
+                    for i0 in 0..n0 {
+                        let at = i0 * b0 + i1 * b1 + i2 * b2 + i3 * b3;
+                        out.push(bytemuck::pod_read_unaligned(&bytes[at..at + 4]));
+                    }
+                }
+            }
+        }
+        out
     }
 
     /// An output, as F32 values.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub struct GenerateOptions {
     /// Tokens at most; `None`: until the model ends the text.
     pub max_tokens: Option<usize>,
-    /// How the next token is chosen; default: greedy as llama.cpp's samplers say.
+    /// How the next token is chosen; default: llama.cpp's defaults, which draw at random.
     pub sampler: SamplerParams,
     /// Text that ends the generation; it is not part of the result.
     pub stop: Vec<String>,

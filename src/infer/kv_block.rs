@@ -1,7 +1,7 @@
 //! What an adapter is at run time: K and V rows of every layer in the cache's own type and layout, ready to be copied.
 
 use super::kv_cache::{Half, KvCache, KvType};
-use super::session::Core;
+use super::session::{Core, Mode};
 use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
 use crate::error::Result;
 use crate::model::Model;
@@ -19,13 +19,13 @@ impl KvBlock {
     pub(crate) fn of(
         adapter: &Adapter,
         model: &Model,
-        ty: KvType,
+        mode: Mode,
         n_threads: usize,
     ) -> Result<Arc<Self>> {
-        adapter.compiled((model.id(), ty.ggml() as u32), || {
+        adapter.compiled((model.id(), mode.key()), || {
             Ok(Arc::new(match adapter.payload() {
-                Payload::Prefix { layers } => Self::from_prefix(layers, ty),
-                Payload::Rows(rows) => Self::from_virtual_tokens(rows, model, ty, n_threads)?,
+                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty),
+                Payload::Rows(rows) => Self::from_virtual_tokens(rows, model, mode, n_threads)?,
             }))
         })
     }
@@ -54,17 +54,11 @@ impl KvBlock {
     fn from_virtual_tokens(
         rows: &Rows,
         model: &Model,
-        ty: KvType,
+        mode: Mode,
         n_threads: usize,
     ) -> Result<Self> {
         let n_rows = rows.n_rows();
-        let mut core = Core::new(
-            model,
-            ty,
-            n_rows,
-            model.pool(n_threads),
-            super::session::flash_default(ty),
-        )?;
+        let mut core = Core::new(model, mode, n_rows, model.pool(n_threads))?;
         core.run_rows(&rows.to_f32(), 0)?;
         let halves = (0..model.hparams().n_layer)
             .map(|il| {

@@ -122,11 +122,6 @@ impl KvCache {
         })
     }
 
-    /// Type of the rows.
-    pub(crate) fn ty(&self) -> KvType {
-        self.ty
-    }
-
     /// Tokens per stream.
     pub(crate) fn cells(&self) -> usize {
         self.cells

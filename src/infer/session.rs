@@ -8,6 +8,7 @@ use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool}
 use crate::graph::{Builder, Entry, Inputs, Topology, causal_mask, decoder, max_nodes};
 use crate::model::Model;
 use half::f16;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,9 +184,29 @@ impl CancelToken {
     }
 }
 
-/// Whether `Auto` means on for this cache type.
-pub(crate) fn flash_default(_ty: KvType) -> bool {
-    true
+/// What the keys and values of a text depend on besides model and text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mode {
+    /// Type of the rows.
+    pub(crate) ty: KvType,
+    /// Fused attention.
+    pub(crate) flash: bool,
+    /// LongRoPE's factors for contexts beyond the original one.
+    pub(crate) long_context: bool,
+}
+
+impl Mode {
+    /// A number of its own for each mode.
+    pub(crate) fn key(self) -> u32 {
+        self.ty.ggml() as u32 * 4 + u32::from(self.flash) * 2 + u32::from(self.long_context)
+    }
+}
+
+/// Whether a session of `n_ctx` positions takes LongRoPE's factors for contexts beyond the original one.
+fn has_long_context(model: &Model, n_ctx: usize) -> bool {
+    let (hp, w) = (model.hparams(), model.weights());
+    (w.rope_long.is_some() || w.rope_short.is_some())
+        && hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig)
 }
 
 /// Attention reads cells in steps of this many, so that one decode graph serves as many tokens.
@@ -199,24 +220,25 @@ pub(crate) struct Core {
     pub(crate) model: Model,
     pub(crate) cache: KvCache,
     pool: Arc<ThreadPool>,
-    flash: bool,
-    long_context: bool,
+    mode: Mode,
     n_batch: usize,
-    /// The graph of single tokens, kept apart so that a prefill does not evict it.
-    decode: Slot,
-    prefill: Slot,
+    /// The last graph of single tokens, kept apart so that a prefill does not evict it. Another topology replaces a graph
+    /// in the same memory.
+    decode: Option<Built>,
+    /// The last graph of anything else.
+    prefill: Option<Built>,
     cancel: CancelToken,
+    graphs_built: usize,
 }
 
-/// The last graph of its kind; another topology replaces it in the same memory.
-#[derive(Default)]
-struct Slot(Option<Built>);
-
+/// A graph with what is needed to run it.
 struct Built {
     topology: Topology,
     graph: Graph,
     inputs: Inputs,
     logits: Option<Tensor>,
+    /// Intermediates to be read, by name.
+    traced: Vec<(String, Tensor)>,
 }
 
 /// What enters a step.
@@ -230,23 +252,22 @@ enum Input<'a> {
 impl Core {
     pub(crate) fn new(
         model: &Model,
-        ty: KvType,
+        mode: Mode,
         n_ctx: usize,
         pool: Arc<ThreadPool>,
-        flash: bool,
     ) -> Result<Self> {
-        let hp = model.hparams();
-        let cache = KvCache::new(hp, ty, n_ctx, 1).map_err(|_| SessionError::OutOfMemory)?;
+        let cache = KvCache::new(model.hparams(), mode.ty, n_ctx, 1)
+            .map_err(|_| SessionError::OutOfMemory)?;
         Ok(Self {
             model: model.clone(),
             cache,
             pool,
-            flash,
-            long_context: hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig),
+            mode,
             n_batch: 512,
-            decode: Slot::default(),
-            prefill: Slot::default(),
+            decode: None,
+            prefill: None,
             cancel: CancelToken::default(),
+            graphs_built: 0,
         })
     }
 
@@ -264,52 +285,71 @@ impl Core {
     /// Runs one graph over `input` at positions from `start` on. Returns logits of the inputs in `outputs`,
     /// ne = [V, outputs.len()].
     fn step(&mut self, input: Input<'_>, start: usize, outputs: Range<usize>) -> Result<&[f32]> {
-        let hp = self.model.hparams();
+        let topology = self.topology(input, start, outputs.len());
+        let mut built = match self.slot(&topology).take() {
+            Some(built) if built.topology == topology => built,
+            other => {
+                let memory = other.map_or_else(GraphMemory::new, |b| b.graph.into_memory());
+                self.graphs_built += 1;
+                self.build(topology, &[], memory)?
+            }
+        };
+        let outcome = self.run(&mut built, input, start, outputs);
+        let Built { graph, logits, .. } = self.slot(&topology).insert(built);
+        outcome?;
+        let Some(logits) = logits else { return Ok(&[]) };
+        let logits = graph.read_f32(logits);
+        if !all_finite(logits) {
+            return Err(SessionError::NonFiniteLogits.into());
+        }
+        Ok(logits)
+    }
+
+    fn slot(&mut self, topology: &Topology) -> &mut Option<Built> {
+        if topology.n_tokens == 1 && topology.entry == Entry::Tokens {
+            &mut self.decode
+        } else {
+            &mut self.prefill
+        }
+    }
+
+    fn topology(&self, input: Input<'_>, start: usize, n_outputs: usize) -> Topology {
         let (entry, n) = match input {
             Input::Tokens(tokens) => (Entry::Tokens, tokens.len()),
-            Input::Rows(rows) => (Entry::Rows, rows.len() / hp.n_embd),
+            Input::Rows(rows) => (Entry::Rows, rows.len() / self.model.hparams().n_embd),
         };
-        let topology = Topology {
+        Topology {
             entry,
             n_tokens: n,
             n_kv: (start + n)
                 .next_multiple_of(KV_BUCKET)
                 .min(self.cache.cells()),
-            n_outputs: outputs.len(),
+            n_outputs,
             stream: 0,
             n_streams: 1,
-        };
-        let slot = if n == 1 && entry == Entry::Tokens {
-            &mut self.decode
-        } else {
-            &mut self.prefill
-        };
-        if slot.0.as_ref().is_none_or(|b| b.topology != topology) {
-            let memory = slot
-                .0
-                .take()
-                .map_or_else(GraphMemory::new, |b| b.graph.into_memory());
-            slot.0 = Some(build(
-                &self.model,
-                &self.cache,
-                topology,
-                self.flash,
-                self.long_context,
-                memory,
-            )?);
         }
+    }
+
+    /// Fills the graph's inputs and computes it.
+    fn run(
+        &self,
+        built: &mut Built,
+        input: Input<'_>,
+        start: usize,
+        outputs: Range<usize>,
+    ) -> Result<()> {
+        let hp = self.model.hparams();
         let Built {
+            topology,
             graph,
             inputs,
-            logits,
             ..
-        } = slot.0.as_mut().expect("built above");
-
+        } = built;
         match input {
             Input::Tokens(tokens) => graph.slice_mut(&inputs.entry).copy_from_slice(tokens),
             Input::Rows(rows) => graph.slice_mut(&inputs.entry).copy_from_slice(rows),
         }
-        let positions: Vec<i32> = (start as i32..).take(n).collect();
+        let positions: Vec<i32> = (start as i32..).take(topology.n_tokens).collect();
         // Inputs that no node reads have no memory: a model without rotary embedding needs no positions.
         if graph.has_memory(&inputs.positions) {
             graph
@@ -349,53 +389,48 @@ impl Core {
                 ComputeError::Cancelled => SessionError::Cancelled,
                 ComputeError::OutOfMemory => SessionError::OutOfMemory,
             })?;
-        let Some(logits) = logits else { return Ok(&[]) };
-        let logits = graph.read_f32(logits);
-        if !all_finite(logits) {
-            return Err(SessionError::NonFiniteLogits.into());
-        }
-        Ok(logits)
+        Ok(())
     }
-}
 
-fn build(
-    model: &Model,
-    cache: &KvCache,
-    topology: Topology,
-    flash: bool,
-    long_context: bool,
-    memory: GraphMemory,
-) -> Result<Built> {
-    let hp = model.hparams();
-    let nodes = max_nodes(hp);
-    let ctx = Context::new(nodes, true);
-    let inputs = Inputs::new(&ctx, hp, &topology);
-    let mut b = Builder::new(ctx.clone());
-    let mut kv = Cached {
-        cache,
-        hp,
-        inputs: &inputs,
-        topology,
-        flash,
-    };
-    let logits = decoder(
-        &mut b,
-        hp,
-        model.weights(),
-        &inputs,
-        &topology,
-        long_context,
-        &mut kv,
-    );
-    let mut outputs = b.into_outputs();
-    outputs.extend(logits.clone());
-    let graph = Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
-    Ok(Built {
-        topology,
-        graph,
-        inputs,
-        logits,
-    })
+    /// Builds a graph in `memory`; what is called one of `traced` can be read after it ran.
+    fn build(&self, topology: Topology, traced: &[&str], memory: GraphMemory) -> Result<Built> {
+        let hp = self.model.hparams();
+        let nodes = max_nodes(hp);
+        let ctx = Context::new(nodes, true);
+        let inputs = Inputs::new(&ctx, hp, &topology);
+        let mut b = Builder::new(ctx.clone());
+        let mut kv = Cached {
+            cache: &self.cache,
+            hp,
+            inputs: &inputs,
+            topology,
+            flash: self.mode.flash,
+        };
+        let logits = decoder(
+            &mut b,
+            hp,
+            self.model.weights(),
+            &inputs,
+            &topology,
+            self.mode.long_context,
+            &mut kv,
+        );
+        let mut outputs = b.into_outputs();
+        outputs.extend(logits.clone());
+        let traced = traced
+            .iter()
+            .filter_map(|&name| Some((name.to_owned(), ctx.find(name)?.output())))
+            .collect();
+        let graph =
+            Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
+        Ok(Built {
+            topology,
+            graph,
+            inputs,
+            logits,
+            traced,
+        })
+    }
 }
 
 /// No NaN and no infinity. Compares bits, so that it runs at memory speed.
@@ -411,6 +446,16 @@ fn all_finite(values: &[f32]) -> bool {
 struct Attached {
     adapter: Adapter,
     how: How,
+}
+
+impl Attached {
+    /// Positions in front of the text.
+    fn prefix_len(&self) -> usize {
+        match &self.how {
+            How::Block(block) => block.n_rows(),
+            How::Template(_) => 0,
+        }
+    }
 }
 
 enum How {
@@ -432,6 +477,16 @@ enum Item {
     Tokens(Vec<i32>),
     /// Rows of the adapter's virtual tokens.
     Virtual(Range<usize>),
+}
+
+impl Item {
+    /// Positions that it takes.
+    fn len(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Virtual(rows) => rows.len(),
+        }
+    }
 }
 
 /// Appends tokens, joined with those before them so that they are computed in one step.
@@ -513,8 +568,7 @@ impl Session {
             .into());
         }
         let flash = match options.flash_attention {
-            FlashAttention::Auto => flash_default(options.kv_type),
-            FlashAttention::On => true,
+            FlashAttention::Auto | FlashAttention::On => true,
             FlashAttention::Off => false,
         };
         if options.kv_type == KvType::Q8_0 {
@@ -529,7 +583,12 @@ impl Session {
                 return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
             }
         }
-        let mut core = Core::new(model, options.kv_type, n_ctx, model.pool(n_threads), flash)?;
+        let mode = Mode {
+            ty: options.kv_type,
+            flash,
+            long_context: has_long_context(model, n_ctx),
+        };
+        let mut core = Core::new(model, mode, n_ctx, model.pool(n_threads))?;
         core.n_batch = options.n_batch;
         Ok(Self {
             core,
@@ -610,13 +669,7 @@ impl Session {
             return Err(SessionError::NoVirtualTokens.into());
         };
         let (core, n) = (&self.core, rows.n_rows());
-        let mut core = Core::new(
-            &core.model,
-            core.cache.ty(),
-            n,
-            core.pool.clone(),
-            core.flash,
-        )?;
+        let mut core = Core::new(&core.model, core.mode, n, core.pool.clone())?;
         Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
     }
 
@@ -624,14 +677,7 @@ impl Session {
     pub fn reset(&mut self) {
         self.history.clear();
         self.logits.clear();
-        self.n_past = self.prefix_len();
-    }
-
-    fn prefix_len(&self) -> usize {
-        match self.attached.as_ref().map(|a| &a.how) {
-            Some(How::Block(block)) => block.n_rows(),
-            _ => 0,
-        }
+        self.n_past = self.attached.as_ref().map_or(0, Attached::prefix_len);
     }
 
     /// Puts `adapter` in front of the text (or, with a template, into the next prompt).
@@ -648,15 +694,16 @@ impl Session {
     /// Replaces the attached adapter, if any, by `adapter`.
     ///
     /// # Errors
-    /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was.
+    /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was. If
+    /// recomputing fails or is cancelled, the new adapter is attached and the text is dropped.
     pub fn swap(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
         let model = &self.core.model;
         adapter.check_fits(model.shape(), &model.fingerprint(), self.accept_other_base)?;
         let how = match (adapter.template(), adapter.payload()) {
             (Some(_), Payload::Rows(rows)) => How::Template(rows.to_f32()),
             _ => {
-                let ty = self.core.cache.ty();
-                How::Block(KvBlock::of(adapter, model, ty, self.core.pool.n_threads())?)
+                let (mode, n_threads) = (self.core.mode, self.core.pool.n_threads());
+                How::Block(KvBlock::of(adapter, model, mode, n_threads)?)
             }
         };
         self.change(
@@ -671,7 +718,7 @@ impl Session {
     /// Takes the adapter off.
     ///
     /// # Errors
-    /// [`SessionError::NotAttached`]; recomputing can be cancelled.
+    /// [`SessionError::NotAttached`]. If recomputing fails or is cancelled, the adapter is off and the text is dropped.
     pub fn detach(&mut self, existing: ExistingText) -> Result<()> {
         if self.attached.is_none() {
             return Err(SessionError::NotAttached.into());
@@ -680,13 +727,20 @@ impl Session {
     }
 
     fn change(&mut self, attached: Option<Attached>, existing: ExistingText) -> Result<()> {
+        // Everything that can be known to fail fails before anything changes.
+        let mut needed = attached.as_ref().map_or(0, Attached::prefix_len);
+        if existing == ExistingText::Recompute {
+            for (i, segment) in self.history.iter().enumerate() {
+                needed += if segment.prompt {
+                    let items = self.arrange(attached.as_ref(), &segment.tokens, i == 0)?;
+                    items.iter().map(Item::len).sum()
+                } else {
+                    segment.tokens.len()
+                };
+            }
+        }
         let virtual_tokens = attached.as_ref().map_or(0, |a| a.adapter.length());
-        let kept = if existing == ExistingText::Recompute {
-            self.tokens().len()
-        } else {
-            0
-        };
-        self.check_room(virtual_tokens + kept)?;
+        self.check_room(needed.max(virtual_tokens))?;
         if let Some(Attached {
             how: How::Block(block),
             ..
@@ -698,12 +752,17 @@ impl Session {
         let history = std::mem::take(&mut self.history);
         self.reset();
         if existing == ExistingText::Recompute {
-            for segment in history {
-                if segment.prompt {
-                    self.feed_prompt(segment.tokens)?;
-                } else {
-                    self.feed(&segment.tokens)?;
-                }
+            self.recompute(history).inspect_err(|_| self.reset())?;
+        }
+        Ok(())
+    }
+
+    fn recompute(&mut self, history: Vec<Segment>) -> Result<()> {
+        for segment in history {
+            if segment.prompt {
+                self.feed_prompt(segment.tokens)?;
+            } else {
+                self.feed(&segment.tokens)?;
             }
         }
         Ok(())
@@ -764,15 +823,9 @@ impl Session {
         mut each: Option<&mut dyn FnMut(i32, &[f32])>,
     ) -> Result<()> {
         let first = self.history.is_empty();
-        let items = self.arrange(&tokens, first)?;
+        let items = self.arrange(self.attached.as_ref(), &tokens, first)?;
         let width = self.core.model.hparams().n_embd;
-        let n: usize = items
-            .iter()
-            .map(|item| match item {
-                Item::Tokens(tokens) => tokens.len(),
-                Item::Virtual(rows) => rows.len(),
-            })
-            .sum();
+        let n: usize = items.iter().map(Item::len).sum();
         if n == 0 {
             return Err(SessionError::Empty.into());
         }
@@ -806,8 +859,13 @@ impl Session {
         work(self).inspect_err(|_| self.n_past = start)
     }
 
-    /// The order in which a prompt's tokens and the template's virtual tokens are computed.
-    fn arrange(&self, tokens: &[i32], first: bool) -> Result<Vec<Item>> {
+    /// The order in which a prompt's tokens and the virtual tokens of a template of `attached` are computed.
+    fn arrange(
+        &self,
+        attached: Option<&Attached>,
+        tokens: &[i32],
+        first: bool,
+    ) -> Result<Vec<Item>> {
         let vocab = self.core.model.vocab();
         let bos = if first && vocab.add_bos() {
             vocab.bos()
@@ -815,7 +873,7 @@ impl Session {
             None
         };
         let mut items = Vec::new();
-        let template = match &self.attached {
+        let template = match attached {
             Some(Attached {
                 adapter,
                 how: How::Template(_),
@@ -869,6 +927,38 @@ impl Session {
         self.whole(|s| s.run_tokens_with_logits(tokens, &mut each))?;
         self.remember(tokens);
         Ok(())
+    }
+
+    /// As [`Session::feed`], in one step of any length, and returns the intermediate results called one of `names` as far
+    /// as there are such: llama.cpp's names (`attn_norm-0`, `Qcur-0`, `l_out-1`, `result_norm`), elements in ggml order.
+    /// For tests that look for the first place where two implementations differ.
+    ///
+    /// # Errors
+    /// As [`Session::feed`], but logits may be anything.
+    #[doc(hidden)]
+    pub fn trace(&mut self, tokens: &[i32], names: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
+        self.check_feed(tokens)?;
+        let (core, input) = (&self.core, Input::Tokens(tokens));
+        let topology = core.topology(input, self.n_past, tokens.len());
+        let mut built = core.build(topology, names, GraphMemory::new())?;
+        core.run(&mut built, input, self.n_past, 0..tokens.len())?;
+        let logits = built.logits.as_ref().expect("asked for");
+        let n_vocab = core.model.weights().n_vocab();
+        let last = (tokens.len() - 1) * n_vocab;
+        self.logits = built.graph.read_f32(logits)[last..].to_vec();
+        self.n_past += tokens.len();
+        self.remember(tokens);
+        Ok(built
+            .traced
+            .iter()
+            .map(|(name, t)| (name.clone(), built.graph.gather_f32(t)))
+            .collect())
+    }
+
+    /// Graphs built so far: decoding reuses one for many tokens. For tests.
+    #[doc(hidden)]
+    pub fn graphs_built(&self) -> usize {
+        self.core.graphs_built
     }
 
     fn check_tokens(&self, tokens: &[i32]) -> Result<(), SessionError> {

@@ -1,0 +1,495 @@
+//! libllama in the same process against this crate: random models of every architecture and type, with every kind of
+//! adapter that libllama can be made to imitate. What differs is named by the first intermediate that does.
+
+use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, PrefixLayer, Rows, Template};
+use ggraft::file::types::GgmlType;
+use ggraft::infer::{ExistingText, FlashAttention, KvType};
+use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::fixture::{FixtureSpec, Variant, all_variants, write_fixture};
+use ggraft_testkit::metrics::{max_abs_diff, nmse};
+use ggraft_testkit::oracle::{KvRows, Llama, Options};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
+
+/// Tokens of the prompt, and those decoded one by one behind it.
+const PROMPT: usize = 40;
+const DECODED: usize = 6;
+/// P of adapters.
+const VIRTUAL: usize = 5;
+
+/// Bytes in no order that repeats.
+fn tokens() -> Vec<i32> {
+    (0..(PROMPT + DECODED) as i32)
+        .map(|i| (i * i * 7 + i * 31 + 65) % 256)
+        .collect()
+}
+
+/// How both sides compute.
+#[derive(Clone, Copy, Debug)]
+struct Setup {
+    kv: KvType,
+    flash: bool,
+    repack: bool,
+    n_batch: usize,
+}
+
+const PLAIN: Setup = Setup {
+    kv: KvType::F16,
+    flash: true,
+    repack: false,
+    n_batch: 512,
+};
+
+impl Setup {
+    fn oracle(self, path: &Path) -> Llama {
+        let options = Options {
+            kv_type: match self.kv {
+                KvType::F16 => GgmlType::F16,
+                KvType::F32 => GgmlType::F32,
+                KvType::Q8_0 => GgmlType::Q8_0,
+            },
+            // Its fused attention rounds an F32 cache to F16, ours does not: the separate products are the reference.
+            flash_attention: Some(self.flash && self.kv != KvType::F32),
+            repack: self.repack,
+            capture: true,
+            ..Options::default()
+        };
+        Llama::load(path, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    fn model(self, path: &Path) -> Model {
+        Model::open(path, &ModelOptions::default().repack(self.repack))
+            .unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn session(self, model: &Model) -> Session {
+        let options = SessionOptions::default()
+            .n_ctx(Options::default().n_ctx)
+            .n_threads(1)
+            .n_batch(self.n_batch)
+            .kv_type(self.kv)
+            .flash_attention(if self.flash {
+                FlashAttention::On
+            } else {
+                FlashAttention::Off
+            });
+        Session::new(model, &options).unwrap()
+    }
+}
+
+/// The tolerance of a weight type: exact arithmetic may differ in the order of sums, quantized products in a rounding
+/// that an earlier difference flips.
+fn distance(ty: GgmlType, got: &[f32], want: &[f32]) -> Result<(), String> {
+    let (name, value) = match ty {
+        GgmlType::F32 => ("max |a-b| / range", f64::from(max_abs_diff(got, want))),
+        _ => ("NMSE", nmse(got, want)),
+    };
+    if value <= 1e-3 {
+        Ok(())
+    } else {
+        Err(format!("{name} = {value:.2e}"))
+    }
+}
+
+/// Runs `check` on a fixture of every spec, on two threads, and fails with all complaints at once.
+fn for_each(
+    specs: &[FixtureSpec],
+    check: impl Fn(&FixtureSpec, &Path) -> Result<(), String> + Sync,
+) {
+    let dir = TempDir::new().unwrap();
+    let next = AtomicUsize::new(0);
+    let complaints = Mutex::new(String::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((i, spec)) = {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    specs.get(i).map(|s| (i, s))
+                } {
+                    let path: PathBuf = dir.path().join(format!("{i}.gguf"));
+                    write_fixture(&path, spec).unwrap();
+                    if let Err(e) = check(spec, &path) {
+                        let mut complaints = complaints.lock().unwrap();
+                        let (name, ty) = (spec.variant.name(), spec.weight_type.name());
+                        writeln!(complaints, "{name} {ty}: {e}").unwrap();
+                    }
+                    std::fs::remove_file(&path).unwrap();
+                }
+            });
+        }
+    });
+    let complaints = complaints.into_inner().unwrap();
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+fn specs(types: &[GgmlType]) -> Vec<FixtureSpec> {
+    types
+        .iter()
+        .flat_map(|&ty| all_variants().iter().map(move |&v| FixtureSpec::new(v, ty)))
+        .collect()
+}
+
+/// Prompt in one prefill (or several, by `n_batch`) with the logits of all positions, then token by token.
+fn ours(session: &mut Session, tokens: &[i32], prompt: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    session
+        .feed_with_logits(&tokens[..prompt], |_, row| out.extend_from_slice(row))
+        .unwrap();
+    for &token in &tokens[prompt..] {
+        session.feed(&[token]).unwrap();
+        out.extend_from_slice(session.logits().unwrap());
+    }
+    out
+}
+
+fn theirs(llama: &mut Llama, tokens: &[i32], prompt: usize) -> Vec<f32> {
+    let mut rows = llama.logits(&tokens[..prompt]).unwrap();
+    for &token in &tokens[prompt..] {
+        rows.extend(llama.logits(&[token]).unwrap());
+    }
+    rows.concat()
+}
+
+/// Both sides on the bare model.
+fn compare(spec: &FixtureSpec, path: &Path, setup: Setup) -> Result<(), String> {
+    let tokens = tokens();
+    let want = theirs(&mut setup.oracle(path), &tokens, PROMPT);
+    let model = setup.model(path);
+    // Which types have a layout for this CPU is ggml's business; these two have one on every CPU with AVX2.
+    if setup.repack
+        && cfg!(target_feature = "avx2")
+        && matches!(spec.weight_type, GgmlType::Q4_0 | GgmlType::Q4_K)
+    {
+        assert!(model.repacked_bytes() > 0);
+    }
+    let got = ours(&mut setup.session(&model), &tokens, PROMPT);
+    distance(spec.weight_type, &got, &want)
+        .map_err(|e| format!("{setup:?}: {e}; {}", first_divergence(spec, path, setup)))
+}
+
+/// The first intermediate of the prompt that differs, in the order of computation, and how much each does.
+fn first_divergence(spec: &FixtureSpec, path: &Path, setup: Setup) -> String {
+    let mut names = vec!["inp_scaled".to_owned()];
+    for il in 0..spec.n_layer {
+        for part in [
+            "attn_norm",
+            "Qcur",
+            "Kcur",
+            "Vcur",
+            "kqv_out",
+            "attn_out",
+            "attn_post_norm",
+            "ffn_inp",
+            "ffn_norm",
+            "ffn_out",
+            "ffn_post_norm",
+            "l_out",
+        ] {
+            names.push(format!("{part}-{il}"));
+        }
+    }
+    names.extend(["result_norm".to_owned(), "result_output".to_owned()]);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let prompt = &tokens()[..PROMPT];
+    let (_, want) = setup
+        .oracle(path)
+        .logits_with_intermediates(prompt)
+        .unwrap();
+    let got = setup
+        .session(&setup.model(path))
+        .trace(prompt, &names)
+        .unwrap();
+    let differs = |name: &&&str| match (got.get(**name), want.get(**name)) {
+        (Some(got), Some(want)) => {
+            got.len() != want.len() || distance(spec.weight_type, got, want).is_err()
+        }
+        _ => false,
+    };
+    let differing: Vec<_> = names.iter().filter(differs).take(8).collect();
+    format!("differing intermediates of the prompt, first first: {differing:?}")
+}
+
+fn every_variant(types: &[GgmlType]) {
+    for_each(&specs(types), |spec, path| {
+        for flash in [true, false] {
+            compare(spec, path, Setup { flash, ..PLAIN })?;
+        }
+        // Chunks of a prompt that is longer than a batch.
+        compare(
+            spec,
+            path,
+            Setup {
+                n_batch: 16,
+                ..PLAIN
+            },
+        )
+    });
+}
+
+#[test]
+fn f32_models() {
+    every_variant(&[GgmlType::F32]);
+}
+
+#[test]
+fn half_precision_models() {
+    every_variant(&[GgmlType::F16, GgmlType::BF16]);
+}
+
+#[test]
+fn block_quantized_models() {
+    every_variant(&[GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q5_0]);
+}
+
+#[test]
+fn k_quantized_models() {
+    every_variant(&[GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K]);
+}
+
+#[test]
+fn f32_cache() {
+    for_each(&specs(&[GgmlType::F32]), |spec, path| {
+        for flash in [true, false] {
+            compare(
+                spec,
+                path,
+                Setup {
+                    kv: KvType::F32,
+                    flash,
+                    ..PLAIN
+                },
+            )?;
+        }
+        Ok(())
+    });
+}
+
+/// libllama rotates K and V before it quantizes them, unless told not to by an environment variable. That can only be set
+/// safely for a new process, which this test starts.
+#[test]
+fn q8_0_cache() {
+    const NO_ROTATION: &str = "LLAMA_ATTN_ROT_DISABLE";
+    if std::env::var_os(NO_ROTATION).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "q8_0_cache"])
+            .env(NO_ROTATION, "1")
+            .output()
+            .unwrap();
+        let report = String::from_utf8_lossy(&child.stdout);
+        assert!(
+            child.status.success() && report.contains("1 passed"),
+            "{report}"
+        );
+        return;
+    }
+    // Blocks of the cache are 32 long, and so are heads at least.
+    let specs = specs(&[GgmlType::Q4_K]);
+    assert!(specs.iter().all(|s| s.head_dim.is_multiple_of(32)));
+    for_each(&specs, |spec, path| {
+        compare(
+            spec,
+            path,
+            Setup {
+                kv: KvType::Q8_0,
+                ..PLAIN
+            },
+        )
+    });
+}
+
+#[test]
+fn repacked_weights() {
+    let variants = [
+        Variant::Llama,
+        Variant::Gemma2,
+        Variant::Phi3,
+        Variant::Gpt2,
+    ];
+    let types = [
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+    ];
+    let specs: Vec<_> = types
+        .iter()
+        .flat_map(|&ty| variants.map(|v| FixtureSpec::new(v, ty)))
+        .collect();
+    for_each(&specs, |spec, path| {
+        compare(
+            spec,
+            path,
+            Setup {
+                repack: true,
+                ..PLAIN
+            },
+        )
+    });
+}
+
+/// Contexts within the original length take LongRoPE's short factors; the fixtures above all take the long ones.
+#[test]
+fn longrope_within_the_original_context() {
+    let spec = FixtureSpec {
+        n_ctx: 1024,
+        ..FixtureSpec::new(Variant::Phi3LongRope, GgmlType::F32)
+    };
+    for_each(&[spec], |spec, path| compare(spec, path, PLAIN));
+}
+
+/// Normal-ish numbers, the same on every run.
+fn noise(n: usize, scale: f32, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / u32::MAX as f32 - 0.5
+    };
+    (0..n)
+        .map(|_| (uniform() + uniform() + uniform()) * 2.0 * scale)
+        .collect()
+}
+
+fn adapter(model: &Model, kind: AdapterKind, payload: Payload, template: Option<&str>) -> Adapter {
+    Adapter::new(Parts {
+        kind,
+        payload,
+        template: template.map(|t| Template::parse(t).unwrap()),
+        name: None,
+        fingerprint: Some(model.fingerprint()),
+        base: BaseSignature::from(model.shape()),
+        provenance: BTreeMap::new(),
+    })
+    .unwrap()
+}
+
+/// Rows as they stand in place of embeddings, and as libllama must be given them: it multiplies raw rows of gemma and
+/// gemma2 by sqrt(D).
+fn virtual_rows(spec: &FixtureSpec) -> (Vec<f32>, Vec<f32>) {
+    let rows = noise(VIRTUAL * spec.n_embd, 0.3, 1);
+    let scaled = matches!(spec.variant.architecture(), "gemma" | "gemma2");
+    let factor = if scaled {
+        (spec.n_embd as f32).sqrt().recip()
+    } else {
+        1.0
+    };
+    let raw = rows.iter().map(|v| v * factor).collect();
+    (rows, raw)
+}
+
+#[test]
+fn virtual_tokens_in_front() {
+    for_each(&specs(&[GgmlType::F32, GgmlType::Q8_0]), |spec, path| {
+        let (rows, raw) = virtual_rows(spec);
+        for flash in [true, false] {
+            let setup = Setup { flash, ..PLAIN };
+            let tokens = tokens();
+            let mut llama = setup.oracle(path);
+            let want_virtual = llama.logits_embd(&raw).unwrap().concat();
+            let want = theirs(&mut llama, &tokens, PROMPT);
+
+            let model = setup.model(path);
+            let payload = Payload::Rows(Rows::from_f32(spec.n_embd, rows.clone()).unwrap());
+            let adapter = adapter(&model, AdapterKind::Prompt, payload, None);
+            let mut session = setup.session(&model);
+            session.attach(&adapter, ExistingText::Drop).unwrap();
+            assert_eq!(session.n_past(), VIRTUAL);
+            distance(
+                spec.weight_type,
+                &session.virtual_logits().unwrap(),
+                &want_virtual,
+            )
+            .map_err(|e| format!("{setup:?}, virtual tokens: {e}"))?;
+            let got = ours(&mut session, &tokens, PROMPT);
+            distance(spec.weight_type, &got, &want).map_err(|e| format!("{setup:?}: {e}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn virtual_tokens_inside_the_text() {
+    const TEMPLATE: &str = "{v:2}ab{prompt}{v:3}c";
+    for_each(&specs(&[GgmlType::F32]), |spec, path| {
+        let (rows, raw) = virtual_rows(spec);
+        let (first, second) = raw.split_at(2 * spec.n_embd);
+        let mut llama = PLAIN.oracle(path);
+        let bos = PLAIN.model(path).vocab().bos();
+        let prompt = tokens();
+        let ids = |text: &str| llama.model().tokenize(text, false);
+        let (before, after) = (ids("ab"), ids("c"));
+        if let Some(bos) = bos.filter(|_| PLAIN.model(path).vocab().add_bos()) {
+            llama.logits(&[bos]).unwrap();
+        }
+        llama.logits_embd(first).unwrap();
+        llama.logits(&before).unwrap();
+        llama.logits(&prompt).unwrap();
+        llama.logits_embd(second).unwrap();
+        let want = llama.logits(&after).unwrap().concat();
+
+        let model = PLAIN.model(path);
+        let payload = Payload::Rows(Rows::from_f32(spec.n_embd, rows).unwrap());
+        let adapter = adapter(&model, AdapterKind::PTuning, payload, Some(TEMPLATE));
+        let mut session = PLAIN.session(&model);
+        session.attach(&adapter, ExistingText::Drop).unwrap();
+        session.prompt_tokens(&prompt).unwrap();
+        assert_eq!(session.n_past(), llama.n_past());
+        distance(spec.weight_type, session.logits().unwrap(), &want)
+    });
+}
+
+#[test]
+fn prefixes() {
+    for_each(&specs(&[GgmlType::F32, GgmlType::Q8_0]), |spec, path| {
+        let width = spec.n_head_kv * spec.head_dim;
+        let rows: Vec<KvRows> = (0..spec.n_layer as u32)
+            .map(|il| KvRows {
+                k: noise(VIRTUAL * width, 1.0, 2 * il + 10),
+                v: noise(VIRTUAL * width, 1.0, 2 * il + 11),
+            })
+            .collect();
+        for setup in [
+            PLAIN,
+            Setup {
+                flash: false,
+                ..PLAIN
+            },
+            Setup {
+                kv: KvType::F32,
+                ..PLAIN
+            },
+        ] {
+            let tokens = tokens();
+            let mut llama = setup.oracle(path);
+            llama.set_prefix(&rows, VIRTUAL).unwrap();
+            let want = theirs(&mut llama, &tokens, PROMPT);
+
+            let model = setup.model(path);
+            let half = |values: &[f32]| Rows::from_f32(width, values.to_vec()).unwrap();
+            let layers = rows
+                .iter()
+                .map(|r| PrefixLayer {
+                    k: half(&r.k),
+                    v: half(&r.v),
+                })
+                .collect();
+            let adapter = adapter(
+                &model,
+                AdapterKind::Prefix,
+                Payload::Prefix { layers },
+                None,
+            );
+            let mut session = setup.session(&model);
+            session.attach(&adapter, ExistingText::Drop).unwrap();
+            let got = ours(&mut session, &tokens, PROMPT);
+            distance(spec.weight_type, &got, &want).map_err(|e| format!("{setup:?}: {e}"))?;
+        }
+        Ok(())
+    });
+}
