@@ -3,6 +3,8 @@
 //! Data flows one way: `file -> model -> adapter -> graph -> infer -> {capi, bin}`.
 
 pub mod adapter;
+#[cfg(feature = "capi")]
+pub mod capi;
 mod error;
 pub mod file;
 mod ggml;

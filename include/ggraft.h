@@ -1,0 +1,797 @@
+/* ggraft: tiny trained adapters (prefix, prompt and P-tuning) on frozen, memory-mapped, quantized language models.
+ *
+ * Made by cbindgen from src/capi: do not edit. The guide is docs/C_API.md.
+ *
+ * Functions return GGRAFT_OK or a negative ggraft_status; ggraft_last_error() tells what happened. Strings are UTF-8 and
+ * NUL-terminated. Fill params structs with their init function, then change what you need.
+ *
+ * Threads: a model and an adapter may be used by any number of threads at once. A session, sampler or text stream is for one
+ * thread at a time (GGRAFT_ERROR_BUSY otherwise), but ggraft_session_cancel may be called from any thread.
+ */
+
+
+#ifndef GGRAFT_H
+#define GGRAFT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Grows when a change of the library breaks programs that were compiled with an older header.
+#define GGRAFT_ABI_VERSION 1
+
+// Seed that stands for a random one.
+#define GGRAFT_RANDOM_SEED UINT32_MAX
+
+// What a function returns: zero, or a negative number for each class of error. Numbers never change their meaning; new ones
+// may join. `ggraft_last_error` tells the details.
+enum ggraft_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Success.
+  GGRAFT_OK = 0,
+  // A pointer that must not be NULL is NULL.
+  GGRAFT_ERROR_NULL = -1,
+  // An argument or a field of a params struct is out of range.
+  GGRAFT_ERROR_ARGUMENT = -2,
+  // A string is not UTF-8.
+  GGRAFT_ERROR_UTF8 = -3,
+  // The buffer is too small; the size that is needed was stored.
+  GGRAFT_ERROR_BUFFER = -4,
+  // The operating system refused to read or write a file.
+  GGRAFT_ERROR_IO = -5,
+  // A GGUF file is malformed.
+  GGRAFT_ERROR_GGUF = -6,
+  // The model is not one that this library runs.
+  GGRAFT_ERROR_MODEL = -7,
+  // The tokenizer or the chat template cannot be used, or the text cannot be tokenized.
+  GGRAFT_ERROR_VOCAB = -8,
+  // A PEFT folder is malformed or of a kind that is not supported.
+  GGRAFT_ERROR_PEFT = -9,
+  // An adapter is malformed, or cannot be used in this way.
+  GGRAFT_ERROR_ADAPTER = -10,
+  // The adapter was made for another base model.
+  GGRAFT_ERROR_ADAPTER_MISMATCH = -11,
+  // The text does not fit into the context.
+  GGRAFT_ERROR_CONTEXT_FULL = -12,
+  // The session was cancelled.
+  GGRAFT_ERROR_CANCELLED = -13,
+  // Memory ran out.
+  GGRAFT_ERROR_MEMORY = -14,
+  // The model computed values that are not finite: its weights or the adapter are damaged.
+  GGRAFT_ERROR_NON_FINITE = -15,
+  // The session is not in a state for this: an adapter is attached already or none is, or nothing was computed yet.
+  GGRAFT_ERROR_STATE = -16,
+  // The handle is in use, by another thread or by the function that called this callback.
+  GGRAFT_ERROR_BUSY = -17,
+  // The process has a log receiver already that this library cannot replace.
+  GGRAFT_ERROR_LOG = -18,
+  // A defect of this library. The handle that was in use refuses further work; others are not affected.
+  GGRAFT_ERROR_INTERNAL = -19,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_status ggraft_status;
+#else
+typedef int32_t ggraft_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What an adapter does to its base.
+enum ggraft_adapter_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Key and value rows in every layer.
+  GGRAFT_ADAPTER_PREFIX = 0,
+  // Virtual tokens in front of the text.
+  GGRAFT_ADAPTER_PROMPT = 1,
+  // Virtual tokens where a template says.
+  GGRAFT_ADAPTER_P_TUNING = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_adapter_kind ggraft_adapter_kind;
+#else
+typedef int32_t ggraft_adapter_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Precision of a written adapter file.
+enum ggraft_precision
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Two bytes a value. Tensors with values beyond 65504 are single precision all the same.
+  GGRAFT_PRECISION_F16 = 0,
+  // Four bytes a value.
+  GGRAFT_PRECISION_F32 = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_precision ggraft_precision;
+#else
+typedef int32_t ggraft_precision;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Type of the KV cache.
+enum ggraft_kv_type
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Two bytes a value.
+  GGRAFT_KV_F16 = 0,
+  // Four bytes a value.
+  GGRAFT_KV_F32 = 1,
+  // 34 bytes for 32 values; the head size must be a multiple of 32 and flash attention on.
+  GGRAFT_KV_Q8_0 = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_kv_type ggraft_kv_type;
+#else
+typedef int32_t ggraft_kv_type;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Whether attention runs in one fused kernel.
+enum ggraft_flash_attention
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // What is faster on this CPU.
+  GGRAFT_FLASH_ATTENTION_AUTO = 0,
+  // Fused.
+  GGRAFT_FLASH_ATTENTION_ON = 1,
+  // Separate products and softmax.
+  GGRAFT_FLASH_ATTENTION_OFF = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_flash_attention ggraft_flash_attention;
+#else
+typedef int32_t ggraft_flash_attention;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What happens to text that was computed under another adapter.
+enum ggraft_existing_text
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Compute it again under the new adapter; the conversation goes on.
+  GGRAFT_TEXT_RECOMPUTE = 0,
+  // Forget it; the session starts empty.
+  GGRAFT_TEXT_DROP = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_existing_text ggraft_existing_text;
+#else
+typedef int32_t ggraft_existing_text;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Why a generation ended.
+enum ggraft_stop_reason
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // The model ended the text.
+  GGRAFT_STOP_END = 0,
+  // `max_tokens` were generated.
+  GGRAFT_STOP_MAX_TOKENS = 1,
+  // A stop string was found.
+  GGRAFT_STOP_STRING = 2,
+  // The callback said so.
+  GGRAFT_STOP_CALLBACK = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_stop_reason ggraft_stop_reason;
+#else
+typedef int32_t ggraft_stop_reason;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How important a log line is.
+enum ggraft_log_level
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // Something failed.
+  GGRAFT_LOG_ERROR = 1,
+  // Something is not as it should be.
+  GGRAFT_LOG_WARN = 2,
+  // What a user may want to know.
+  GGRAFT_LOG_INFO = 3,
+  // What a developer may want to know.
+  GGRAFT_LOG_DEBUG = 4,
+  // Everything.
+  GGRAFT_LOG_TRACE = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_log_level ggraft_log_level;
+#else
+typedef int32_t ggraft_log_level;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// An immutable adapter in memory. May be used by any number of threads and sessions at once.
+typedef struct ggraft_adapter ggraft_adapter;
+
+// A frozen base model, mapped from its file. May be used by any number of threads at once.
+typedef struct ggraft_model ggraft_model;
+
+// Chooses tokens. For one thread at a time.
+typedef struct ggraft_sampler ggraft_sampler;
+
+// One text with at most one adapter, on a model that others share. For one thread at a time, except for
+// `ggraft_session_cancel` and `ggraft_session_clear_cancel`, which any thread may call at any time.
+typedef struct ggraft_session ggraft_session;
+
+// Turns tokens into text piece by piece. For one thread at a time.
+typedef struct ggraft_text_stream ggraft_text_stream;
+
+// Receives a log line: a `ggraft_log_level`, the part of the library it comes from, and the text (UTF-8, NUL-terminated, both
+// live until the callback returns). It is called from any thread, also from several at once. Lines that are logged by
+// functions that the callback calls are dropped. No exception and no longjmp may leave it.
+typedef void (*ggraft_log_callback)(int32_t level, const char *target, const char *message, void *user_data);
+
+// How to open a model. Fill it with `ggraft_model_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Not 0: copy matrices into layouts that are faster on this CPU, for a second copy of the weights in memory and seconds
+  // at start. Default 0: nothing is copied.
+  int32_t repack;
+  // Must stay 0.
+  int32_t reserved;
+} ggraft_model_params;
+
+// Facts about a model. The strings belong to the model.
+typedef struct {
+  // `general.architecture` of the file, for example "llama".
+  const char *architecture;
+  // Identifies the model whatever its quantization: 64 hexadecimal digits.
+  const char *fingerprint;
+  // Source of the chat template (Jinja), NULL if there is none.
+  const char *chat_template;
+  // Layers.
+  uint32_t n_layer;
+  // Embedding width.
+  uint32_t n_embd;
+  // Attention heads.
+  uint32_t n_head;
+  // Key and value heads.
+  uint32_t n_head_kv;
+  // Width of a head.
+  uint32_t head_dim;
+  // Rows of the embedding table: the number of logits.
+  uint32_t n_vocab;
+  // Tokens of the tokenizer; 0 if the file has none, and then only functions on token ids work.
+  uint32_t n_tokens;
+  // Context length of the training, in tokens.
+  uint32_t n_ctx_train;
+  // The token that begins a text, -1 if there is none.
+  int32_t bos;
+  // The token that ends a text, -1 if there is none.
+  int32_t eos;
+  // 1 if the file asks for the beginning token in front of each text.
+  int32_t add_bos;
+  // 1 if the file asks for the ending token behind each text.
+  int32_t add_eos;
+  // Bytes of weights that were copied; 0 without `repack`.
+  uint64_t repacked_bytes;
+} ggraft_model_info;
+
+// One message of a conversation.
+typedef struct {
+  // "system", "user" or "assistant".
+  const char *role;
+  // What was said.
+  const char *content;
+} ggraft_chat_message;
+
+// Choices of `ggraft_adapter_import`. Fill it with `ggraft_import_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Name of the new adapter; NULL: none.
+  const char *name;
+  // Which task of a multi-task adapter, from 0; required there, refused elsewhere. Default -1: none.
+  int32_t task;
+  // Multiplies the rows of prompt and P-tuning adapters. Default 0: rows stay as they are.
+  float row_factor;
+} ggraft_import_params;
+
+// Facts about an adapter. The strings belong to the adapter.
+typedef struct {
+  // Its name, NULL if it has none.
+  const char *name;
+  // Architecture of the base it was made for.
+  const char *architecture;
+  // Fingerprint of that base, NULL if unknown.
+  const char *fingerprint;
+  // Where the virtual tokens stand, NULL: in front of everything.
+  const char *template_text;
+  // A `ggraft_adapter_kind`.
+  int32_t kind;
+  // Number of virtual tokens.
+  uint32_t length;
+} ggraft_adapter_info;
+
+// How a session computes. Fill it with `ggraft_session_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Positions, the adapter's included. Default 0: what the model was trained on.
+  uint32_t n_ctx;
+  // Threads that compute. Default 0: all cores. Sessions of one model with equal counts share one pool and take turns.
+  uint32_t n_threads;
+  // Tokens per prefill step. Default 512.
+  uint32_t n_batch;
+  // A `ggraft_kv_type`. Default GGRAFT_KV_F16.
+  int32_t kv_type;
+  // A `ggraft_flash_attention`. Default GGRAFT_FLASH_ATTENTION_AUTO.
+  int32_t flash_attention;
+  // Not 0: attach adapters whose fingerprint names another base of the same shape. Default 0.
+  int32_t accept_other_base;
+} ggraft_session_params;
+
+// Added to the logit of one token; -INFINITY bans it.
+typedef struct {
+  // The token.
+  int32_t token;
+  // What is added.
+  float bias;
+} ggraft_logit_bias;
+
+// How the next token is chosen. Fill it with `ggraft_sampler_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Divides the logits; 0 takes the most likely token (greedy). Default 0.8.
+  float temperature;
+  // Keeps the k most likely tokens; 0 keeps all. Default 40.
+  uint32_t top_k;
+  // Keeps the smallest set of tokens whose probabilities reach p; 1 keeps all. Default 0.95.
+  float top_p;
+  // Keeps tokens at least this fraction as likely as the most likely one; 0 keeps all. Default 0.05.
+  float min_p;
+  // Divides the logits (multiplies negative ones) of recent tokens; 1 does nothing. Default 1.
+  float repeat_penalty;
+  // How many tokens the penalties look back on; 0 switches them off. Default 64.
+  uint32_t repeat_last_n;
+  // Subtracted from the logit of a recent token for each time it occurred. Default 0.
+  float frequency_penalty;
+  // Subtracted once from the logit of a recent token. Default 0.
+  float presence_penalty;
+  // Equal seeds give equal tokens for equal logits. Default GGRAFT_RANDOM_SEED.
+  uint32_t seed;
+  // Entries of `logit_bias`. Default 0.
+  uint32_t n_logit_bias;
+  // Biases of single tokens; copied. Default NULL.
+  const ggraft_logit_bias *logit_bias;
+} ggraft_sampler_params;
+
+// How text is generated. Fill it with `ggraft_generate_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // How the next token is chosen. Default NULL: the defaults of `ggraft_sampler_params_init`.
+  const ggraft_sampler_params *sampler;
+  // Strings that end the generation; they are not shown. Default NULL.
+  const char *const *stop;
+  // Entries of `stop`. Default 0.
+  size_t n_stop;
+  // Tokens at most. Default 0: until the model ends the text or the context is full (an error).
+  uint32_t max_tokens;
+  // Not 0: go on behind a token that ends the text. Default 0.
+  int32_t ignore_end;
+} ggraft_generate_params;
+
+// Receives generated text as soon as it is complete: UTF-8, NUL-terminated, never part of a character. `length` counts its
+// bytes without the NUL; the text lives until the callback returns. Returning anything but 0 ends the generation.
+//
+// The session is in use while the callback runs: of its functions only `ggraft_session_cancel` works. The callback must not
+// free it, and no exception and no longjmp may leave it.
+typedef int32_t (*ggraft_token_callback)(const char *text, size_t length, void *user_data);
+
+// What `ggraft_session_generate` did.
+typedef struct {
+  // Tokens that were generated, one that ends the text included.
+  uint64_t n_tokens;
+  // Tokens that were computed one by one.
+  uint64_t decode_tokens;
+  // Time of those in seconds, sampling included.
+  double decode_seconds;
+  // A `ggraft_stop_reason`.
+  int32_t reason;
+} ggraft_generate_result;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The message of the last function that failed on the calling thread, empty if none did. A success does not clear it. The
+// string belongs to the thread and lives until the next function fails on it, or the thread ends.
+const char *ggraft_last_error(void);
+
+// The library's version, for example "0.1.0". A static string.
+const char *ggraft_version(void);
+
+// GGRAFT_ABI_VERSION of the library, to be compared with that of the header.
+uint32_t ggraft_abi_version(void);
+
+// Sends log lines up to `max_level` (a `ggraft_log_level`) to `callback`; NULL switches them off again. When it returns, the
+// callback from before is not running and never called again.
+//
+// The first call installs the receiver for the process. If the library is part of a Rust program that has installed a
+// `tracing` subscriber of its own, log lines go there and this is GGRAFT_ERROR_LOG. From inside the callback it is
+// GGRAFT_ERROR_BUSY.
+//
+// # Safety
+// `callback` may be called with `user_data` from any thread, also several at once, until the next call of this function returns.
+ggraft_status ggraft_log_set(ggraft_log_callback callback,
+                             void *user_data,
+                             int32_t max_level);
+
+// Fills `params` with the defaults: `ggraft_model_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_model_params_init(ggraft_model_params *params, size_t size);
+
+// Maps the GGUF model at `path` (any part of a split one) and checks it. `params` may be NULL. On success `*out` is a model
+// to be freed with `ggraft_model_free`. The file must not be changed while the model is open.
+//
+// # Safety
+// `path` is a NUL-terminated string, `params` NULL or an initialised struct, `out` valid for a write.
+ggraft_status ggraft_model_open(const char *path,
+                                const ggraft_model_params *params,
+                                ggraft_model **out);
+
+// Frees the handle; NULL is allowed. Sessions on the model go on and keep it in memory.
+//
+// # Safety
+// `model` is NULL or a handle from `ggraft_model_open` that no thread uses now or later.
+void ggraft_model_free(ggraft_model *model);
+
+// Stores facts about `model`: `ggraft_model_get_info(model, &info, sizeof info)`.
+//
+// # Safety
+// `model` is a live handle, `info` valid for writes of `size` bytes. The strings live as long as the handle.
+ggraft_status ggraft_model_get_info(const ggraft_model *model, ggraft_model_info *info, size_t size);
+
+// Stores the token ids of `text` in `tokens` and their number in `*n_tokens`. If there are more than `capacity`, nothing but
+// their number is stored and GGRAFT_ERROR_BUFFER returned; so `tokens = NULL, capacity = 0` asks for the size.
+//
+// `add_special`: not 0 adds the beginning and ending tokens that the file asks for. `parse_special`: not 0 turns the text of
+// control tokens ("<|im_end|>") into those tokens; do not do this with text from strangers.
+//
+// # Safety
+// `model` is a live handle, `text` a NUL-terminated string, `tokens` NULL or valid for writes of `capacity` ids, `n_tokens`
+// valid for a write.
+ggraft_status ggraft_tokenize(const ggraft_model *model,
+                              const char *text,
+                              int32_t add_special,
+                              int32_t parse_special,
+                              int32_t *tokens,
+                              size_t capacity,
+                              size_t *n_tokens);
+
+// Stores the text of `tokens` in `text`, with a NUL behind it, and its length in bytes without the NUL in `*length`. If
+// `capacity` is less than `*length + 1`, nothing but the length is stored and GGRAFT_ERROR_BUFFER returned. Control tokens
+// have no text; U+FFFD stands for bytes that are not UTF-8.
+//
+// # Safety
+// `model` is a live handle, `tokens` points to `n_tokens` ids, `text` is NULL or valid for writes of `capacity` bytes, `length`
+// valid for a write.
+ggraft_status ggraft_detokenize(const ggraft_model *model,
+                                const int32_t *tokens,
+                                size_t n_tokens,
+                                char *text,
+                                size_t capacity,
+                                size_t *length);
+
+// 1 if generation ends with this token, 0 if not, a negative status on failure.
+//
+// # Safety
+// `model` is a live handle.
+int64_t ggraft_token_is_end(const ggraft_model *model, int32_t token);
+
+// Formats a conversation with the model's chat template; `add_assistant`: not 0 ends the text where the answer begins. The
+// buffer works as in `ggraft_detokenize`. The well-known templates are recognised, others are an error.
+//
+// # Safety
+// `model` is a live handle, `messages` points to `n_messages` structs of NUL-terminated strings, `text` is NULL or valid for
+// writes of `capacity` bytes, `length` valid for a write.
+ggraft_status ggraft_apply_chat(const ggraft_model *model,
+                                const ggraft_chat_message *messages,
+                                size_t n_messages,
+                                int32_t add_assistant,
+                                char *text,
+                                size_t capacity,
+                                size_t *length);
+
+// Loads an adapter: a GGUF adapter file, or a PEFT folder that fits `model` (with no choices; see `ggraft_adapter_import`).
+// For a file `model` may be NULL. Whether an adapter fits is checked when it is attached.
+//
+// # Safety
+// `model` is NULL or a live handle, `path` a NUL-terminated string, `out` valid for a write.
+ggraft_status ggraft_adapter_load(const ggraft_model *model,
+                                  const char *path,
+                                  ggraft_adapter **out);
+
+// Fills `params` with the defaults: `ggraft_import_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_import_params_init(ggraft_import_params *params, size_t size);
+
+// Imports the PEFT folder `dir` for `model`. `params` may be NULL. PEFT does not say which weights an adapter was trained on:
+// the caller states that it was this model. `ggraft_adapter_save` makes a file of it.
+//
+// # Safety
+// `model` is a live handle, `dir` a NUL-terminated string, `params` NULL or an initialised struct, `out` valid for a write.
+ggraft_status ggraft_adapter_import(const ggraft_model *model,
+                                    const char *dir,
+                                    const ggraft_import_params *params,
+                                    ggraft_adapter **out);
+
+// Writes `adapter` as a PEFT folder `dir` for `model`, which Transformers knows as `base_name`.
+//
+// # Safety
+// `adapter` and `model` are live handles, `dir` and `base_name` NUL-terminated strings.
+ggraft_status ggraft_adapter_export(const ggraft_adapter *adapter,
+                                    const ggraft_model *model,
+                                    const char *dir,
+                                    const char *base_name);
+
+// Writes `adapter` as a GGUF adapter file; it appears at `path` complete or not at all. `precision` is a `ggraft_precision`.
+//
+// # Safety
+// `adapter` is a live handle, `path` a NUL-terminated string.
+ggraft_status ggraft_adapter_save(const ggraft_adapter *adapter,
+                                  const char *path,
+                                  int32_t precision);
+
+// Makes one adapter of two of the same base and kind: the rows of `first`, then those of `second`. Both stay as they are.
+//
+// # Safety
+// `first` and `second` are live handles, `out` is valid for a write.
+ggraft_status ggraft_adapter_concat(const ggraft_adapter *first,
+                                    const ggraft_adapter *second,
+                                    ggraft_adapter **out);
+
+// Stores facts about `adapter`: `ggraft_adapter_get_info(adapter, &info, sizeof info)`.
+//
+// # Safety
+// `adapter` is a live handle, `info` valid for writes of `size` bytes. The strings live as long as the handle.
+ggraft_status ggraft_adapter_get_info(const ggraft_adapter *adapter, ggraft_adapter_info *info, size_t size);
+
+// Frees the handle; NULL is allowed. Sessions that hold the adapter go on and keep it in memory.
+//
+// # Safety
+// `adapter` is NULL or a live handle that no thread uses now or later.
+void ggraft_adapter_free(ggraft_adapter *adapter);
+
+// Fills `params` with the defaults: `ggraft_session_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_session_params_init(ggraft_session_params *params, size_t size);
+
+// An empty session on `model`. `params` may be NULL.
+//
+// # Safety
+// `model` is a live handle, `params` NULL or an initialised struct, `out` valid for a write.
+ggraft_status ggraft_session_new(const ggraft_model *model, const ggraft_session_params *params, ggraft_session **out);
+
+// Frees the session; NULL is allowed.
+//
+// # Safety
+// `session` is NULL or a live handle that no thread uses now or later, not even to cancel.
+void ggraft_session_free(ggraft_session *session);
+
+// Puts `adapter` in front of the text; GGRAFT_ERROR_STATE if one is attached already. `existing` is a `ggraft_existing_text`.
+// The session holds the adapter: its handle may be freed.
+//
+// # Safety
+// `session` and `adapter` are live handles.
+ggraft_status ggraft_session_attach(ggraft_session *session,
+                                    const ggraft_adapter *adapter,
+                                    int32_t existing);
+
+// Replaces the attached adapter, if any, by `adapter`, between two tokens. Otherwise as `ggraft_session_attach`.
+//
+// # Safety
+// `session` and `adapter` are live handles.
+ggraft_status ggraft_session_swap(ggraft_session *session, const ggraft_adapter *adapter, int32_t existing);
+
+// Takes the adapter off; GGRAFT_ERROR_STATE if there is none. `existing` is a `ggraft_existing_text`.
+//
+// # Safety
+// `session` is a live handle.
+ggraft_status ggraft_session_detach(ggraft_session *session, int32_t existing);
+
+// Tokenizes and computes a prompt. The first prompt of a session starts with the beginning token if the model wants it, and
+// goes through the adapter's template if it has one. Special tokens in the text are recognised.
+//
+// # Safety
+// `session` is a live handle, `text` a NUL-terminated string.
+ggraft_status ggraft_session_prompt(ggraft_session *session,
+                                    const char *text);
+
+// As `ggraft_session_prompt`, for tokens without the beginning token.
+//
+// # Safety
+// `session` is a live handle, `tokens` points to `n_tokens` ids.
+ggraft_status ggraft_session_prompt_tokens(ggraft_session *session, const int32_t *tokens, size_t n_tokens);
+
+// Computes exactly these tokens behind the text: nothing is added, no template applies. All of them or, on failure, none.
+//
+// # Safety
+// `session` is a live handle, `tokens` points to `n_tokens` ids.
+ggraft_status ggraft_session_feed(ggraft_session *session,
+                                  const int32_t *tokens,
+                                  size_t n_tokens);
+
+// Stores where the logits of the last token are, and how many (`n_vocab`); GGRAFT_ERROR_STATE if nothing was computed yet.
+// They belong to the session and live until it computes, resets, changes its adapter or is freed.
+//
+// # Safety
+// `session` is a live handle, `logits` and `n_logits` are valid for writes.
+ggraft_status ggraft_session_logits(ggraft_session *session,
+                                    const float **logits,
+                                    size_t *n_logits);
+
+// Stores the real tokens of the session's text, virtual ones left out; the buffer works as in `ggraft_tokenize`.
+//
+// # Safety
+// `session` is a live handle, `tokens` NULL or valid for writes of `capacity` ids, `n_tokens` valid for a write.
+ggraft_status ggraft_session_tokens(ggraft_session *session, int32_t *tokens, size_t capacity, size_t *n_tokens);
+
+// Positions in use, the adapter's included; a negative status on failure.
+//
+// # Safety
+// `session` is a live handle.
+int64_t ggraft_session_n_past(ggraft_session *session);
+
+// Positions that the session can hold; a negative status on failure.
+//
+// # Safety
+// `session` is a live handle.
+int64_t ggraft_session_n_ctx(ggraft_session *session);
+
+// Bytes reserved for the KV cache, which become resident as the context fills; a negative status on failure.
+//
+// # Safety
+// `session` is a live handle.
+int64_t ggraft_session_kv_bytes(ggraft_session *session);
+
+// Forgets the text; the adapter stays.
+//
+// # Safety
+// `session` is a live handle.
+ggraft_status ggraft_session_reset(ggraft_session *session);
+
+// Stops what the session computes, and refuses what follows, with GGRAFT_ERROR_CANCELLED, until
+// `ggraft_session_clear_cancel`. Any thread may call it at any time, also while another one is inside a function of the session.
+//
+// # Safety
+// `session` is a live handle.
+ggraft_status ggraft_session_cancel(ggraft_session *session);
+
+// Allows work again after `ggraft_session_cancel`. Any thread may call it.
+//
+// # Safety
+// `session` is a live handle.
+ggraft_status ggraft_session_clear_cancel(ggraft_session *session);
+
+// Fills `params` with the defaults: `ggraft_generate_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_generate_params_init(ggraft_generate_params *params, size_t size);
+
+// Generates text behind a prompt. `params`, `callback` and `result` may be NULL. What was generated is part of the session's
+// text, so that a conversation can go on; `ggraft_session_tokens` gives its tokens. Pass `sizeof *result` as `result_size`.
+//
+// # Safety
+// `session` is a live handle, `params` NULL or an initialised struct whose pointers are valid, `result` NULL or valid for
+// writes of `result_size` bytes; `callback` may be called with `user_data` until this function returns.
+ggraft_status ggraft_session_generate(ggraft_session *session,
+                                      const ggraft_generate_params *params,
+                                      ggraft_token_callback callback,
+                                      void *user_data,
+                                      ggraft_generate_result *result,
+                                      size_t result_size);
+
+// Fills `params` with the defaults: `ggraft_sampler_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_sampler_params_init(ggraft_sampler_params *params, size_t size);
+
+// A sampler for logits of `model`. `params` may be NULL.
+//
+// # Safety
+// `model` is a live handle, `params` NULL or an initialised struct, `out` valid for a write.
+ggraft_status ggraft_sampler_new(const ggraft_model *model, const ggraft_sampler_params *params, ggraft_sampler **out);
+
+// Chooses a token for a row of `n_logits` logits, such as `ggraft_session_logits` gives. Then call `ggraft_sampler_accept`
+// with the token that is really used.
+//
+// # Safety
+// `sampler` is a live handle, `logits` points to `n_logits` numbers, `token` is valid for a write.
+ggraft_status ggraft_sampler_sample(ggraft_sampler *sampler,
+                                    const float *logits,
+                                    size_t n_logits,
+                                    int32_t *token);
+
+// Tells the penalties that `token` is now part of the text: chosen tokens, and those of the prompt where they should count.
+//
+// # Safety
+// `sampler` is a live handle.
+ggraft_status ggraft_sampler_accept(ggraft_sampler *sampler,
+                                    int32_t token);
+
+// Forgets the text and starts the random numbers anew from the seed.
+//
+// # Safety
+// `sampler` is a live handle.
+ggraft_status ggraft_sampler_reset(ggraft_sampler *sampler);
+
+// Frees the sampler; NULL is allowed.
+//
+// # Safety
+// `sampler` is NULL or a live handle that no thread uses now or later.
+void ggraft_sampler_free(ggraft_sampler *sampler);
+
+// A stream for tokens of `model`.
+//
+// # Safety
+// `model` is a live handle, `out` valid for a write.
+ggraft_status ggraft_text_stream_new(const ggraft_model *model, ggraft_text_stream **out);
+
+// Takes the next token. `*text` becomes the text that is complete now (UTF-8, NUL-terminated, possibly empty), `*length` its
+// bytes without the NUL. The text belongs to the stream and lives until its next call.
+//
+// # Safety
+// `stream` is a live handle, `text` and `length` are valid for writes.
+ggraft_status ggraft_text_stream_push(ggraft_text_stream *stream,
+                                      int32_t token,
+                                      const char **text,
+                                      size_t *length);
+
+// Ends the text: U+FFFD if its last character is incomplete, else nothing. The stream can be used again for another text.
+//
+// # Safety
+// As `ggraft_text_stream_push`.
+ggraft_status ggraft_text_stream_finish(ggraft_text_stream *stream,
+                                        const char **text,
+                                        size_t *length);
+
+// Frees the stream; NULL is allowed.
+//
+// # Safety
+// `stream` is NULL or a live handle that no thread uses now or later.
+void ggraft_text_stream_free(ggraft_text_stream *stream);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* GGRAFT_H */

@@ -1,0 +1,245 @@
+//! Status codes, the message of the last error, versions.
+
+use crate::adapter::AdapterError;
+use crate::error::Error;
+use crate::infer::SessionError;
+use crate::infer::sampler::SamplerError;
+use crate::infer::text::StopError;
+use crate::model::ModelError;
+use crate::model::vocab::VocabError;
+use std::any::Any;
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Grows when a change of the library breaks programs that were compiled with an older header.
+pub const GGRAFT_ABI_VERSION: u32 = 1;
+
+/// What a function returns: zero, or a negative number for each class of error. Numbers never change their meaning; new ones
+/// may join. `ggraft_last_error` tells the details.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ggraft_status {
+    /// Success.
+    GGRAFT_OK = 0,
+    /// A pointer that must not be NULL is NULL.
+    GGRAFT_ERROR_NULL = -1,
+    /// An argument or a field of a params struct is out of range.
+    GGRAFT_ERROR_ARGUMENT = -2,
+    /// A string is not UTF-8.
+    GGRAFT_ERROR_UTF8 = -3,
+    /// The buffer is too small; the size that is needed was stored.
+    GGRAFT_ERROR_BUFFER = -4,
+    /// The operating system refused to read or write a file.
+    GGRAFT_ERROR_IO = -5,
+    /// A GGUF file is malformed.
+    GGRAFT_ERROR_GGUF = -6,
+    /// The model is not one that this library runs.
+    GGRAFT_ERROR_MODEL = -7,
+    /// The tokenizer or the chat template cannot be used, or the text cannot be tokenized.
+    GGRAFT_ERROR_VOCAB = -8,
+    /// A PEFT folder is malformed or of a kind that is not supported.
+    GGRAFT_ERROR_PEFT = -9,
+    /// An adapter is malformed, or cannot be used in this way.
+    GGRAFT_ERROR_ADAPTER = -10,
+    /// The adapter was made for another base model.
+    GGRAFT_ERROR_ADAPTER_MISMATCH = -11,
+    /// The text does not fit into the context.
+    GGRAFT_ERROR_CONTEXT_FULL = -12,
+    /// The session was cancelled.
+    GGRAFT_ERROR_CANCELLED = -13,
+    /// Memory ran out.
+    GGRAFT_ERROR_MEMORY = -14,
+    /// The model computed values that are not finite: its weights or the adapter are damaged.
+    GGRAFT_ERROR_NON_FINITE = -15,
+    /// The session is not in a state for this: an adapter is attached already or none is, or nothing was computed yet.
+    GGRAFT_ERROR_STATE = -16,
+    /// The handle is in use, by another thread or by the function that called this callback.
+    GGRAFT_ERROR_BUSY = -17,
+    /// The process has a log receiver already that this library cannot replace.
+    GGRAFT_ERROR_LOG = -18,
+    /// A defect of this library. The handle that was in use refuses further work; others are not affected.
+    GGRAFT_ERROR_INTERNAL = -19,
+}
+
+use ggraft_status::*;
+
+/// A status other than OK, with the message for `ggraft_last_error`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: ggraft_status,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(status: ggraft_status, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        Self::new(class(&error), error.to_string())
+    }
+}
+
+/// The class of an error. Without catch-all for the small enumerations, so that a new variant is given its class.
+fn class(error: &Error) -> ggraft_status {
+    match error {
+        Error::Gguf { .. } => GGRAFT_ERROR_GGUF,
+        Error::Peft(_) => GGRAFT_ERROR_PEFT,
+        Error::Adapter(e) => match e {
+            AdapterError::ArchitectureMismatch { .. }
+            | AdapterError::LayerMismatch { .. }
+            | AdapterError::EmbeddingMismatch { .. }
+            | AdapterError::KvWidthMismatch { .. }
+            | AdapterError::KvHeadMismatch { .. }
+            | AdapterError::HeadMismatch { .. }
+            | AdapterError::FingerprintMismatch { .. }
+            | AdapterError::ConcatFingerprints { .. }
+            | AdapterError::ConcatBases { .. } => GGRAFT_ERROR_ADAPTER_MISMATCH,
+            _ => GGRAFT_ERROR_ADAPTER,
+        },
+        Error::Model { source, .. } => match source {
+            ModelError::Metadata(_) => GGRAFT_ERROR_GGUF,
+            ModelError::OutOfMemory { .. } => GGRAFT_ERROR_MEMORY,
+            _ => GGRAFT_ERROR_MODEL,
+        },
+        Error::Vocab(VocabError::Gguf(_)) => GGRAFT_ERROR_GGUF,
+        Error::Vocab(_) => GGRAFT_ERROR_VOCAB,
+        Error::Session(e) => match e {
+            SessionError::ContextFull { .. } => GGRAFT_ERROR_CONTEXT_FULL,
+            SessionError::Cancelled => GGRAFT_ERROR_CANCELLED,
+            SessionError::OutOfMemory => GGRAFT_ERROR_MEMORY,
+            SessionError::NonFiniteLogits => GGRAFT_ERROR_NON_FINITE,
+            SessionError::TokenOutOfRange { .. }
+            | SessionError::Empty
+            | SessionError::BadOption { .. } => GGRAFT_ERROR_ARGUMENT,
+            SessionError::AlreadyAttached
+            | SessionError::NotAttached
+            | SessionError::NoVirtualTokens
+            | SessionError::NoLogits => GGRAFT_ERROR_STATE,
+        },
+        Error::Sampler(e) => match e {
+            SamplerError::NonFinite => GGRAFT_ERROR_NON_FINITE,
+            SamplerError::OutOfRange { .. }
+            | SamplerError::BiasToken { .. }
+            | SamplerError::ReservedSeed
+            | SamplerError::VocabSize { .. }
+            | SamplerError::LogitCount { .. } => GGRAFT_ERROR_ARGUMENT,
+        },
+        Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
+        Error::Io { .. } => GGRAFT_ERROR_IO,
+    }
+}
+
+thread_local! {
+    /// The message of the last function that failed on this thread.
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+/// `text` for C, which cannot see what follows a NUL.
+pub(crate) fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "\u{fffd}")).expect("NULs were replaced")
+}
+
+/// Runs the body of an extern function: errors and panics become a status and a message.
+pub(crate) fn call(body: impl FnOnce() -> Result<(), Failure>) -> ggraft_status {
+    match call_value(|| body().map(|()| 0)) {
+        Ok(_) => GGRAFT_OK,
+        Err(status) => status,
+    }
+}
+
+/// As [`call`], for functions that return a number or a negative status.
+pub(crate) fn call_number(body: impl FnOnce() -> Result<i64, Failure>) -> i64 {
+    call_value(body).unwrap_or_else(|status| status as i64)
+}
+
+fn call_value(body: impl FnOnce() -> Result<i64, Failure>) -> Result<i64, ggraft_status> {
+    // Whatever a panic leaves half-changed is behind a mutex, which it poisons.
+    let failure = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(failure)) => failure,
+        Err(panic) => Failure::new(
+            GGRAFT_ERROR_INTERNAL,
+            format!("internal error: {}", panic_message(&*panic)),
+        ),
+    };
+    // Fails only while the thread's locals are being destroyed, when nobody can ask any more.
+    let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = c_string(&failure.message));
+    Err(failure.status)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}
+
+/// The message of the last function that failed on the calling thread, empty if none did. A success does not clear it. The
+/// string belongs to the thread and lives until the next function fails on it, or the thread ends.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggraft_last_error() -> *const c_char {
+    LAST_ERROR
+        .try_with(|last| last.borrow().as_ptr())
+        .unwrap_or(c"".as_ptr())
+}
+
+/// The library's version, for example "0.1.0". A static string.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggraft_version() -> *const c_char {
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => unreachable!(),
+        };
+    VERSION.as_ptr()
+}
+
+/// GGRAFT_ABI_VERSION of the library, to be compared with that of the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggraft_abi_version() -> u32 {
+    GGRAFT_ABI_VERSION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last_error() -> String {
+        // SAFETY: the string lives until the next error on this thread.
+        unsafe { CStr::from_ptr(ggraft_last_error()) }
+            .to_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    #[test]
+    fn a_panic_becomes_a_status_and_a_message() {
+        assert_eq!(call(|| panic!("number {}", 7)), GGRAFT_ERROR_INTERNAL);
+        assert_eq!(last_error(), "internal error: number 7");
+        assert_eq!(call(|| panic!("plain")), GGRAFT_ERROR_INTERNAL);
+        assert_eq!(last_error(), "internal error: plain");
+        assert_eq!(
+            call_number(|| std::panic::panic_any(7)),
+            GGRAFT_ERROR_INTERNAL as i64
+        );
+        assert_eq!(last_error(), "internal error: no message");
+    }
+
+    #[test]
+    fn a_success_keeps_the_message_and_nul_is_replaced() {
+        let fail = || Err(Failure::new(GGRAFT_ERROR_ARGUMENT, "a\0b"));
+        assert_eq!(call(fail), GGRAFT_ERROR_ARGUMENT);
+        assert_eq!(call(|| Ok(())), GGRAFT_OK);
+        assert_eq!(call_number(|| Ok(5)), 5);
+        assert_eq!(last_error(), "a\u{fffd}b");
+    }
+}

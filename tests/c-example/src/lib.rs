@@ -1,0 +1,26 @@
+//! `examples/c/swap.c` as a function.
+
+// The C code calls into this crate without Rust seeing it.
+use ggraft as _;
+use std::ffi::{CString, c_char, c_int};
+
+unsafe extern "C" {
+    fn ggraft_example_main(argc: c_int, argv: *mut *mut c_char) -> c_int;
+}
+
+/// Runs the C program with these arguments, the program's name not among them; returns its exit code. An error may end the
+/// process, as it does in C.
+///
+/// # Panics
+/// If an argument contains a NUL.
+pub fn swap(arguments: &[&str]) -> i32 {
+    let strings: Vec<CString> = std::iter::once(&"swap")
+        .chain(arguments)
+        .map(|&argument| CString::new(argument).expect("arguments contain no NUL"))
+        .collect();
+    let mut argv: Vec<*mut c_char> = strings.iter().map(|s| s.as_ptr().cast_mut()).collect();
+    let argc = c_int::try_from(argv.len()).expect("few arguments");
+    argv.push(std::ptr::null_mut());
+    // SAFETY: `main` of a C program, with what C promises it: `argc` strings and a null behind them. It changes no argument.
+    unsafe { ggraft_example_main(argc, argv.as_mut_ptr()) }
+}

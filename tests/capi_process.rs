@@ -1,0 +1,78 @@
+//! What needs a process of its own: the C example, whose output goes to the process's own stdout, and a host that has installed
+//! a log receiver before.
+
+use ggraft::capi::{ggraft_last_error, ggraft_log_level, ggraft_log_set, ggraft_status};
+use std::ffi::{CStr, c_char, c_void};
+use std::process::{Command, Output};
+
+fn file(path: &str) -> String {
+    format!("{}/models/{path}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs one test of this file in a child process.
+fn run(test: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn c_example() {
+    let (model, a, b) = (
+        file("tinylm-q8_0.gguf"),
+        file("peft/persona_pirate-prefix"),
+        file("peft/persona_butler-prefix_proj"),
+    );
+    let code = ggraft_c_example::swap(&[&model, &a, &b, "There is no rope left in the market.\n"]);
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn c_example_swaps_adapters() {
+    let output = run("c_example");
+    let (stdout, stderr) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let said = |label: &str| -> Vec<&str> {
+        let start = format!("[{label}] ");
+        stdout
+            .lines()
+            .filter_map(|l| l.strip_prefix(&start))
+            .collect()
+    };
+    let (a, b) = (said("A"), said("B"));
+    // What PEFT itself generates with these adapters begins like this (models/peft/predictions.jsonl).
+    assert_eq!(a.len(), 2, "{stdout}");
+    assert!(
+        a[0].starts_with("\"Arr, matey, why pay for rope"),
+        "{}",
+        a[0]
+    );
+    assert_eq!(a[0], a[1], "A, B, A must give what A gives");
+    assert_eq!(b.len(), 1, "{stdout}");
+    assert!(b[0].starts_with("\"") && b[0] != a[0], "{}", b[0]);
+    assert_eq!(said("A then B").len(), 1, "{stdout}");
+    assert!(stderr.contains("swap to B: "), "{stderr}");
+}
+
+unsafe extern "C" fn ignore(_: i32, _: *const c_char, _: *const c_char, _: *mut c_void) {}
+
+#[test]
+fn a_log_receiver_of_the_host_stays() {
+    tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::default()).unwrap();
+    let level = ggraft_log_level::GGRAFT_LOG_INFO as i32;
+    // SAFETY: the callback may be called from anywhere; the message lives until the next error on this thread.
+    unsafe {
+        let status = ggraft_log_set(Some(ignore), std::ptr::null_mut(), level);
+        assert_eq!(status, ggraft_status::GGRAFT_ERROR_LOG);
+        assert!(
+            CStr::from_ptr(ggraft_last_error())
+                .to_str()
+                .unwrap()
+                .contains("subscriber")
+        );
+    }
+}
