@@ -403,8 +403,10 @@ fn every_sample_gets_the_answer_that_it_deserves() {
         let result = match text("kind") {
             "gguf" => open(&path).and_then(|m| new_session(&m)),
             "peft" => {
-                let mut options = ImportOptions::default();
-                options.task = text("path").contains("multitask").then_some(0);
+                let options = ImportOptions {
+                    task: text("path").contains("multitask").then_some(0),
+                    ..ImportOptions::default()
+                };
                 import_peft(&path, base.shape(), Some(base.fingerprint()), &options).and_then(|a| {
                     let mut s = new_session(&base)?;
                     s.attach(&a, ExistingText::Drop)?;
