@@ -186,11 +186,11 @@ fn logits(session: &mut Session, ids: &[i32]) -> Result<Vec<Vec<f64>>, String> {
 }
 
 fn import(dir: &Path, model: &Model, check: &Value) -> Result<Adapter, String> {
-    let mut options = ImportOptions::default();
-    options.task = check
-        .get("task_id")
-        .and_then(Value::as_u64)
-        .map(|n| n as usize);
+    let task = check.get("task_id").and_then(Value::as_u64);
+    let options = ImportOptions {
+        task: task.map(|n| n as usize),
+        ..ImportOptions::default()
+    };
     import_peft(dir, model.shape(), Some(model.fingerprint()), &options).map_err(|e| e.to_string())
 }
 

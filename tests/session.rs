@@ -478,6 +478,37 @@ fn generation_can_be_cancelled_from_its_own_callback() {
 }
 
 #[test]
+fn a_failure_half_way_leaves_text_and_logits_as_they_were() {
+    let mut s = session_with(&options().n_batch(8), Some(&PIRATE));
+    s.prompt(PROMPT).unwrap();
+    let (n_past, tokens, logits) = (s.n_past(), s.tokens(), s.logits().unwrap().to_vec());
+    let token = s.cancel_token();
+    let more = tokenize("and more and more and more and more and more and more");
+    assert!(more.len() > 8);
+    // Raised behind the first of several steps.
+    let stopped = s.feed_with_logits(&more, |_, _| token.cancel());
+    assert!(matches!(refusal(stopped), SessionError::Cancelled));
+    assert_eq!((s.n_past(), s.tokens()), (n_past, tokens));
+    assert_eq!(s.logits().unwrap(), logits);
+    token.reset();
+    assert_eq!(greedy(&mut s, 8), {
+        let mut control = session_with(&options().n_batch(8), Some(&PIRATE));
+        control.prompt(PROMPT).unwrap();
+        greedy(&mut control, 8)
+    });
+}
+
+#[test]
+fn a_template_that_fails_half_way_leaves_no_logits() {
+    let mut s = session(Some(&with_template(&COUNTY, "{v:10}{prompt}{v:10}")));
+    let token = s.cancel_token();
+    let stopped = s.prompt_tokens_with_logits(&tokenize(PROMPT), |_, _| token.cancel());
+    assert!(matches!(refusal(stopped), SessionError::Cancelled));
+    assert!(matches!(s.logits(), Err(SessionError::NoLogits)));
+    assert_eq!((s.tokens(), s.n_past()), (vec![], 0));
+}
+
+#[test]
 fn damaged_weights_never_become_text() {
     for name in ["weight_nan", "weight_inf"] {
         let file = path("tests/data/bad").join(name).with_extension("gguf");

@@ -5,6 +5,7 @@
 //! validated when the model, the adapter or the batch was accepted.
 
 mod context;
+mod cpu;
 mod graph;
 pub(crate) mod log;
 mod memory;
@@ -12,6 +13,7 @@ mod quant;
 mod threadpool;
 
 pub(crate) use context::{Context, Rope, RopeKind, Tensor};
+pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory};
 pub(crate) use memory::{Buffer, repackable};
 pub(crate) use quant::quantize_rows;

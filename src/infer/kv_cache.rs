@@ -90,8 +90,16 @@ impl KvCache {
     ) -> std::io::Result<Self> {
         let width = hp.kv_width();
         let row_bytes = ty.row_bytes(width);
-        let layer_bytes = (row_bytes * cells * streams).next_multiple_of(ALIGN);
-        let mut map = MmapMut::map_anon(layer_bytes * 2 * hp.n_layer)?;
+        let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+        let layer_bytes = row_bytes
+            .checked_mul(cells)
+            .and_then(|n| n.checked_mul(streams))
+            .and_then(|n| n.checked_next_multiple_of(ALIGN))
+            .ok_or_else(too_large)?;
+        let bytes = layer_bytes
+            .checked_mul(2 * hp.n_layer)
+            .ok_or_else(too_large)?;
+        let mut map = MmapMut::map_anon(bytes)?;
         let (base, size) = (map.as_mut_ptr(), map.len());
         let ctx = Context::new(2 * hp.n_layer, false);
         // SAFETY: the map moves into the owner without moving its pages and lives as long as the buffer.

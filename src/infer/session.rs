@@ -479,6 +479,9 @@ enum Item {
     Virtual(Range<usize>),
 }
 
+/// Called with a token and its logits, ne = [V].
+type EachLogits<'a> = &'a mut dyn FnMut(i32, &[f32]);
+
 impl Item {
     /// Positions that it takes.
     fn len(&self) -> usize {
@@ -820,7 +823,7 @@ impl Session {
     fn feed_prompt_with(
         &mut self,
         tokens: Vec<i32>,
-        mut each: Option<&mut dyn FnMut(i32, &[f32])>,
+        mut each: Option<EachLogits<'_>>,
     ) -> Result<()> {
         let first = self.history.is_empty();
         let items = self.arrange(self.attached.as_ref(), &tokens, first)?;
@@ -836,7 +839,9 @@ impl Session {
                 match (item, &mut each) {
                     (Item::Tokens(tokens), None) => s.run_tokens(tokens, i == last)?,
                     (Item::Tokens(tokens), Some(each)) => {
-                        s.run_tokens_with_logits(tokens, |at, row| each(tokens[at], row))?
+                        s.run_tokens_with_logits(tokens, i == last, |at, row| {
+                            each(tokens[at], row)
+                        })?
                     }
                     (Item::Virtual(rows), _) => {
                         s.run_virtual(rows.start * width..rows.end * width, i == last)?
@@ -924,7 +929,7 @@ impl Session {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check_feed(tokens)?;
-        self.whole(|s| s.run_tokens_with_logits(tokens, &mut each))?;
+        self.whole(|s| s.run_tokens_with_logits(tokens, true, &mut each))?;
         self.remember(tokens);
         Ok(())
     }
@@ -1007,10 +1012,11 @@ impl Session {
         Ok(())
     }
 
-    /// Logits of every token, `each(i, logits)`; those of the last one are kept.
+    /// Logits of every token, `each(i, logits)`; those of the last one are kept if `keep_last`.
     fn run_tokens_with_logits(
         &mut self,
         tokens: &[i32],
+        keep_last: bool,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let n_vocab = self.core.model.weights().n_vocab();
@@ -1022,7 +1028,7 @@ impl Session {
             for (i, row) in logits.chunks_exact(n_vocab).enumerate() {
                 each(c * size + i, row);
             }
-            if (c + 1) * size >= tokens.len() {
+            if keep_last && (c + 1) * size >= tokens.len() {
                 self.logits.clear();
                 self.logits
                     .extend_from_slice(&logits[(chunk.len() - 1) * n_vocab..]);

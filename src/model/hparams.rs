@@ -137,7 +137,7 @@ impl HParams {
             arch::NormKind::Rms => "attention.layer_norm_rms_epsilon",
             arch::NormKind::Layer => "attention.layer_norm_epsilon",
         }))?;
-        if !(norm_eps >= 0.0 && norm_eps < 1.0) {
+        if !(0.0..1.0).contains(&norm_eps) {
             return Err(ModelError::BadValue {
                 key: key("attention.layer_norm_(rms_)epsilon"),
                 value: norm_eps.to_string(),

@@ -1,7 +1,6 @@
 //! The base model: architecture table, hyper-parameters, weights in the map, vocabulary, fingerprint.
 
 mod arch;
-mod cpu;
 mod hparams;
 mod shape;
 pub mod vocab;
@@ -15,7 +14,7 @@ pub(crate) use weights::{Layer, Linear, Norm, Qkv, Weights};
 use crate::error::{Error, Result};
 use crate::file::gguf::GgufError;
 use crate::file::mmap::MappedGguf;
-use crate::ggml::ThreadPool;
+use crate::ggml::{ThreadPool, warn_once_if_slow};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -165,7 +164,7 @@ impl Model {
     /// If the file cannot be read, is malformed, or holds a model that the decoder does not know in full.
     pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        cpu::warn_once_if_slow();
+        warn_once_if_slow();
         let path = path.as_ref();
         let file = Arc::new(MappedGguf::open(path)?);
         let (hp, weights) = Self::read(&file, options).map_err(|source| Error::Model {

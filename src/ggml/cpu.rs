@@ -4,7 +4,7 @@ use std::sync::Once;
 
 /// Logs one warning per process if ggml lacks vector instructions that the CPU has: an application that embeds the crate
 /// must set its own target-cpu or target features, and forgetting it costs most of the speed.
-pub(super) fn warn_once_if_slow() {
+pub(crate) fn warn_once_if_slow() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let missing = missing_features();
