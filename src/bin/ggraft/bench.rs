@@ -150,6 +150,7 @@ impl Bench {
     /// Computes `n` tokens, `step` at a time, at the depth asked for.
     fn throughput(&self, name: &str, n: usize, step: usize, session: &mut Session) -> Result<Test> {
         let mut ids = RandomIds::new(session.model().shape().n_vocab);
+        tracing::info!("measuring {name}{n}");
         let mut samples = Vec::new();
         for _ in 0..=self.repetitions {
             session.reset();
@@ -193,7 +194,10 @@ impl Bench {
             params += tensor.n_elements();
         }
         let threads = session.n_threads();
-        let adapter = adapter.map(io::summary);
+        let adapter = adapter.map(|a| match a.name() {
+            Some(name) => format!("{name} ({})", io::summary(a)),
+            None => io::summary(a),
+        });
         if self.json {
             let tests: Vec<_> = tests.iter().map(Test::json).collect();
             let object = json!({

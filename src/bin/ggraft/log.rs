@@ -15,7 +15,7 @@ pub(crate) fn init(verbose: u8) {
     let default = match verbose {
         // libllama warns of things that concern its own loader.
         0 => "warn,ggml=error",
-        1 => "info",
+        1 => "info,ggml=warn",
         _ => "debug",
     };
     let asked = std::env::var("RUST_LOG").ok().filter(|s| !s.is_empty());

@@ -1,0 +1,1200 @@
+//! The `ggraft` command as its users meet it: what it prints, what it writes, how it fails.
+
+use ggraft::{Model, ModelOptions, Session, SessionOptions};
+use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const MODEL: &str = "models/tinylm-q8_0.gguf";
+const PIRATE: &str = "models/peft/persona_pirate-prefix";
+const BUTLER: &str = "models/peft/persona_butler-prefix_proj";
+const SENTIMENT: &str = "models/peft/sentiment-prompt_text";
+const PROMPT: &str = "An old teacher is waiting at the harbour.\n";
+const PIRATE_SAYS: &str = "\"Arr, matey, tell the old teacher that this crew takes no prisoners. Mark me words, ye lubbers.\"";
+
+fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ggraft"));
+    command
+        .args(args)
+        .env_remove("RUST_LOG")
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn ggraft<S: AsRef<OsStr>>(args: &[S]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn with_stdin<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> Output {
+    let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that fails early does not read it all.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// Arguments split at white space.
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What stdout says of a command that must succeed.
+#[track_caller]
+fn ok<S: AsRef<OsStr>>(args: &[S]) -> String {
+    stdout(&ggraft(args))
+}
+
+/// Asserts a failure with status 1 and one line on stderr, and returns that line.
+#[track_caller]
+fn failure(output: &Output) -> String {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        text.starts_with("error: ") && text.lines().count() == 1,
+        "{text:?}"
+    );
+    text
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn run_args<'a>(adapter: Option<&'a str>, prompt: &'a str) -> Vec<&'a str> {
+    let mut args = words("run -q -t 1 --temp 0 -m");
+    args.extend([MODEL, "-p", prompt]);
+    args.extend(adapter.map(|a| ["-a", a]).into_iter().flatten());
+    args
+}
+
+/// Greedy text, as `run` prints it.
+#[track_caller]
+fn greedy(adapter: Option<&str>, prompt: &str) -> String {
+    ok(&run_args(adapter, prompt))
+}
+
+// ---- run
+
+#[test]
+fn run_prints_the_text_and_one_line_of_timings() {
+    let args = run_args(Some(PIRATE), PROMPT);
+    let quiet = ggraft(&args);
+    assert_eq!(stdout(&quiet), format!("{PIRATE_SAYS}\n"));
+    assert_eq!(stderr(&quiet), "");
+
+    let args: Vec<_> = args.into_iter().filter(|a| *a != "-q").collect();
+    let timed = ggraft(&args);
+    assert_eq!(timed.stdout, quiet.stdout);
+    let timings = stderr(&timed);
+    for part in [
+        "load ",
+        "adapter ",
+        "prefill 11 tokens at ",
+        "decode 28 tokens at ",
+    ] {
+        assert!(timings.contains(part), "{timings:?}");
+    }
+    assert_eq!(timings.lines().count(), 1);
+}
+
+#[test]
+fn run_takes_the_prompt_from_everywhere() {
+    let expected = greedy(None, "Linhaven lies in");
+    let base = ["run", "-q", "-t", "1", "--temp", "0", "-m", MODEL];
+    fn join<'a>(base: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [base, more].concat()
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    fs::write(&file, "Linhaven lies in").unwrap();
+
+    let input = b"Linhaven lies in";
+    assert_eq!(stdout(&with_stdin(&join(&base, &["-"]), input)), expected);
+    assert_eq!(stdout(&with_stdin(&join(&base, &[]), input)), expected);
+    assert_eq!(
+        stdout(&with_stdin(&join(&base, &["-f", "-"]), input)),
+        expected
+    );
+    assert_eq!(ok(&join(&base, &["-f", file.to_str().unwrap()])), expected);
+
+    let escaped = PROMPT.replace('\n', "\\n");
+    let args = join(&base, &["-a", PIRATE, "-e", "-p", &escaped]);
+    assert_eq!(ok(&args), format!("{PIRATE_SAYS}\n"));
+}
+
+#[test]
+fn run_json_tells_what_plain_text_shows() {
+    let mut args = run_args(Some(PIRATE), PROMPT);
+    args.push("--json");
+    let object = json(&ok(&args));
+    assert_eq!(object["text"], PIRATE_SAYS);
+    assert_eq!(object["stop_reason"], "end_of_text");
+    assert_eq!(object["tokens"].as_array().unwrap().len(), 29);
+    assert_eq!(object["timings"]["prefill_tokens"], 11);
+    assert_eq!(object["timings"]["decode_tokens"], 28);
+    for key in [
+        "load_ms",
+        "attach_ms",
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+    ] {
+        assert!(object["timings"][key].as_f64().unwrap() > 0.0, "{key}");
+    }
+
+    let limited = json(&ok(&[&args[..], &["-n", "3"]].concat()));
+    assert_eq!(limited["stop_reason"], "max_tokens");
+    assert_eq!(
+        limited["tokens"],
+        json!(&object["tokens"].as_array().unwrap()[..3])
+    );
+
+    let stopped = json(&ok(
+        &[&args[..], &["--stop", "xyz", "--stop", ", tell"]].concat()
+    ));
+    assert_eq!(stopped["stop_reason"], "stop_string");
+    assert_eq!(stopped["text"], "\"Arr, matey");
+}
+
+#[test]
+fn equal_seeds_give_equal_text() {
+    let with_seed = |seed: Option<&str>| {
+        let mut args = words("run -q -t 1 -p The --temp 2 --json -n 24 -m");
+        args.push(MODEL);
+        args.extend(seed.map(|s| ["--seed", s]).into_iter().flatten());
+        json(&ok(&args))
+    };
+    let first = with_seed(None);
+    let again = with_seed(Some(&first["seed"].to_string()));
+    assert_eq!(first["text"], again["text"]);
+    let other = with_seed(Some("1"));
+    assert_ne!(first["tokens"], other["tokens"], "the seed has no effect");
+}
+
+#[test]
+fn computing_options_change_nothing_visible() {
+    let expected = greedy(Some(PIRATE), PROMPT);
+    for options in [
+        "--repack",
+        "--repack on",
+        "--repack=off",
+        "--kv-type f32",
+        "--flash-attn off",
+        "-t 2 -c 200",
+    ] {
+        let args: Vec<_> = run_args(Some(PIRATE), PROMPT)
+            .into_iter()
+            .filter(|a| !["-t", "1"].contains(a))
+            .chain(words(options))
+            .collect();
+        assert_eq!(ok(&args), expected, "{options}");
+    }
+}
+
+#[test]
+fn running_out_of_context_shows_the_text_and_fails() {
+    let full = greedy(None, "Linhaven lies in");
+    let args = [
+        &run_args(None, "Linhaven lies in")[..],
+        &["-n", "-1", "-c", "9"],
+    ]
+    .concat();
+    let output = ggraft(&args);
+    assert!(failure(&output).contains("context is full"), "{output:?}");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        shown.len() > 4 && full.starts_with(shown.trim_end_matches('\n')),
+        "{shown:?}"
+    );
+
+    let output = ggraft(&[&args[..], &["--json"]].concat());
+    failure(&output);
+    let object = json(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(object["stop_reason"], "context_full");
+    assert_eq!(format!("{}\n", object["text"].as_str().unwrap()), shown);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut args = run_args(Some(PIRATE), PROMPT);
+    args.retain(|a| *a != "-q");
+    for args in [
+        args,
+        words("run --help"),
+        words("inspect models/tinylm-q8_0.gguf"),
+    ] {
+        let mut child = command(&args).spawn().unwrap();
+        let mut byte = [0];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut byte)
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(!stderr(&output).contains("error"), "{output:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_never_came_is_no_failure() {
+    for args in [
+        run_args(Some(PIRATE), PROMPT),
+        words("inspect models/tinylm-q8_0.gguf --json"),
+    ] {
+        let mut command = command(&args);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command.stdout(writer).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stderr(&output), "");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_a_failure() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = command(&run_args(None, "The"))
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert!(failure(&output).starts_with("error: standard output: "));
+}
+
+#[cfg(unix)]
+#[test]
+fn paths_need_not_be_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(OsStr::from_bytes(b"mod\xffel.gguf"));
+    std::os::unix::fs::symlink(fs::canonicalize(MODEL).unwrap(), &path).unwrap();
+    let mut args: Vec<&OsStr> = words("run -q -t 1 --temp 0 -n 4 -p The -m")
+        .into_iter()
+        .map(OsStr::new)
+        .collect();
+    args.push(path.as_os_str());
+    ok(&args);
+    let missing = folder.path().join(OsStr::from_bytes(b"none\xff"));
+    *args.last_mut().unwrap() = missing.as_os_str();
+    failure(&ggraft(&args));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_in_order() {
+    let mut args = words("bench -v -t 1 -p 1000 -n 0 -r 100 -m");
+    args.push(MODEL);
+    let mut child = command(&args).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("measuring pp") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended by itself");
+    }
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "error: cancelled\n");
+}
+
+// ---- errors
+
+#[test]
+fn wrong_usage_ends_with_status_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = import(folder.path(), PIRATE);
+    let adapter = adapter.to_str().unwrap();
+    let lines = [
+        "".to_owned(),
+        "frobnicate".to_owned(),
+        "run".to_owned(),
+        format!("run -m {MODEL} -p a -f b"),
+        format!("run -m {MODEL} -p a -"),
+        format!("run -m {MODEL} -p a extra"),
+        format!("run -m {MODEL} -p a -n -2"),
+        format!("run -m {MODEL} -p a -n many"),
+        format!("run -m {MODEL} -p a --temp warm"),
+        format!("run -m {MODEL} -p a --kv-type q9"),
+        format!("run -m {MODEL} -p a --seed 4294967295"),
+        format!("run -m {MODEL} -p a --task 1"),
+        format!("run -m {MODEL} -p a -a {adapter} --task 1"),
+        format!("run -m {MODEL} -p a --system b"),
+        format!("chat -m {MODEL} -a {adapter} -a {adapter}"),
+        format!("chat -m {MODEL} -a none={adapter}"),
+        format!("logits -m {MODEL} -o x"),
+        format!("logits -m {MODEL} -o x --ids 1,a"),
+        format!("logits -m {MODEL} -o x --ids 1 -p a"),
+        format!("eval -m {MODEL}"),
+        format!("import {PIRATE} -m {MODEL}"),
+        format!("import {PIRATE} -m {MODEL} -o x --f16 --f32"),
+        format!("concat {adapter} -o x"),
+        format!("bench -m {MODEL} -r 0"),
+    ];
+    for line in lines {
+        let output = ggraft(&words(&line));
+        assert_eq!(output.status.code(), Some(2), "{line}: {output:?}");
+        assert!(stderr(&output).starts_with("error: "), "{line}: {output:?}");
+        assert_eq!(output.stdout, b"", "{line}");
+    }
+}
+
+#[test]
+fn failures_are_one_line_and_status_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = import(folder.path(), PIRATE);
+    let (adapter, folder) = (adapter.display(), folder.path().display());
+    let run = format!("run -m {MODEL} -p a");
+    let cases = [
+        ("run -m /no/such/file -p a".to_owned(), "/no/such/file"),
+        ("run -m models -p a".to_owned(), "directory"),
+        ("run -m Cargo.toml -p a".to_owned(), "Cargo.toml"),
+        (format!("run -m {adapter} -p a"), "not a model"),
+        (format!("run -m {MODEL} -f {MODEL}"), "not UTF-8"),
+        (format!("run -m {MODEL} -f models"), "models"),
+        (format!("{run} -a {MODEL}"), "not an adapter"),
+        (format!("{run} -a /no/such/file"), "/no/such/file"),
+        (format!("{run} -a Cargo.toml"), "Cargo.toml"),
+        (format!("{run} -a tests/data/peft_bad/peft_lora"), "LORA"),
+        (format!("{run} -a tests/data/peft/llama/prefix"), "layers"),
+        (format!("{run} -a {PIRATE} --task 1"), "PREFIX_TUNING"),
+        (format!("{run} --chat"), "no chat template"),
+        (format!("{run} -t 0"), "threads"),
+        (format!("{run} -c 0"), "context length"),
+        (format!("{run} -c 10 -a {adapter}"), "context is full"),
+        (
+            format!("{run} --kv-type q8_0 --flash-attn off"),
+            "flash attention",
+        ),
+        (format!("{run} --top-p 2"), "top_p"),
+        (format!("{run} --stop="), "stop string"),
+        (format!("chat -m {MODEL} --system a"), "no chat template"),
+        (
+            format!("logits -m {MODEL} --ids 1,3072 -o {folder}/x"),
+            "3072",
+        ),
+        (
+            format!("logits -m {MODEL} --ids 1 -o {folder}/no/x"),
+            "no/x",
+        ),
+        (
+            format!("logits -m {MODEL} --ids 1 -o {folder}"),
+            "directory",
+        ),
+        (format!("eval -m {MODEL} --data {MODEL}"), MODEL),
+        (format!("eval -m {MODEL} --data /dev/null"), "no rows"),
+        (format!("import models -m {MODEL} -o {folder}/x"), "models"),
+        (
+            format!("import {PIRATE} -m {MODEL} --row-factor 2 -o {folder}/x"),
+            "PREFIX_TUNING",
+        ),
+        (
+            format!("export {adapter} -m {adapter} -o {folder}/x"),
+            "not a model",
+        ),
+        (
+            format!("concat {adapter} {MODEL} -o {folder}/x"),
+            "not an adapter",
+        ),
+        ("inspect models/peft".to_owned(), "directory"),
+        (format!("bench -m {MODEL} -c 8"), "context is full"),
+    ];
+    for (line, expected) in cases {
+        let text = failure(&ggraft(&words(&line)));
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+    assert!(!Path::new(&format!("{folder}/x")).exists());
+}
+
+#[test]
+fn damaged_files_end_in_one_line() {
+    let mut refused = 0;
+    for entry in fs::read_dir("tests/data/bad").unwrap() {
+        let path = entry.unwrap().path();
+        let path = path.to_str().unwrap();
+        let output = ggraft(&[
+            "logits",
+            "-t",
+            "1",
+            "-m",
+            path,
+            "--ids",
+            "1,2",
+            "-o",
+            "/dev/null",
+        ]);
+        // The undamaged file gets as far as the output, which is a device.
+        let text = failure(&output);
+        assert_eq!(
+            text.contains("/dev/null"),
+            path.ends_with("control.gguf"),
+            "{path}: {text}"
+        );
+        refused += usize::from(!path.ends_with("control.gguf"));
+        let output = ggraft(&["inspect", path]);
+        assert!(
+            matches!(output.status.code(), Some(0 | 1)),
+            "{path}: {output:?}"
+        );
+    }
+    assert!(refused > 20);
+}
+
+#[test]
+fn help_explains_every_command() {
+    let overview = ok(&["--help"]);
+    for name in words("run chat logits eval predict import export concat inspect bench") {
+        assert!(overview.contains(&format!("\n  {name} ")), "{name}");
+        let help = ok(&[name, "--help"]);
+        assert!(
+            help.contains("Example") && help.contains(&format!("ggraft {name} ")),
+            "{name}"
+        );
+    }
+    assert_eq!(
+        ok(&["--version"]).trim(),
+        format!("ggraft {}", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn log_filters_are_understood() {
+    let run = |filter: &str| {
+        let mut command = command(&run_args(None, "The"));
+        stderr(&command.env("RUST_LOG", filter).output().unwrap())
+    };
+    assert!(run("ggml=info").lines().any(|l| l.starts_with("info: ")));
+    assert_eq!(run("off"), "");
+    assert!(run("a=b=c").starts_with("warning: RUST_LOG is ignored"));
+}
+
+// ---- chat
+
+const CHAT: [&str; 7] = ["chat", "-t", "1", "--temp", "0", "-m", MODEL];
+
+fn chat(args: &[&str], input: &str) -> Output {
+    with_stdin(&[&CHAT[..], args].concat(), input.as_bytes())
+}
+
+#[test]
+fn chat_swaps_to_exactly_what_each_adapter_says_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let pirate = import(folder.path(), PIRATE);
+    let butler = format!("butler={BUTLER}");
+    let line = PROMPT.trim_end();
+    let input = format!(
+        "{line}\n/reset\n/adapter butler\n{line}\n/reset\n/adapter none\n{line}\n/reset\n/adapter persona_pirate-prefix\n{line}\n/quit\nno more\n"
+    );
+    let output = chat(&["-a", pirate.to_str().unwrap(), "-a", &butler], &input);
+    let expected = [Some(PIRATE), Some(BUTLER), None, Some(PIRATE)]
+        .map(|adapter| greedy(adapter, PROMPT))
+        .concat();
+    assert_eq!(stdout(&output), expected);
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn chat_swaps_in_mid_conversation() {
+    let second = "The pancakes tastes of smoke.\n";
+    let input = format!("{PROMPT}/adapter b\n/adapters\n{second}");
+    let output = chat(
+        &["-a", &format!("a={PIRATE}"), "-a", &format!("b={BUTLER}")],
+        &input,
+    );
+    // The same tokens with the second adapter from the start; `run` tokenizes in one piece what the chat did in two.
+    let model = Model::open(MODEL, &ModelOptions::default()).unwrap();
+    let vocab = model.vocab();
+    let mut ids = vec![vocab.bos().unwrap()];
+    for text in [PROMPT, PIRATE_SAYS, &format!("\n{second}")] {
+        ids.extend(vocab.tokenize(text, false, true).unwrap());
+    }
+    let mut session = Session::new(&model, &SessionOptions::default().n_threads(1)).unwrap();
+    let adapter = ggraft::adapter::import_peft(
+        BUTLER.as_ref(),
+        model.shape(),
+        None,
+        &ggraft::adapter::ImportOptions::default(),
+    )
+    .unwrap();
+    session
+        .attach(&adapter, ggraft::infer::ExistingText::Drop)
+        .unwrap();
+    session.feed(&ids).unwrap();
+    let greedy = ggraft::infer::GenerateOptions::default()
+        .sampler(ggraft::infer::sampler::SamplerParams::greedy());
+    let expected = session
+        .generate(&greedy, |_| std::ops::ControlFlow::Continue(()))
+        .unwrap();
+    assert_eq!(
+        stdout(&output),
+        format!(
+            "{PIRATE_SAYS}\n  a: prefix, 20 virtual tokens\n* b: prefix, 20 virtual tokens\n  none\n{}\n",
+            expected.text
+        )
+    );
+}
+
+#[test]
+fn chat_in_a_pipe_ends_with_the_first_error() {
+    for (input, expected) in [
+        (
+            "/adapter nobody\nThe\n",
+            "no adapter is called 'nobody' (there are: p, none)",
+        ),
+        ("/frobnicate\nThe\n", "unknown command '/frobnicate'"),
+        ("/adapter\n", "unknown command '/adapter'"),
+    ] {
+        let output = chat(&["-a", &format!("p={PIRATE}")], input);
+        assert!(failure(&output).contains(expected), "{output:?}");
+        assert_eq!(output.stdout, b"");
+    }
+    let output = with_stdin(&CHAT, b"ok\xff\n");
+    assert!(failure(&output).contains("not UTF-8"), "{output:?}");
+    let output = chat(&["-c", "30", "-n", "-1"], "The\nThe\nThe\nThe\nThe\n");
+    assert!(failure(&output).contains("context is full"), "{output:?}");
+    assert_eq!(stdout(&chat(&[], "")), "");
+}
+
+/// The model with ChatML as its chat template.
+fn chat_model(folder: &Path) -> PathBuf {
+    let bytes = fs::read(MODEL).unwrap();
+    let (key, value) = ("tokenizer.chat_template", "{# <|im_start|> #}");
+    let fixed = 8 + key.len() + 4 + 8;
+    // What is inserted has a multiple of the alignment, so that tensor data stays aligned.
+    let value = format!(
+        "{value:0$}",
+        (fixed + value.len()).next_multiple_of(32) - fixed
+    );
+    let mut out = bytes[..16].to_vec();
+    let keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+    out.extend((keys + 1).to_le_bytes());
+    out.extend((key.len() as u64).to_le_bytes());
+    out.extend(key.as_bytes());
+    out.extend(8u32.to_le_bytes());
+    out.extend((value.len() as u64).to_le_bytes());
+    out.extend(value.as_bytes());
+    out.extend(&bytes[24..]);
+    let path = folder.join("chat.gguf");
+    fs::write(&path, out).unwrap();
+    path
+}
+
+#[test]
+fn chat_computes_only_what_is_new_in_each_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = chat_model(folder.path());
+    let mut args = words("chat -v -t 1 --temp 0 -n 5 --system Talk. -m");
+    args.push(model.to_str().unwrap());
+    let output = with_stdin(&args, b"Hello\nHello\nHello\n/reset\nHello\n");
+    let lines: Vec<_> = stderr(&output)
+        .lines()
+        .filter_map(|l| {
+            l.strip_prefix("info: prefill of ")?
+                .strip_suffix(" tokens")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    let &[first, second, third, fourth]: &[usize; 4] = lines[..].try_into().unwrap();
+    assert_eq!(second, third, "the history is computed again");
+    // The system message is not repeated.
+    assert!(second < first, "{lines:?}");
+    assert_eq!(first, fourth);
+    let text = stdout(&output);
+    let answers: Vec<_> = text.lines().collect();
+    assert_eq!(answers.first(), answers.last());
+
+    // The first turn is what `run --chat` says.
+    let mut args = words("run -q -t 1 --temp 0 -n 5 --chat --system Talk. -p Hello -m");
+    args.push(model.to_str().unwrap());
+    assert!(text.starts_with(&ok(&args)));
+}
+
+// ---- logits, eval, predict
+
+/// Logits of `ids`, one row per token, from the library.
+fn logits(model: &Model, ids: &[i32], kv: ggraft::infer::KvType) -> Vec<Vec<f32>> {
+    let options = SessionOptions::default().n_threads(1).kv_type(kv);
+    let mut session = Session::new(model, &options).unwrap();
+    let mut rows = Vec::new();
+    session
+        .feed_with_logits(ids, |_, row| rows.push(row.to_vec()))
+        .unwrap();
+    rows
+}
+
+fn nll(logits: &[f32], target: i32) -> f64 {
+    let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    sum.ln() - f64::from(logits[target as usize])
+}
+
+fn read_logits(path: &Path) -> (Vec<i64>, Vec<f32>, Vec<usize>) {
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let (ids, values) = (
+        file.tensor("input_ids").unwrap(),
+        file.tensor("logits").unwrap(),
+    );
+    assert_eq!(ids.dtype(), safetensors::Dtype::I64);
+    assert_eq!(values.dtype(), safetensors::Dtype::F32);
+    let ids = ids
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| i64::from_le_bytes(b))
+        .collect();
+    let rows = values
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect();
+    (ids, rows, values.shape().to_vec())
+}
+
+#[test]
+fn logits_are_those_of_the_library() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.safetensors");
+    let out_text = out.to_str().unwrap();
+    let model = Model::open(MODEL, &ModelOptions::default()).unwrap();
+    let base = ["logits", "-t", "1", "-m", MODEL, "-o", out_text];
+
+    ok(&[&base[..], &["--ids", "5,0,77"]].concat());
+    let (ids, values, shape) = read_logits(&out);
+    assert_eq!((ids, shape), (vec![5, 0, 77], vec![3, 3072]));
+    assert_eq!(
+        values,
+        logits(&model, &[5, 0, 77], ggraft::infer::KvType::F32).concat()
+    );
+
+    ok(&[&base[..], &["-p", "Linhaven lies in", "-a", SENTIMENT]].concat());
+    let (ids, values, shape) = read_logits(&out);
+    let expected = model
+        .vocab()
+        .tokenize("Linhaven lies in", true, true)
+        .unwrap();
+    assert_eq!(
+        ids,
+        expected.iter().map(|&id| id.into()).collect::<Vec<i64>>()
+    );
+    assert_eq!(shape, [expected.len(), 3072]);
+    let plain = logits(&model, &expected, ggraft::infer::KvType::F32).concat();
+    assert_ne!(values, plain, "the adapter has no effect");
+}
+
+#[test]
+fn logits_of_templates_have_rows_for_real_tokens_only() {
+    use ggraft::adapter::{Adapter, AdapterKind, Parts, Template, import_peft};
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::open(MODEL, &ModelOptions::default()).unwrap();
+    let prompt = import_peft(
+        SENTIMENT.as_ref(),
+        model.shape(),
+        Some(model.fingerprint()),
+        &Default::default(),
+    )
+    .unwrap();
+    // All virtual tokens in front of BOS and no text of its own: exactly what the prompt adapter is.
+    let template = |text: &str| {
+        let parts = Parts {
+            kind: AdapterKind::PTuning,
+            template: Some(Template::parse(text).unwrap()),
+            ..prompt.parts().clone()
+        };
+        let path = folder.path().join("template.gguf");
+        Adapter::new(parts)
+            .unwrap()
+            .save(&path, ggraft::adapter::Precision::F32)
+            .unwrap();
+        path
+    };
+    let out = folder.path().join("out.safetensors");
+    let compute = |adapter: &str, ids: &str| {
+        let out = out.to_str().unwrap();
+        ok(&[
+            "logits", "-t", "1", "-m", MODEL, "-a", adapter, "--ids", ids, "-o", out,
+        ]);
+        read_logits(Path::new(out))
+    };
+    let (_, expected, _) = compute(SENTIMENT, "0,50,60");
+    for given in ["0,50,60", "50,60"] {
+        let (ids, values, _) = compute(template("{v:20} {bos} {prompt}").to_str().unwrap(), given);
+        assert_eq!(ids, [0, 50, 60]);
+        let difference = values.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        assert!(difference.fold(0.0, f32::max) < 1e-3);
+    }
+    let text = model.vocab().tokenize("Review:", false, true).unwrap();
+    let (ids, values, shape) = compute(
+        template("Review:{v:20} {prompt}").to_str().unwrap(),
+        "50,60",
+    );
+    let placed: Vec<i64> = [&[0], &text[..], &[50, 60]]
+        .concat()
+        .iter()
+        .map(|&i| i.into())
+        .collect();
+    assert_eq!(ids, placed);
+    assert_eq!(shape, [ids.len(), 3072]);
+    assert!(values.iter().all(|v| v.is_finite()));
+}
+
+fn write_rows(folder: &Path, rows: &[Value]) -> String {
+    let path = folder.join("data.jsonl");
+    let text: String = rows.iter().map(|row| format!("{row}\n\n")).collect();
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn near(got: &Value, expected: f64) {
+    let got = got.as_f64().unwrap();
+    assert!(
+        (got - expected).abs() < 1e-3 * expected.abs().max(1.0),
+        "{got} is not {expected}"
+    );
+}
+
+#[test]
+fn eval_is_the_mean_over_what_must_be_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::open(MODEL, &ModelOptions::default()).unwrap();
+    let ids = |text: &str| model.vocab().tokenize(text, false, true).unwrap();
+    let sum = |given: &[i32], then: &[i32]| -> f64 {
+        let all = [&[0], given, then].concat();
+        let rows = logits(&model, &all, ggraft::infer::KvType::F32);
+        (0..then.len())
+            .map(|i| nll(&rows[given.len() + i], then[i]))
+            .sum()
+    };
+    let eval = |path: &str, model: &str| {
+        json(&ok(&[
+            "eval",
+            "-t",
+            "1",
+            "--kv-type",
+            "f32",
+            "-m",
+            model,
+            "--json",
+            "--data",
+            path,
+        ]))
+    };
+    let (prompt, good, text) = ("Linhaven lies in", " Westmoor.", "The rain.");
+    let completion = greedy(None, prompt);
+    let completion = completion.strip_suffix('\n').unwrap();
+
+    let rows = [
+        json!({"prompt": prompt, "completion": completion, "note": 1}),
+        json!({"prompt": prompt, "completion": good, "weight": 3}),
+        json!({"text": text, "weight": 0.5}),
+    ];
+    let (a, b, c) = (
+        [ids(completion), vec![1]].concat(),
+        [ids(good), vec![1]].concat(),
+        [ids(text), vec![1]].concat(),
+    );
+    let given = ids(prompt);
+    let total = sum(&given, &a) + 3.0 * sum(&given, &b) + 0.5 * sum(&[], &c);
+    let weight = a.len() as f64 + 3.0 * b.len() as f64 + 0.5 * c.len() as f64;
+    let data = write_rows(folder.path(), &rows);
+    let result = eval(&data, MODEL);
+    near(&result["loss"], total / weight);
+    near(&result["perplexity"], (total / weight).exp());
+    assert_eq!(result["exact_match"], 0.5);
+    assert_eq!(result["rows"], 3);
+    assert_eq!(result["tokens"], a.len() + b.len() + c.len());
+    let shown = ok(&["eval", "-t", "1", "-m", MODEL, "--data", &data]);
+    assert!(shown.contains("exact match 50.0 % (1 of 2)"), "{shown}");
+
+    // In a conversation the assistant's messages count, with the end of their turn.
+    let chat = chat_model(folder.path());
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    let rows = [json!({"messages": [
+        message("user", "a"),
+        message("assistant", "b"),
+        message("user", "c"),
+        message("assistant", "d"),
+        message("user", "e"),
+    ]})];
+    let parts = [
+        ids("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"),
+        ids("b<|im_end|>\n"),
+        ids("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"),
+        ids("d<|im_end|>\n"),
+    ];
+    let total = sum(&parts[0], &parts[1]) + sum(&parts[..3].concat(), &parts[3]);
+    let result = eval(&write_rows(folder.path(), &rows), chat.to_str().unwrap());
+    let tokens = parts[1].len() + parts[3].len();
+    assert_eq!(result["tokens"], tokens);
+    near(&result["loss"], total / tokens as f64);
+    assert_eq!(result["exact_match"], Value::Null);
+}
+
+#[test]
+fn wrong_rows_are_named_by_their_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let data = path.to_str().unwrap();
+    let good = r#"{"prompt": "a", "completion": "b"}"#;
+    let out = folder.path().join("out.jsonl");
+    for (row, expected) in [
+        ("{\"prompt\": ", "column"),
+        ("[1]", "column"),
+        (r#"{"prompt": 3}"#, "expected a string"),
+        (r#"{"completion": "b"}"#, "without prompt"),
+        (r#"{"other": "b"}"#, "no field"),
+        (r#"{"prompt": "a", "text": "b"}"#, "more than one"),
+        (
+            r#"{"prompt": "a", "completion": "b", "weight": -1}"#,
+            "weight",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+            "no message has the role 'assistant'",
+        ),
+        (
+            r#"{"messages": [{"role": "assistant", "content": "a"}]}"#,
+            "no chat template",
+        ),
+        (r#"{"messages": []}"#, "no message"),
+    ] {
+        fs::write(&path, format!("{good}\n\n{row}\n{good}\n")).unwrap();
+        let text = failure(&ggraft(&["eval", "-t", "1", "-m", MODEL, "--data", data]));
+        let place = format!("{data}:3: ");
+        assert!(
+            text.contains(&place) && text.contains(expected),
+            "{row}: {text}"
+        );
+    }
+    fs::write(&path, r#"{"prompt": "a"}"#).unwrap();
+    let text = failure(&ggraft(&["eval", "-t", "1", "-m", MODEL, "--data", data]));
+    assert!(text.contains("no field 'completion'"), "{text}");
+    fs::write(&path, format!("{good}\n{{\"text\": \"a\"}}\n")).unwrap();
+    let predict = ["predict", "-t", "1", "-m", MODEL, "--data", data, "-o"];
+    let text = failure(&ggraft(&[&predict[..], &[out.to_str().unwrap()]].concat()));
+    assert!(
+        text.contains(":2: ") && text.contains("no prompt"),
+        "{text}"
+    );
+    assert!(!out.exists(), "a failed run left a file");
+}
+
+/// Greedy texts of PEFT adapters on the F16 model, against those that PEFT and Transformers wrote with the F32 model.
+#[test]
+fn predict_reproduces_the_texts_of_peft() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string("models/peft/predictions.jsonl").unwrap();
+    let rows: Vec<Value> = text.lines().map(json).collect();
+    assert_eq!(rows.len(), 50);
+    // What the reference was limited to.
+    let limits = [
+        ("persona_pirate-prefix", "48"),
+        ("persona_butler-prefix_proj", "48"),
+        ("table_to_text-prefix", "64"),
+        ("sentiment-prompt_text", "3"),
+        ("facts_county-p_tuning", "8"),
+    ];
+    let (mut total, mut different) = (0, Vec::new());
+    for (adapter, limit) in limits {
+        let rows: Vec<_> = rows
+            .iter()
+            .filter(|r| r["adapter"] == adapter)
+            .cloned()
+            .collect();
+        let data = write_rows(folder.path(), &rows);
+        let out = folder.path().join("out.jsonl");
+        let path = format!("models/peft/{adapter}");
+        let mut args = words("predict -t 1 -m models/tinylm-f16.gguf -a");
+        args.extend([
+            &path,
+            "-n",
+            limit,
+            "--data",
+            &data,
+            "-o",
+            out.to_str().unwrap(),
+        ]);
+        assert_eq!(stderr(&ggraft(&args)), "");
+        let predictions = fs::read_to_string(&out).unwrap();
+        assert_eq!(predictions.lines().count(), rows.len());
+        for (row, line) in rows.iter().zip(predictions.lines()) {
+            let prediction = json(line);
+            assert_eq!(prediction["prompt"], row["prompt"]);
+            total += 1;
+            if prediction["prediction"] != row["greedy"] {
+                different.push((prediction, row["greedy"].clone()));
+            }
+        }
+    }
+    assert_eq!(total, 50);
+    assert!(different.len() <= 2, "{different:#?}");
+}
+
+#[test]
+fn predict_scores_completions_as_eval_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let completion = greedy(None, "Linhaven lies in");
+    let completion = completion.trim_end_matches('\n');
+    let rows = [json!({"prompt": "Linhaven lies in", "completion": completion})];
+    let data = write_rows(folder.path(), &rows);
+    let out = folder.path().join("out.jsonl");
+    ok(&[
+        "predict",
+        "-t",
+        "1",
+        "-m",
+        MODEL,
+        "--data",
+        &data,
+        "-o",
+        out.to_str().unwrap(),
+    ]);
+    let row = json(&fs::read_to_string(&out).unwrap());
+    assert_eq!(row["prediction"], completion);
+    let eval = json(&ok(&[
+        "eval", "-t", "1", "-m", MODEL, "--json", "--data", &data,
+    ]));
+    assert_eq!(row["tokens"], eval["tokens"]);
+    near(
+        &row["nll"],
+        eval["loss"].as_f64().unwrap() * eval["tokens"].as_f64().unwrap(),
+    );
+
+    let chat = chat_model(folder.path());
+    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+    let data = write_rows(
+        folder.path(),
+        &[
+            json!({"messages": messages}),
+            json!({"messages": messages.as_array().unwrap()[..1]}),
+        ],
+    );
+    let (chat, out_text) = (chat.to_str().unwrap(), out.to_str().unwrap());
+    ok(&[
+        "predict", "-t", "1", "-n", "4", "-m", chat, "--data", &data, "-o", out_text,
+    ]);
+    let rows: Vec<_> = fs::read_to_string(&out)
+        .unwrap()
+        .lines()
+        .map(json)
+        .collect();
+    assert_eq!(
+        rows[0]["prompt"],
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(rows[0]["prompt"], rows[1]["prompt"]);
+    assert_eq!(rows[0]["prediction"], rows[1]["prediction"]);
+    assert!(rows[0]["tokens"].is_number() && rows[1]["tokens"].is_null());
+}
+
+// ---- adapters, files, speed
+
+/// Imports a PEFT folder into an adapter file of the same name.
+fn import(folder: &Path, peft: &str) -> PathBuf {
+    let name = Path::new(peft).file_name().unwrap().to_str().unwrap();
+    let out = folder.join(format!("{name}.gguf"));
+    ok(&["import", peft, "-m", MODEL, "-o", out.to_str().unwrap()]);
+    out
+}
+
+#[test]
+fn adapters_go_in_and_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (half, full, back) = (import(folder.path(), PIRATE), at("full.gguf"), at("back"));
+    ok(&[
+        "import", PIRATE, "-m", MODEL, "--f32", "--name", "Pirate", "-o", &full,
+    ]);
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    assert!(size(full.as_ref()) > size(&half) + 80_000);
+    assert_eq!(greedy(Some(&full), PROMPT), format!("{PIRATE_SAYS}\n"));
+
+    // In single precision nothing is lost on the way back.
+    ok(&["export", &full, "-m", MODEL, "-o", &back]);
+    let tensors = |dir: &str| {
+        let bytes = fs::read(format!("{dir}/adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        file.tensor("prompt_embeddings").unwrap().data().to_vec()
+    };
+    assert_eq!(tensors(&back), tensors(PIRATE));
+    let config = json(&fs::read_to_string(format!("{back}/adapter_config.json")).unwrap());
+    assert_eq!(config["peft_type"], "PREFIX_TUNING");
+    assert_eq!(config["base_model_name_or_path"], "tinylm");
+
+    let (butler, both) = (import(folder.path(), BUTLER), at("both.gguf"));
+    ok(&[
+        "concat",
+        half.to_str().unwrap(),
+        butler.to_str().unwrap(),
+        "-o",
+        &both,
+    ]);
+    let facts = json(&ok(&["inspect", &both, "--json"]));
+    assert_eq!(facts["metadata"]["ggraft.length"], 40);
+    greedy(Some(&both), PROMPT);
+}
+
+#[test]
+fn an_adapter_of_another_base_needs_force() {
+    use ggraft::adapter::{Adapter, Parts, Precision};
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = Adapter::load(&import(folder.path(), PIRATE)).unwrap();
+    let path = folder.path().join("other.gguf");
+    let parts = Parts {
+        fingerprint: Some("ab".repeat(32).parse().unwrap()),
+        ..adapter.parts().clone()
+    };
+    Adapter::new(parts)
+        .unwrap()
+        .save(&path, Precision::F16)
+        .unwrap();
+    let path = path.to_str().unwrap();
+    let mut args = run_args(Some(path), PROMPT);
+    failure(&ggraft(&args));
+    args.push("--force");
+    assert_eq!(ok(&args), format!("{PIRATE_SAYS}\n"));
+
+    let out = folder.path().join("peft");
+    let mut args = vec!["export", path, "-m", MODEL, "-o", out.to_str().unwrap()];
+    failure(&ggraft(&args));
+    args.push("--force");
+    ok(&args);
+}
+
+#[test]
+fn inspect_tells_what_a_file_is() {
+    let facts = json(&ok(&["inspect", MODEL, "--json"]));
+    let model = Model::open(MODEL, &ModelOptions::default()).unwrap();
+    assert_eq!(facts["kind"], "model");
+    assert_eq!(facts["fingerprint"], model.fingerprint().to_string());
+    assert_eq!(facts["elements"], 7_082_240);
+    assert_eq!(facts["metadata"]["llama.block_count"], 8);
+    assert_eq!(facts["metadata"]["tokenizer.ggml.tokens"]["length"], 3072);
+    let tensors = facts["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), model.file().tensors().count());
+    let embedding = tensors
+        .iter()
+        .find(|t| t["name"] == "token_embd.weight")
+        .unwrap();
+    assert_eq!(
+        *embedding,
+        json!({"name": "token_embd.weight", "type": "q8_0", "shape": [256, 3072], "bytes": 835_584})
+    );
+    let text = ok(&["inspect", MODEL]);
+    for part in [
+        "llama.block_count = 8",
+        "token_embd.weight",
+        "7082240 elements",
+        "fingerprint ",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = import(folder.path(), PIRATE);
+    let facts = json(&ok(&["inspect", adapter.to_str().unwrap(), "--json"]));
+    assert_eq!(facts["kind"], "adapter");
+    assert_eq!(facts["fingerprint"], model.fingerprint().to_string());
+    assert_eq!(facts["tensors"].as_array().unwrap().len(), 16);
+    assert_eq!(facts["problem"], Value::Null);
+
+    // A well-formed file of something that cannot be run.
+    let mut bytes = fs::read(MODEL).unwrap();
+    let key = b"general.architecture";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 12;
+    bytes[at..at + 5].copy_from_slice(b"lamas");
+    let path = folder.path().join("odd.gguf");
+    fs::write(&path, bytes).unwrap();
+    let text = ok(&["inspect", path.to_str().unwrap()]);
+    assert!(text.contains("cannot be used: ") && text.contains("unsupported architecture 'lamas'"));
+}
+
+#[test]
+fn bench_reports_mean_and_deviation() {
+    let options = words("bench -t 1 -p 16 -n 4 -d 8 -r 2 -m models/tinylm-q8_0.gguf");
+    for (adapter, tests) in [
+        (None, vec!["open", "pp16 @ d8", "tg4 @ d8"]),
+        (
+            Some(SENTIMENT),
+            vec![
+                "open",
+                "load",
+                "compile",
+                "attach",
+                "swap",
+                "pp16 @ d8",
+                "tg4 @ d8",
+            ],
+        ),
+    ] {
+        let mut args = options.clone();
+        args.extend(adapter.map(|a| ["-a", a]).into_iter().flatten());
+        let table = ok(&args);
+        for test in &tests {
+            let row = table.lines().find(|l| l.contains(&format!("| {test} |")));
+            assert!(row.is_some_and(|r| r.contains(" ± ")), "{test}: {table}");
+        }
+        args.push("--json");
+        let object = json(&ok(&args));
+        let rows = object["tests"].as_array().unwrap();
+        assert_eq!(
+            rows.iter()
+                .map(|r| r["test"].as_str().unwrap())
+                .collect::<Vec<_>>(),
+            tests
+        );
+        for row in rows {
+            let samples: Vec<f64> = row["samples"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|s| s.as_f64().unwrap())
+                .collect();
+            assert_eq!(samples.len(), 2);
+            let mean = (samples[0] + samples[1]) / 2.0;
+            near(&row["mean"], mean);
+            near(
+                &row["deviation"],
+                (samples[0] - samples[1]).abs() / 2f64.sqrt(),
+            );
+        }
+        if cfg!(target_os = "linux") {
+            assert!(object["peak_rss_bytes"].as_u64() >= object["rss_anon_bytes"].as_u64());
+            assert!(object["rss_anon_bytes"].as_u64().unwrap() > 0);
+        }
+    }
+}
