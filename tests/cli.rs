@@ -385,7 +385,10 @@ fn failures_are_one_line_and_status_1() {
         (format!("{run} -a {MODEL}"), "not an adapter"),
         (format!("{run} -a /no/such/file"), "/no/such/file"),
         (format!("{run} -a Cargo.toml"), "Cargo.toml"),
-        (format!("{run} -a tests/data/peft_bad/peft_lora"), "LORA"),
+        (
+            format!("{run} -a tests/data/peft_bad/peft_lora"),
+            "peft_bad/peft_lora: PEFT type LORA",
+        ),
         (format!("{run} -a tests/data/peft/llama/prefix"), "layers"),
         (format!("{run} -a {PIRATE} --task 1"), "PREFIX_TUNING"),
         (format!("{run} --chat"), "no chat template"),

@@ -130,12 +130,7 @@ pub(crate) fn load_adapter(path: &Path, model: &Model, task: Option<usize>) -> R
             name: Some(stem(path)),
             ..ImportOptions::default()
         };
-        return Ok(import_peft(
-            path,
-            model.shape(),
-            Some(model.fingerprint()),
-            &options,
-        )?);
+        return import_folder(path, model, &options);
     }
     if task.is_some() {
         return Err(Failure::Usage(format!(
@@ -146,12 +141,28 @@ pub(crate) fn load_adapter(path: &Path, model: &Model, task: Option<usize>) -> R
     load_adapter_file(path)
 }
 
-/// A GGUF adapter file. The library's errors about an adapter's content do not name the file.
+/// A PEFT folder, imported for `model`.
+pub(crate) fn import_folder(
+    path: &Path,
+    model: &Model,
+    options: &ImportOptions,
+) -> Result<Adapter> {
+    let fingerprint = Some(model.fingerprint());
+    import_peft(path, model.shape(), fingerprint, options).map_err(|e| about(path, e))
+}
+
+/// A GGUF adapter file.
 pub(crate) fn load_adapter_file(path: &Path) -> Result<Adapter> {
-    Adapter::load(path).map_err(|e| match e {
-        ggraft::Error::Adapter(e) => Failure::Unsuitable(format!("{}: {e}", path.display())),
-        other => other.into(),
-    })
+    Adapter::load(path).map_err(|e| about(path, e))
+}
+
+/// The library's errors about an adapter's content do not all name the file or folder: several may be in play here.
+fn about(path: &Path, e: ggraft::Error) -> Failure {
+    let (path, text) = (path.display().to_string(), e.to_string());
+    match text.starts_with(&path) {
+        true => e.into(),
+        false => Failure::Unsuitable(format!("{path}: {text}")),
+    }
 }
 
 /// The name of a file or folder without its extension.

@@ -84,12 +84,14 @@ impl Data {
     /// Calls `each` for every row; its failure names the line.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
         let progress = crate::io::progress(self.rows.len());
-        for row in &self.rows {
+        let result = self.rows.iter().try_for_each(|row| {
             each(row).map_err(|e| self.at(row.line, e))?;
             progress.inc(1);
-        }
+            Ok(())
+        });
+        // An error line must not end up behind the bar.
         progress.finish_and_clear();
-        Ok(())
+        result
     }
 }
 

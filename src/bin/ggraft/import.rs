@@ -1,10 +1,10 @@
 //! `ggraft import`: a PEFT folder becomes an adapter file.
 
-use crate::args::{ModelArgs, stem};
+use crate::args::{ModelArgs, import_folder, stem};
 use crate::failure::Result;
 use crate::io;
 use clap::Args;
-use ggraft::adapter::{ImportOptions, Precision, import_peft};
+use ggraft::adapter::{ImportOptions, Precision};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -69,8 +69,7 @@ impl Import {
             row_factor: self.row_factor,
             name: Some(self.name.unwrap_or_else(|| stem(&self.folder))),
         };
-        let fingerprint = Some(model.fingerprint());
-        let adapter = import_peft(&self.folder, model.shape(), fingerprint, &options)?;
+        let adapter = import_folder(&self.folder, &model, &options)?;
         adapter.save(&self.output, self.precision.get())?;
         io::print(&format!(
             "{}: {}\n",

@@ -152,7 +152,7 @@ pub(crate) fn write_file(
 
 /// Progress of `n` rows on stderr; nothing unless that is a terminal.
 pub(crate) fn progress(n: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left {msg}");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left");
     ProgressBar::new(n as u64).with_style(style.expect("a constant template"))
 }
 
