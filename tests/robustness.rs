@@ -15,6 +15,7 @@ use ggraft_testkit::fixture::{FixtureSpec, Variant, fixture_bytes};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -143,7 +144,7 @@ fn use_adapter(model: &Model, adapter: Result<Adapter, Error>) -> Outcome {
 fn isolated(test: &str, work: impl FnOnce(&Watch)) {
     const PROGRESS: &str = "GGRAFT_ROBUSTNESS_PROGRESS";
     if let Some(path) = std::env::var_os(PROGRESS) {
-        return work(&Watch::start(path.into()));
+        return work(&Watch::start(Path::new(&path)));
     }
     let dir = TempDir::new().unwrap();
     let progress = dir.path().join("progress");
@@ -158,20 +159,26 @@ fn isolated(test: &str, work: impl FnOnce(&Watch)) {
         child.status.success() && stdout.contains("1 passed"),
         "{} at {}\n{}\n{stdout}",
         child.status,
-        fs::read_to_string(&progress).unwrap_or_default(),
+        fs::read_to_string(&progress)
+            .unwrap_or_default()
+            .lines()
+            .last()
+            .unwrap_or_default(),
         String::from_utf8_lossy(&child.stderr),
     );
 }
 
 /// Watches one file after the other in the child.
 struct Watch {
-    progress: PathBuf,
+    /// One line for each file begun: writing a file anew each time would wait for the disk.
+    progress: fs::File,
     /// CPU time at the start of the current file, in milliseconds.
     since: std::sync::Arc<AtomicU64>,
 }
 
 impl Watch {
-    fn start(progress: PathBuf) -> Self {
+    fn start(progress: &Path) -> Self {
+        let progress = fs::File::create(progress).unwrap();
         let since = std::sync::Arc::new(AtomicU64::new(cpu_time().as_millis() as u64));
         let seen = since.clone();
         std::thread::spawn(move || {
@@ -198,7 +205,7 @@ impl Watch {
         let mut complaints = Vec::new();
         let mut outcomes = BTreeMap::new();
         for (what, file) in files {
-            fs::write(&self.progress, &what).unwrap();
+            writeln!(&self.progress, "{what}").unwrap();
             self.since
                 .store(cpu_time().as_millis() as u64, Ordering::Relaxed);
             let (live, size) = (LIVE.load(Ordering::Relaxed), peak_size());
