@@ -27,7 +27,7 @@ const ADAPTERS: [(&str, &str); 4] = [
 const PROMPTS: [&str; 3] = [
     "The rain has not stopped for three days.\n",
     "Review: The soup was cold and the room was noisy.",
-    "Linhaven",
+    "Wethercombe",
 ];
 
 fn main() -> ggraft::Result<()> {
@@ -65,13 +65,13 @@ fn main() -> ggraft::Result<()> {
         answer(&mut session, what, Some(start.elapsed()))?;
     }
 
-    // In the middle of a text: the pirate's beginning goes on as the butler's.
-    println!("== swapped between two tokens");
+    // In the middle of a text: what the pirate begins, the butler ends.
+    println!("== pirate and butler, swapped between two tokens");
     session.swap(&adapters[0], ExistingText::Drop)?;
     session.prompt(PROMPTS[0])?;
     let options = GenerateOptions::default()
         .sampler(SamplerParams::greedy())
-        .max_tokens(8);
+        .max_tokens(1);
     let pirate = session.generate(&options, |_| ControlFlow::Continue(()))?;
     let start = Instant::now();
     session.swap(&adapters[1], ExistingText::Recompute)?;
@@ -81,7 +81,7 @@ fn main() -> ggraft::Result<()> {
         .max_tokens(40);
     let butler = session.generate(&options, |_| ControlFlow::Continue(()))?;
     println!(
-        "   {} [swap, text recomputed: {}] {}",
+        "   {} [swap, text recomputed in {}] {}",
         pirate.text.trim(),
         show(swap),
         butler.text.trim()
