@@ -2,6 +2,7 @@
 
 use ggraft::capi::{ggraft_status::*, *};
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::MaybeUninit;
 use std::path::Path;
 use std::process::Command;
 use std::ptr::{null, null_mut};
@@ -75,7 +76,10 @@ fn header_is_current() {
     let path = root().join("include/ggraft.h");
     let header = generate_header();
     if std::env::var_os("GGRAFT_UPDATE_HEADER").is_some() {
-        std::fs::write(&path, &header).unwrap();
+        // Renamed when complete: other tests read it meanwhile.
+        let new = path.with_extension("h.new");
+        std::fs::write(&new, &header).unwrap();
+        std::fs::rename(&new, &path).unwrap();
     }
     assert!(
         std::fs::read_to_string(&path).unwrap() == header,
@@ -112,6 +116,14 @@ fn header_is_clean_c_and_cpp() {
     compile("c++", &["-x", "c++", "-std=c++11"], source);
 }
 
+#[test]
+fn the_program_of_the_guide_compiles() {
+    let guide = std::fs::read_to_string(root().join("docs/C_API.md")).unwrap();
+    let program = guide.split("```c\n").nth(1).unwrap();
+    let program = program.split("```").next().unwrap();
+    compile("cc", &["-x", "c", "-std=c99"], program);
+}
+
 // Handles, with the wrong cases as panics.
 
 fn open(path: &str) -> *mut ggraft_model {
@@ -128,21 +140,31 @@ fn load(model: *const ggraft_model, path: &str) -> *mut ggraft_adapter {
     adapter
 }
 
-/// The C structs are filled by their init functions, as a C program does.
-macro_rules! params {
-    ($init:ident) => {{
-        let mut params = std::mem::MaybeUninit::uninit();
-        let size = size_of_val(&params);
-        // SAFETY: a place of that size; the function fills it.
-        unsafe {
-            ok($init(params.as_mut_ptr(), size));
-            params.assume_init()
-        }
-    }};
+/// A params struct, filled by its init function as a C program does.
+fn params<T>(init: unsafe extern "C" fn(*mut T, usize) -> ggraft_status) -> T {
+    let mut params = MaybeUninit::uninit();
+    // SAFETY: a place of that size, which the function fills.
+    unsafe {
+        ok(init(params.as_mut_ptr(), size_of::<T>()));
+        params.assume_init()
+    }
+}
+
+/// An info struct, filled by its function.
+fn info<H, T>(
+    handle: *const H,
+    get: unsafe extern "C" fn(*const H, *mut T, usize) -> ggraft_status,
+) -> T {
+    let mut info = MaybeUninit::uninit();
+    // SAFETY: callers pass a live handle; a place of that size, which the function fills.
+    unsafe {
+        ok(get(handle, info.as_mut_ptr(), size_of::<T>()));
+        info.assume_init()
+    }
 }
 
 fn session(model: *const ggraft_model, n_ctx: u32) -> *mut ggraft_session {
-    let mut params = params!(ggraft_session_params_init);
+    let mut params = params(ggraft_session_params_init);
     (params.n_ctx, params.n_threads) = (n_ctx, 1);
     let mut session = null_mut();
     // SAFETY: a live model, an initialised struct and a place for the result.
@@ -156,7 +178,7 @@ fn prompt(session: *mut ggraft_session, text: &str) {
 }
 
 fn greedy() -> ggraft_sampler_params {
-    let mut params = params!(ggraft_sampler_params_init);
+    let mut params = params(ggraft_sampler_params_init);
     params.temperature = 0.0;
     params
 }
@@ -185,7 +207,7 @@ fn generate(
     shown: &mut Shown,
 ) -> ggraft_generate_result {
     let sampler = greedy();
-    let mut params = params!(ggraft_generate_params_init);
+    let mut params = params(ggraft_generate_params_init);
     (params.sampler, params.max_tokens) = (&sampler, max_tokens);
     let mut result = ggraft_generate_result::default();
     // SAFETY: a live session, initialised structs that live until the call ends, and the callback's own data.
@@ -267,16 +289,8 @@ fn adapters_swap_and_detach() {
 
         let past = ggraft_session_n_past(s);
         ok(ggraft_session_detach(s, recompute));
-        let mut info = std::mem::MaybeUninit::<ggraft_adapter_info>::uninit();
-        ok(ggraft_adapter_get_info(
-            a,
-            info.as_mut_ptr(),
-            size_of_val(&info),
-        ));
-        assert_eq!(
-            ggraft_session_n_past(s),
-            past - i64::from(info.assume_init().length)
-        );
+        let length = info(a, ggraft_adapter_get_info).length;
+        assert_eq!(ggraft_session_n_past(s), past - i64::from(length));
         fails(
             ggraft_session_detach(s, recompute),
             GGRAFT_ERROR_STATE,
@@ -332,7 +346,7 @@ fn generation_stops_at_the_callback_a_string_and_the_limit() {
         let word = whole.split_whitespace().nth(3).unwrap();
         let (sampler, stop) = (greedy(), c(word));
         let stops = [stop.as_ptr()];
-        let mut params = params!(ggraft_generate_params_init);
+        let mut params = params(ggraft_generate_params_init);
         params.sampler = &sampler;
         (params.stop, params.n_stop) = (stops.as_ptr(), stops.len());
         let mut result = ggraft_generate_result::default();
@@ -482,10 +496,8 @@ unsafe extern "C" fn cancel_elsewhere(_: *const c_char, _: usize, user_data: *mu
     canceller.calls += 1;
     let session = canceller.session as usize;
     // SAFETY: the session lives; it is in use, which must be an error and nothing worse.
-    assert_eq!(
-        unsafe { ggraft_session_n_past(session as *mut _) },
-        GGRAFT_ERROR_BUSY as i64
-    );
+    let past = unsafe { ggraft_session_n_past(session as *mut _) };
+    assert_eq!(past, GGRAFT_ERROR_BUSY as i64);
     // SAFETY: the session lives until the thread ends; cancelling is for any thread.
     let other = std::thread::spawn(move || unsafe { ggraft_session_cancel(session as *mut _) });
     assert_eq!(other.join().unwrap(), GGRAFT_OK);
@@ -763,7 +775,7 @@ fn errors_have_their_class() {
         ggraft_session_free(on_other);
         ggraft_model_free(other);
 
-        let mut params = params!(ggraft_session_params_init);
+        let mut params = params(ggraft_session_params_init);
         let mut se = null_mut();
         params.kv_type = 3;
         fails(
@@ -883,13 +895,7 @@ fn text_and_tokens_use_the_buffer_protocol() {
             "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
         );
 
-        let mut info = std::mem::MaybeUninit::<ggraft_model_info>::uninit();
-        ok(ggraft_model_get_info(
-            model,
-            info.as_mut_ptr(),
-            size_of_val(&info),
-        ));
-        let info = info.assume_init();
+        let info = info(model, ggraft_model_get_info);
         assert_eq!(CStr::from_ptr(info.architecture), c"llama");
         assert_eq!(CStr::from_ptr(info.fingerprint).to_bytes().len(), 64);
         assert_eq!(
@@ -918,22 +924,11 @@ fn adapters_are_imported_saved_joined_and_exported() {
     let model = open(&model_path());
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| c(dir.path().join(name).to_str().unwrap());
-    let info = |adapter| {
-        let mut info = std::mem::MaybeUninit::<ggraft_adapter_info>::uninit();
-        // SAFETY: a live adapter, and a struct of that size, which is filled.
-        unsafe {
-            ok(ggraft_adapter_get_info(
-                adapter,
-                info.as_mut_ptr(),
-                size_of_val(&info),
-            ));
-            info.assume_init()
-        }
-    };
+    let info = |adapter: *mut ggraft_adapter| info(adapter, ggraft_adapter_get_info);
     // SAFETY: live handles, strings, initialised structs, and places for results.
     unsafe {
         let name = c("pirate");
-        let mut params = params!(ggraft_import_params_init);
+        let mut params = params(ggraft_import_params_init);
         params.name = name.as_ptr();
         let mut a = null_mut();
         ok(ggraft_adapter_import(
@@ -1030,10 +1025,8 @@ unsafe extern "C" fn log_line(
             .push((level, target.into(), message.into()));
         tracing::error!(target: "capi_test", "dropped: logged by the callback");
         // SAFETY: no callback; refused anyway.
-        assert_eq!(
-            unsafe { ggraft_log_set(None, null_mut(), 0) },
-            GGRAFT_ERROR_BUSY
-        );
+        let status = unsafe { ggraft_log_set(None, null_mut(), 0) };
+        assert_eq!(status, GGRAFT_ERROR_BUSY);
     }
 }
 

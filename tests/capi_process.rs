@@ -24,7 +24,7 @@ fn c_example() {
         file("peft/persona_pirate-prefix"),
         file("peft/persona_butler-prefix_proj"),
     );
-    let code = ggraft_c_example::swap(&[&model, &a, &b, "There is no rope left in the market.\n"]);
+    let code = ggraft_c_example::swap(&[&model, &a, &b]);
     assert_eq!(code, 0);
 }
 

@@ -1,6 +1,6 @@
 /* Two adapters on one model: generate with the first, swap to the second between two tokens, swap back.
  *
- *     swap MODEL.gguf ADAPTER_A ADAPTER_B PROMPT
+ *     swap MODEL.gguf ADAPTER_A ADAPTER_B [PROMPT]
  *
  * An adapter is a GGUF adapter file or a PEFT folder. How to compile: docs/C_API.md.
  */
@@ -82,12 +82,14 @@ int main(int argc, char **argv)
     ggraft_adapter *a, *b;
     ggraft_session_params params;
     ggraft_session *session;
+    const char *prompt;
     double start;
 
-    if (argc != 5) {
-        fprintf(stderr, "usage: %s MODEL.gguf ADAPTER_A ADAPTER_B PROMPT\n", argv[0]);
+    if (argc < 4 || argc > 5) {
+        fprintf(stderr, "usage: %s MODEL.gguf ADAPTER_A ADAPTER_B [PROMPT]\n", argv[0]);
         return 2;
     }
+    prompt = argc == 5 ? argv[4] : "There is no rope left in the market.\n";
     if (ggraft_abi_version() != GGRAFT_ABI_VERSION) {
         fprintf(stderr, "error: library %s does not fit the header\n", ggraft_version());
         return EXIT_FAILURE;
@@ -103,19 +105,20 @@ int main(int argc, char **argv)
 
     check(ggraft_session_params_init(&params, sizeof params), "session params");
     params.n_ctx = 512;
+    params.n_threads = 1; /* enough for the tiny model of this repository; 0 takes all cores */
     check(ggraft_session_new(model, &params, &session), "session");
 
     /* Each adapter answers the prompt from the start: what the other one said is dropped. */
     swap(session, a, "A");
-    check(ggraft_session_prompt(session, argv[4]), "prompt");
+    check(ggraft_session_prompt(session, prompt), "prompt");
     turn(session, "A");
 
     swap(session, b, "B");
-    check(ggraft_session_prompt(session, argv[4]), "prompt");
+    check(ggraft_session_prompt(session, prompt), "prompt");
     turn(session, "B");
 
     swap(session, a, "A");
-    check(ggraft_session_prompt(session, argv[4]), "prompt");
+    check(ggraft_session_prompt(session, prompt), "prompt");
     turn(session, "A");
 
     /* Or the conversation goes on: the text so far is computed again under the other adapter. */

@@ -13,7 +13,7 @@ use std::ffi::c_void;
 /// `repr(C)`, starts with a `usize` that holds the struct's size, every bit pattern of its fields is valid, and there is no
 /// padding (a later field would lie where older programs leave garbage).
 pub(crate) unsafe trait Params: Copy {
-    /// Size in the first version of the header.
+    /// Size in the first version of the header: that of the struct, until a field is added; then the offset of that field.
     const FIRST_SIZE: usize;
     /// What a NULL pointer stands for; `struct_size` is set.
     fn defaults() -> Self;
@@ -159,13 +159,12 @@ mod tests {
         // SAFETY: `new` is valid for the size given.
         unsafe { init(ptr.cast::<Current>(), size_of::<New>()) }.unwrap();
         // SAFETY: as above; the struct holds its size.
-        let read_new = || unsafe { read(ptr.cast::<Current>(), "new") };
-        assert_eq!(read_new().unwrap().b, 6);
-        // SAFETY: `ptr` is valid and nothing else borrows `new` now.
-        assert_eq!(unsafe { ptr.read() }.c, 0);
+        assert_eq!(unsafe { read(ptr.cast::<Current>(), "new") }.unwrap().b, 6);
+        assert_eq!(new.c, 0);
+        new.c = 1;
         // SAFETY: as above.
-        unsafe { (*ptr).c = 1 };
-        assert_eq!(read_new().unwrap_err().status, GGRAFT_ERROR_ARGUMENT);
+        let failure = unsafe { read(std::ptr::from_ref(&new).cast::<Current>(), "new") };
+        assert_eq!(failure.unwrap_err().status, GGRAFT_ERROR_ARGUMENT);
     }
 
     #[test]
