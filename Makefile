@@ -27,9 +27,14 @@ lint: setup
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 doc: setup
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-check-c:
+check-c: setup ## the C example against the shared library, compiled by cc
+	$(CARGO) rustc --lib --features capi --crate-type cdylib
+	cc -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude examples/c/swap.c \
+		-Ltarget/debug -lggraft -Wl,-rpath,$(CURDIR)/target/debug -o target/debug/c-swap
+	target/debug/c-swap models/tinylm-q8_0.gguf \
+		models/peft/persona_pirate-prefix models/peft/persona_butler-prefix_proj
 
 bench: setup ## latency beside libllama
 	$(CARGO) bench --bench latency

@@ -245,7 +245,7 @@ fn read_payload(
     }
 }
 
-/// The values of one tensor, ne = [width, length]; without a declared `width` the tensor's own, which [`Adapter::new`] checks.
+/// The values of one tensor, `ne = [width, length]`; without a declared `width` the tensor's own, which [`Adapter::new`] checks.
 fn read_rows(
     bytes: &[u8],
     info: &TensorInfo,

@@ -77,9 +77,9 @@ impl fmt::Display for AdapterKind {
 /// The trained rows of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefixLayer {
-    /// Keys, ne = [Hk*d, P], after RoPE and any k norm, in the base file's own row order.
+    /// Keys, `ne = [Hk*d, P]`, after RoPE and any k norm, in the base file's own row order.
     pub k: Rows,
-    /// Values, ne = [Hk*d, P].
+    /// Values, `ne = [Hk*d, P]`.
     pub v: Rows,
 }
 
@@ -91,7 +91,7 @@ pub enum Payload {
         /// L entries.
         layers: Vec<PrefixLayer>,
     },
-    /// Virtual tokens, ne = [D, P], in place of the output of the token embedding (Transformers' `inputs_embeds`).
+    /// Virtual tokens, `ne = [D, P]`, in place of the output of the token embedding (Transformers' `inputs_embeds`).
     Rows(Rows),
 }
 

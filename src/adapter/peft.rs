@@ -186,7 +186,7 @@ fn provenance(config: &PeftConfig, task: Option<usize>) -> BTreeMap<String, Stri
         .collect()
 }
 
-/// rows[t] *= cols[task][t] @ rows[task], element-wise; `values` ne = [D, P] (Wang 2023, multitask prompt tuning).
+/// rows[t] *= cols[task][t] @ rows[task], element-wise; `values` `ne = [D, P]` (Wang 2023, multitask prompt tuning).
 fn compose_task(
     values: &mut [f32],
     factors: &TaskFactors,
@@ -215,7 +215,7 @@ fn compose_task(
     Ok(())
 }
 
-/// W ne = [2*L*Hk*d, P] to per-layer rows: K[l][t] = W[t][2l * Hk*d..], V[l][t] = W[t][(2l+1) * Hk*d..].
+/// W `ne = [2*L*Hk*d, P]` to per-layer rows: K[l][t] = W[t][2l * Hk*d..], V[l][t] = W[t][(2l+1) * Hk*d..].
 fn prefix_from_peft(values: &[f32], base: &BaseShape) -> Result<Payload, AdapterError> {
     let (width, order) = (base.kv_width(), key_order(base)?);
     let take = |slot: usize, order: &dyn Fn(usize) -> usize| {

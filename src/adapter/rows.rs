@@ -14,7 +14,7 @@ pub enum Precision {
     F32,
 }
 
-/// A matrix of values, ne = [width, rows], rows contiguous.
+/// A matrix of values, `ne = [width, rows]`, rows contiguous.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
     width: usize,
@@ -28,7 +28,7 @@ enum Data {
 }
 
 impl Rows {
-    /// Rows of single-precision values, ne = [width, data.len() / width].
+    /// Rows of single-precision values, `ne = [width, data.len() / width]`.
     ///
     /// # Errors
     /// [`AdapterError::RaggedRows`] unless `data` is one or more whole rows.
@@ -40,7 +40,7 @@ impl Rows {
         })
     }
 
-    /// Rows of half-precision values, ne = [width, data.len() / width].
+    /// Rows of half-precision values, `ne = [width, data.len() / width]`.
     ///
     /// # Errors
     /// [`AdapterError::RaggedRows`] unless `data` is one or more whole rows.
@@ -78,7 +78,7 @@ impl Rows {
         }
     }
 
-    /// All values, ne = [width, rows], if they are held in half precision.
+    /// All values, `ne = [width, rows]`, if they are held in half precision.
     pub fn as_f16(&self) -> Option<&[f16]> {
         match &self.data {
             Data::F16(v) => Some(v),
@@ -86,7 +86,7 @@ impl Rows {
         }
     }
 
-    /// All values, ne = [width, rows], if they are held in single precision.
+    /// All values, `ne = [width, rows]`, if they are held in single precision.
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &self.data {
             Data::F16(_) => None,
@@ -106,7 +106,7 @@ impl Rows {
         }
     }
 
-    /// All values in single precision, ne = [width, rows].
+    /// All values in single precision, `ne = [width, rows]`.
     pub fn to_f32(&self) -> Vec<f32> {
         match &self.data {
             Data::F16(v) => v.to_f32_vec(),

@@ -237,7 +237,7 @@ macro_rules! verbs {
 }
 
 verbs! {
-    /// `b` times `w` transposed: w ne = [K, N], b ne = [K, T] -> ne = [N, T]. `w` may be quantized.
+    /// `b` times `w` transposed: w `ne = [K, N]`, b `ne = [K, T]` -> `ne = [N, T]`. `w` may be quantized.
     mul_mat(w, b) = ggml_mul_mat;
     /// Element-wise sum, `b` repeated to the shape of `a`.
     add(a, b) = ggml_add;
@@ -257,7 +257,7 @@ verbs! {
     swiglu(gate, up) = ggml_swiglu_split;
     /// `gelu(gate) * up`.
     geglu(gate, up) = ggml_geglu_split;
-    /// `silu(first half) * second half` of each row: ne = [2F, T] -> [F, T].
+    /// `silu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
     swiglu_fused(a) = ggml_swiglu;
     /// Rows of `a` (any type) picked by `rows` (I32), as F32.
     get_rows(a, rows) = ggml_get_rows;
@@ -317,7 +317,7 @@ impl Context {
         })
     }
 
-    /// Rotary position embedding: a ne = [d, H, T], pos I32 ne = [T], factors F32 ne = [n_rot/2] divide the frequencies.
+    /// Rotary position embedding: a `ne = [d, H, T]`, pos I32 `ne = [T]`, factors F32 `ne = [n_rot/2]` divide the frequencies.
     pub(crate) fn rope(
         self: &Arc<Self>,
         a: &Tensor,
@@ -351,7 +351,7 @@ impl Context {
         })
     }
 
-    /// `softmax(scale * a + mask)` over rows: a ne = [N, T, H, S], mask ne = [N, T, 1, S].
+    /// `softmax(scale * a + mask)` over rows: a `ne = [N, T, H, S]`, mask `ne = [N, T, 1, S]`.
     pub(crate) fn soft_max(self: &Arc<Self>, a: &Tensor, mask: &Tensor, scale: f32) -> Tensor {
         // SAFETY: valid descriptions; no ALiBi.
         self.build(&[a, mask], |c| unsafe {
@@ -359,8 +359,8 @@ impl Context {
         })
     }
 
-    /// Fused attention (Dao et al. 2022): q ne = [d, T, H, S], k and v ne = [d, N, Hk, S], mask F16 ne = [N, T, 1, S]
-    /// -> ne = [d, H, T, S]. `softcap` 0 is none.
+    /// Fused attention (Dao et al. 2022): q `ne = [d, T, H, S]`, k and v `ne = [d, N, Hk, S]`, mask F16 `ne = [N, T, 1, S]`
+    /// -> `ne = [d, H, T, S]`. `softcap` 0 is none.
     pub(crate) fn flash_attn(
         self: &Arc<Self>,
         q: &Tensor,

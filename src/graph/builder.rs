@@ -36,7 +36,7 @@ impl Builder {
         self.outputs
     }
 
-    /// `W x + b`: x ne = [K, T] -> ne = [N, T].
+    /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
         let y = self.ctx.mul_mat(&l.w, x);
         match &l.b {
@@ -97,7 +97,7 @@ impl Builder {
         self.ctx.get_rows(table, ids)
     }
 
-    /// Rotary embedding of heads: x ne = [d, H, T].
+    /// Rotary embedding of heads: x `ne = [d, H, T]`.
     pub(crate) fn rope(
         &self,
         x: &Tensor,
@@ -108,13 +108,13 @@ impl Builder {
         self.ctx.rope(x, pos, factors, rope)
     }
 
-    /// Splits rows into heads: ne = [H d, T] -> [d, H, T].
+    /// Splits rows into heads: `ne = [H d, T]` -> [d, H, T].
     pub(crate) fn heads(&self, x: &Tensor, head_dim: usize) -> Tensor {
         let [width, t, ..] = x.ne();
         self.view_heads(x, head_dim, width / head_dim, t, 0)
     }
 
-    /// `n_head` heads that start `offset` values into each row: ne = [W, T] -> [d, n_head, T].
+    /// `n_head` heads that start `offset` values into each row: `ne = [W, T]` -> [d, n_head, T].
     pub(crate) fn view_heads(
         &self,
         x: &Tensor,
@@ -129,7 +129,7 @@ impl Builder {
             .view(x, [head_dim, n_head, t, 1], nb, offset * size)
     }
 
-    /// `width` values that start `offset` values into each row: ne = [W, T] -> [width, T].
+    /// `width` values that start `offset` values into each row: `ne = [W, T]` -> [width, T].
     pub(crate) fn view_columns(&self, x: &Tensor, width: usize, offset: usize) -> Tensor {
         let t = x.ne()[1];
         let nb = x.nb();
@@ -141,7 +141,7 @@ impl Builder {
         )
     }
 
-    /// The feed-forward network behind its norm: x ne = [D, T] -> ne = [D, T].
+    /// The feed-forward network behind its norm: x `ne = [D, T]` -> `ne = [D, T]`.
     pub(crate) fn feed_forward(&self, activation: Activation, layer: &Layer, x: &Tensor) -> Tensor {
         let up = self.linear(&layer.ffn_up, x);
         let h = match (activation, &layer.ffn_gate) {
@@ -155,7 +155,7 @@ impl Builder {
     }
 
     /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads, each of S streams on its own:
-    /// q ne = [d, H, T, S], k and v ne = [d, Hk, N, S], mask F16 ne = [N, T, 1, S] -> ne = [H d, T S].
+    /// q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]` -> `ne = [H d, T S]`.
     /// `flash` selects the fused kernel. `softcap` 0 is none.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn attention(

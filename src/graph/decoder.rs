@@ -7,9 +7,9 @@ use crate::model::{HParams, Qkv, Weights};
 
 /// Where keys and values go and come from: the KV cache at inference.
 pub(crate) trait KeyValues {
-    /// Takes the keys and values of the current tokens: ne = [d, Hk, T], rotated.
+    /// Takes the keys and values of the current tokens: `ne = [d, Hk, T]`, rotated.
     fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor);
-    /// Attends from the queries, ne = [d, H, T], to everything stored -> ne = [H d, T].
+    /// Attends from the queries, `ne = [d, H, T]`, to everything stored -> `ne = [H d, T]`.
     fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor;
 }
 
@@ -18,7 +18,7 @@ pub(crate) fn max_nodes(hp: &HParams) -> usize {
     64 + 64 * hp.n_layer
 }
 
-/// Builds the decoder from inputs to logits F32 ne = [V, n_outputs]; `None` if no logits are wanted.
+/// Builds the decoder from inputs to logits F32 `ne = [V, n_outputs]`; `None` if no logits are wanted.
 ///
 /// `long_context` selects LongRoPE's factors for contexts beyond the original length.
 pub(crate) fn decoder(

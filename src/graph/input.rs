@@ -33,17 +33,17 @@ pub(crate) struct Topology {
 
 /// Inputs of one graph.
 pub(crate) struct Inputs {
-    /// I32 ne = [T] (tokens) or F32 ne = [D, T] (virtual tokens).
+    /// I32 `ne = [T]` (tokens) or F32 `ne = [D, T]` (virtual tokens).
     pub(crate) entry: Tensor,
-    /// I32 ne = [T].
+    /// I32 `ne = [T]`.
     pub(crate) positions: Tensor,
-    /// I64 ne = [T]: rows of the KV cache that the tokens' keys and values are written to.
+    /// I64 `ne = [T]`: rows of the KV cache that the tokens' keys and values are written to.
     pub(crate) cells: Tensor,
-    /// F16 ne = [N, T/S, 1, S]: 0 or -inf.
+    /// F16 `ne = [N, T/S, 1, S]`: 0 or -inf.
     pub(crate) mask: Tensor,
     /// The same for sliding-window layers.
     pub(crate) window_mask: Option<Tensor>,
-    /// I32 ne = [n_outputs]: which tokens need logits; `None` if all do.
+    /// I32 `ne = [n_outputs]`: which tokens need logits; `None` if all do.
     pub(crate) outputs: Option<Tensor>,
 }
 
@@ -74,7 +74,7 @@ impl Inputs {
     }
 }
 
-/// Fills `mask` ne = [n_kv, positions.len()] for a stream whose cell i holds position i: a token sees itself, everything
+/// Fills `mask` `ne = [n_kv, positions.len()]` for a stream whose cell i holds position i: a token sees itself, everything
 /// before it, and with `window` only positions above `p - window`. A prefix is subject to the window like any token.
 pub(crate) fn causal_mask(mask: &mut [f16], n_kv: usize, positions: &[i32], window: Option<usize>) {
     for (row, &p) in mask.chunks_exact_mut(n_kv).zip(positions) {

@@ -59,7 +59,7 @@ pub(crate) enum Half {
 
 /// Room for `streams` independent texts of up to `cells` tokens each. A stream's cell i holds position i.
 ///
-/// Tensors per layer: K and V ne = [Hk d, cells, streams]. Attention reads any run of streams, so one graph step can
+/// Tensors per layer: K and V `ne = [Hk d, cells, streams]`. Attention reads any run of streams, so one graph step can
 /// serve many sessions; a single session is one stream.
 pub(crate) struct KvCache {
     ty: KvType,
@@ -210,7 +210,7 @@ pub(crate) struct Cached<'a> {
 }
 
 impl Cached<'_> {
-    /// What attention reads of a layer: ne = [d, Hk, N, S].
+    /// What attention reads of a layer: `ne = [d, Hk, N, S]`.
     fn window(&self, b: &Builder, half: Half, il: usize) -> Tensor {
         let c = self.cache;
         let Topology {

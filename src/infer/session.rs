@@ -245,7 +245,7 @@ struct Built {
 #[derive(Clone, Copy)]
 enum Input<'a> {
     Tokens(&'a [i32]),
-    /// ne = [D, n].
+    /// `ne = [D, n]`.
     Rows(&'a [f32]),
 }
 
@@ -271,7 +271,7 @@ impl Core {
         })
     }
 
-    /// Runs virtual tokens, `rows` ne = [D, n], from position `start` on; no logits.
+    /// Runs virtual tokens, `rows` `ne = [D, n]`, from position `start` on; no logits.
     pub(crate) fn run_rows(&mut self, rows: &[f32], start: usize) -> Result<()> {
         let width = self.model.hparams().n_embd;
         let mut at = start;
@@ -283,7 +283,7 @@ impl Core {
     }
 
     /// Runs one graph over `input` at positions from `start` on. Returns logits of the inputs in `outputs`,
-    /// ne = [V, outputs.len()].
+    /// `ne = [V, outputs.len()]`.
     fn step(&mut self, input: Input<'_>, start: usize, outputs: Range<usize>) -> Result<&[f32]> {
         let topology = self.topology(input, start, outputs.len());
         let mut built = match self.slot(&topology).take() {
@@ -461,7 +461,7 @@ impl Attached {
 enum How {
     /// Rows in front of the text.
     Block(Arc<KvBlock>),
-    /// Virtual tokens at the places that the adapter's template says, ne = [D, P].
+    /// Virtual tokens at the places that the adapter's template says, `ne = [D, P]`.
     Template(Vec<f32>),
 }
 
@@ -479,7 +479,7 @@ enum Item {
     Virtual(Range<usize>),
 }
 
-/// Called with a token and its logits, ne = [V].
+/// Called with a token and its logits, `ne = [V]`.
 type EachLogits<'a> = &'a mut dyn FnMut(i32, &[f32]);
 
 impl Item {
@@ -509,7 +509,7 @@ pub struct Session {
     /// Positions in use, the adapter's included.
     n_past: usize,
     history: Vec<Segment>,
-    /// Logits of the last input, ne = [V]; empty before the first.
+    /// Logits of the last input, `ne = [V]`; empty before the first.
     logits: Vec<f32>,
 }
 
@@ -647,7 +647,7 @@ impl Session {
             .collect()
     }
 
-    /// Logits of the last input, ne = [V].
+    /// Logits of the last input, `ne = [V]`.
     ///
     /// # Errors
     /// [`SessionError::NoLogits`] if nothing was fed yet.
@@ -659,7 +659,7 @@ impl Session {
         }
     }
 
-    /// Logits of the attached adapter's virtual tokens, ne = [V, P]: what the model expects behind each of them when
+    /// Logits of the attached adapter's virtual tokens, `ne = [V, P]`: what the model expects behind each of them when
     /// they stand in front of everything. The last row predicts the first real token.
     ///
     /// # Errors
@@ -801,7 +801,7 @@ impl Session {
     }
 
     /// As [`Session::prompt_tokens`], and hands out the logits of every real token that is computed: `each(id, logits)` with
-    /// logits ne = [V]. Those are BOS where the model wants it, the fixed text of the adapter's template and `tokens`, in
+    /// logits `ne = [V]`. Those are BOS where the model wants it, the fixed text of the adapter's template and `tokens`, in
     /// order of position.
     ///
     /// # Errors
@@ -919,7 +919,7 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::feed`], and hands out the logits of every token: `each(i, logits)` with logits ne = [V].
+    /// As [`Session::feed`], and hands out the logits of every token: `each(i, logits)` with logits `ne = [V]`.
     ///
     /// # Errors
     /// As [`Session::feed`].

@@ -14,13 +14,13 @@ use std::sync::Arc;
 /// `y = W x + b`.
 #[derive(Clone)]
 pub(crate) struct Linear {
-    /// ne = [inputs, outputs], any type that ggml multiplies.
+    /// `ne = [inputs, outputs]`, any type that ggml multiplies.
     pub(crate) w: Tensor,
-    /// F32 ne = [outputs].
+    /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
 }
 
-/// Weight and bias of a norm, F32 ne = [D] (or the shapes of a q/k norm).
+/// Weight and bias of a norm, F32 `ne = [D]` (or the shapes of a q/k norm).
 #[derive(Clone)]
 pub(crate) struct Norm {
     pub(crate) w: Tensor,
@@ -29,9 +29,9 @@ pub(crate) struct Norm {
 
 /// Query, key and value projections.
 pub(crate) enum Qkv {
-    /// One matrix: ne = [D, (H + 2 Hk) d].
+    /// One matrix: `ne = [D, (H + 2 Hk) d]`.
     Fused(Linear),
-    /// q ne = [D, H d], k and v ne = [D, Hk d].
+    /// q `ne = [D, H d]`, k and v `ne = [D, Hk d]`.
     Split { q: Linear, k: Linear, v: Linear },
 }
 
@@ -39,38 +39,38 @@ pub(crate) enum Qkv {
 pub(crate) struct Layer {
     pub(crate) attn_norm: Option<Norm>,
     pub(crate) qkv: Qkv,
-    /// Weight ne = [d] (per head), [d, H] (per head, own weights) or [H d] (whole row).
+    /// Weight `ne = [d]` (per head), [d, H] (per head, own weights) or [H d] (whole row).
     pub(crate) q_norm: Option<Tensor>,
     /// As `q_norm`, with Hk.
     pub(crate) k_norm: Option<Tensor>,
-    /// ne = [H d, D].
+    /// `ne = [H d, D]`.
     pub(crate) attn_out: Linear,
     pub(crate) attn_post_norm: Option<Norm>,
     pub(crate) ffn_norm: Option<Norm>,
-    /// ne = [D, F].
+    /// `ne = [D, F]`.
     pub(crate) ffn_gate: Option<Linear>,
-    /// ne = [D, F], or [D, 2F] with the gate in the first half.
+    /// `ne = [D, F]`, or [D, 2F] with the gate in the first half.
     pub(crate) ffn_up: Linear,
-    /// ne = [F, D].
+    /// `ne = [F, D]`.
     pub(crate) ffn_down: Linear,
     pub(crate) ffn_post_norm: Option<Norm>,
 }
 
 /// All weights of a base model, immutable and shared.
 pub(crate) struct Weights {
-    /// ne = [D, V].
+    /// `ne = [D, V]`.
     pub(crate) token_embd: Tensor,
-    /// ne = [D, context length]: learned positions.
+    /// `ne = [D, context length]`: learned positions.
     pub(crate) position_embd: Option<Tensor>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: Norm,
-    /// ne = [D, V]; the token embeddings if the file has no other.
+    /// `ne = [D, V]`; the token embeddings if the file has no other.
     pub(crate) output: Linear,
-    /// F32 ne = [n_rot/2]: Llama 3's frequency factors.
+    /// F32 `ne = [n_rot/2]`: Llama 3's frequency factors.
     pub(crate) rope_freqs: Option<Tensor>,
-    /// F32 ne = [n_rot/2]: LongRoPE's factors beyond the original context length.
+    /// F32 `ne = [n_rot/2]`: LongRoPE's factors beyond the original context length.
     pub(crate) rope_long: Option<Tensor>,
-    /// F32 ne = [n_rot/2]: LongRoPE's factors within the original context length.
+    /// F32 `ne = [n_rot/2]`: LongRoPE's factors within the original context length.
     pub(crate) rope_short: Option<Tensor>,
     /// Bytes held in repacked copies.
     pub(crate) repacked_bytes: usize,
@@ -227,7 +227,7 @@ impl Loader<'_> {
         Ok(tensor)
     }
 
-    /// Rows that are picked by token: ne = [width, any].
+    /// Rows that are picked by token: `ne = [width, any]`.
     fn rows(&mut self, name: &str, width: usize) -> Result<Tensor, ModelError> {
         self.claim(name, &[width, 0], multiplies)
     }

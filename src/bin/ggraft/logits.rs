@@ -77,7 +77,7 @@ fn tokenize(model: &Model, text: &str) -> Result<Vec<i32>> {
     Ok(ids)
 }
 
-/// The real tokens in order of position, and their logits, ne = [V, T].
+/// The real tokens in order of position, and their logits, `ne = [V, T]`.
 fn compute(session: &mut Session, ids: &[i32]) -> Result<(Vec<i32>, Vec<f32>)> {
     let mut logits = Vec::new();
     let template = session.adapter().and_then(|a| a.template());

@@ -46,7 +46,7 @@ pub(crate) fn score(session: &mut Session, row: &Scored) -> Result<Score> {
 }
 
 impl Score {
-    /// `logits` ne = [V].
+    /// `logits` `ne = [V]`.
     fn add(&mut self, logits: &[f32], target: i32) -> Result<()> {
         let label = usize::try_from(target).ok().and_then(|i| logits.get(i));
         let &label = label.ok_or_else(|| {
