@@ -1,7 +1,7 @@
 //! What an adapter is at run time: K and V rows of every layer in the cache's own type and layout, ready to be copied.
 
+use super::engine::{Core, Mode};
 use super::kv_cache::{Half, KvCache, KvType};
-use super::session::{Core, Mode};
 use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
 use crate::error::Result;
 use crate::model::Model;

@@ -1,5 +1,6 @@
 //! KV cache, session, sampling, generation.
 
+mod engine;
 mod generate;
 mod kv_block;
 mod kv_cache;

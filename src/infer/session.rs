@@ -1,13 +1,12 @@
 //! A session: one text, one adapter, on a model that others share.
 
+use super::engine::{Core, Input, Mode, has_long_context};
 use super::kv_block::KvBlock;
-use super::kv_cache::{Cached, KvCache, KvType};
+use super::kv_cache::KvType;
 use crate::adapter::{Adapter, Payload, Piece};
 use crate::error::Result;
-use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
-use crate::graph::{Builder, Entry, Inputs, Topology, causal_mask, decoder, max_nodes};
+use crate::ggml::GraphMemory;
 use crate::model::Model;
-use half::f16;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -178,269 +177,18 @@ impl CancelToken {
         self.0.store(false, Ordering::Relaxed);
     }
 
+    pub(super) fn flag(&self) -> &AtomicBool {
+        &self.0
+    }
+
     /// Whether the token is raised.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What the keys and values of a text depend on besides model and text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mode {
-    /// Type of the rows.
-    pub(crate) ty: KvType,
-    /// Fused attention.
-    pub(crate) flash: bool,
-    /// LongRoPE's factors for contexts beyond the original one.
-    pub(crate) long_context: bool,
-}
-
-impl Mode {
-    /// A number of its own for each mode.
-    pub(crate) fn key(self) -> u32 {
-        self.ty.ggml() as u32 * 4 + u32::from(self.flash) * 2 + u32::from(self.long_context)
-    }
-}
-
-/// Whether a session of `n_ctx` positions takes LongRoPE's factors for contexts beyond the original one.
-fn has_long_context(model: &Model, n_ctx: usize) -> bool {
-    let (hp, w) = (model.hparams(), model.weights());
-    (w.rope_long.is_some() || w.rope_short.is_some())
-        && hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig)
-}
-
-/// Attention reads cells in steps of this many, so that one decode graph serves as many tokens.
-const KV_BUCKET: usize = 256;
-
 /// Values of one graph's logits at most: more rows are computed in several steps.
 const MAX_LOGITS: usize = 1 << 24;
-
-/// The computing half of a session: cache and graphs, without any notion of text.
-pub(crate) struct Core {
-    pub(crate) model: Model,
-    pub(crate) cache: KvCache,
-    pool: Arc<ThreadPool>,
-    mode: Mode,
-    n_batch: usize,
-    /// The last graph of single tokens, kept apart so that a prefill does not evict it. Another topology replaces a graph
-    /// in the same memory.
-    decode: Option<Built>,
-    /// The last graph of anything else.
-    prefill: Option<Built>,
-    cancel: CancelToken,
-    graphs_built: usize,
-}
-
-/// A graph with what is needed to run it.
-struct Built {
-    topology: Topology,
-    graph: Graph,
-    inputs: Inputs,
-    logits: Option<Tensor>,
-    /// Intermediates to be read, by name.
-    traced: Vec<(String, Tensor)>,
-}
-
-/// What enters a step.
-#[derive(Clone, Copy)]
-enum Input<'a> {
-    Tokens(&'a [i32]),
-    /// `ne = [D, n]`.
-    Rows(&'a [f32]),
-}
-
-impl Core {
-    pub(crate) fn new(
-        model: &Model,
-        mode: Mode,
-        n_ctx: usize,
-        pool: Arc<ThreadPool>,
-    ) -> Result<Self> {
-        let cache = KvCache::new(model.hparams(), mode.ty, n_ctx, 1)
-            .map_err(|_| SessionError::OutOfMemory)?;
-        Ok(Self {
-            model: model.clone(),
-            cache,
-            pool,
-            mode,
-            n_batch: 512,
-            decode: None,
-            prefill: None,
-            cancel: CancelToken::default(),
-            graphs_built: 0,
-        })
-    }
-
-    /// Runs virtual tokens, `rows` `ne = [D, n]`, from position `start` on; no logits.
-    pub(crate) fn run_rows(&mut self, rows: &[f32], start: usize) -> Result<()> {
-        let width = self.model.hparams().n_embd;
-        let mut at = start;
-        for chunk in rows.chunks(width * self.n_batch) {
-            self.step(Input::Rows(chunk), at, 0..0)?;
-            at += chunk.len() / width;
-        }
-        Ok(())
-    }
-
-    /// Runs one graph over `input` at positions from `start` on. Returns logits of the inputs in `outputs`,
-    /// `ne = [V, outputs.len()]`.
-    fn step(&mut self, input: Input<'_>, start: usize, outputs: Range<usize>) -> Result<&[f32]> {
-        let topology = self.topology(input, start, outputs.len());
-        let mut built = match self.slot(&topology).take() {
-            Some(built) if built.topology == topology => built,
-            other => {
-                let memory = other.map_or_else(GraphMemory::new, |b| b.graph.into_memory());
-                self.graphs_built += 1;
-                self.build(topology, &[], memory)?
-            }
-        };
-        let outcome = self.run(&mut built, input, start, outputs);
-        let Built { graph, logits, .. } = self.slot(&topology).insert(built);
-        outcome?;
-        let Some(logits) = logits else { return Ok(&[]) };
-        let logits = graph.read_f32(logits);
-        if !all_finite(logits) {
-            return Err(SessionError::NonFiniteLogits.into());
-        }
-        Ok(logits)
-    }
-
-    fn slot(&mut self, topology: &Topology) -> &mut Option<Built> {
-        if topology.n_tokens == 1 && topology.entry == Entry::Tokens {
-            &mut self.decode
-        } else {
-            &mut self.prefill
-        }
-    }
-
-    fn topology(&self, input: Input<'_>, start: usize, n_outputs: usize) -> Topology {
-        let (entry, n) = match input {
-            Input::Tokens(tokens) => (Entry::Tokens, tokens.len()),
-            Input::Rows(rows) => (Entry::Rows, rows.len() / self.model.hparams().n_embd),
-        };
-        Topology {
-            entry,
-            n_tokens: n,
-            n_kv: (start + n)
-                .next_multiple_of(KV_BUCKET)
-                .min(self.cache.cells()),
-            n_outputs,
-            stream: 0,
-            n_streams: 1,
-        }
-    }
-
-    /// Fills the graph's inputs and computes it.
-    fn run(
-        &self,
-        built: &mut Built,
-        input: Input<'_>,
-        start: usize,
-        outputs: Range<usize>,
-    ) -> Result<()> {
-        let hp = self.model.hparams();
-        let Built {
-            topology,
-            graph,
-            inputs,
-            ..
-        } = built;
-        match input {
-            Input::Tokens(tokens) => graph.slice_mut(&inputs.entry).copy_from_slice(tokens),
-            Input::Rows(rows) => graph.slice_mut(&inputs.entry).copy_from_slice(rows),
-        }
-        let positions: Vec<i32> = (start as i32..).take(topology.n_tokens).collect();
-        // Inputs that no node reads have no memory: a model without rotary embedding needs no positions.
-        if graph.has_memory(&inputs.positions) {
-            graph
-                .slice_mut(&inputs.positions)
-                .copy_from_slice(&positions);
-        }
-        for (i, cell) in graph.slice_mut::<i64>(&inputs.cells).iter_mut().enumerate() {
-            *cell = self.cache.row_index(0, start + i);
-        }
-        let masks = [
-            (Some(&inputs.mask), None),
-            (
-                inputs.window_mask.as_ref(),
-                hp.window.as_ref().map(|w| w.size),
-            ),
-        ];
-        for (mask, window) in masks {
-            if let Some(mask) = mask
-                && graph.has_memory(mask)
-            {
-                causal_mask(
-                    graph.slice_mut::<f16>(mask),
-                    topology.n_kv,
-                    &positions,
-                    window,
-                );
-            }
-        }
-        if let Some(ids) = &inputs.outputs {
-            for (id, i) in graph.slice_mut::<i32>(ids).iter_mut().zip(outputs) {
-                *id = i as i32;
-            }
-        }
-        graph
-            .compute(&self.pool, Some(&self.cancel.0))
-            .map_err(|e| match e {
-                ComputeError::Cancelled => SessionError::Cancelled,
-                ComputeError::OutOfMemory => SessionError::OutOfMemory,
-            })?;
-        Ok(())
-    }
-
-    /// Builds a graph in `memory`; what is called one of `traced` can be read after it ran.
-    fn build(&self, topology: Topology, traced: &[&str], memory: GraphMemory) -> Result<Built> {
-        let hp = self.model.hparams();
-        let nodes = max_nodes(hp);
-        let ctx = Context::new(nodes, true);
-        let inputs = Inputs::new(&ctx, hp, &topology);
-        let mut b = Builder::new(ctx.clone());
-        let mut kv = Cached {
-            cache: &self.cache,
-            hp,
-            inputs: &inputs,
-            topology,
-            flash: self.mode.flash,
-        };
-        let logits = decoder(
-            &mut b,
-            hp,
-            self.model.weights(),
-            &inputs,
-            &topology,
-            self.mode.long_context,
-            &mut kv,
-        );
-        let mut outputs = b.into_outputs();
-        outputs.extend(logits.clone());
-        let traced = traced
-            .iter()
-            .filter_map(|&name| Some((name.to_owned(), ctx.find(name)?.output())))
-            .collect();
-        let graph =
-            Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
-        Ok(Built {
-            topology,
-            graph,
-            inputs,
-            logits,
-            traced,
-        })
-    }
-}
-
-/// No NaN and no infinity. Compares bits, so that it runs at memory speed.
-fn all_finite(values: &[f32]) -> bool {
-    const INFINITY: u32 = 0x7f80_0000;
-    values
-        .iter()
-        .fold(0, |max: u32, v| max.max(v.to_bits() & !(1 << 31)))
-        < INFINITY
-}
 
 /// An adapter at work.
 struct Attached {
