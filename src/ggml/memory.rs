@@ -73,13 +73,14 @@ impl Buffer {
     }
 }
 
-/// Weights in the interleaved layouts of ggml's "extra" CPU buffer types: faster products, for a second copy in memory.
-pub(crate) struct RepackedBuffer {
+/// One of the interleaved layouts of ggml's "extra" CPU buffer types: faster products, for a second copy in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RepackLayout {
     buft: sys::ggml_backend_buffer_type_t,
 }
 
 /// The repacked layout that ggml would use for a matrix of this type and shape on this CPU, if it has one.
-pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackedBuffer> {
+pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackLayout> {
     // SAFETY: static registry objects; the returned list is null-terminated and lives as long as the process.
     unsafe {
         let reg = sys::ggml_backend_cpu_reg();
@@ -98,7 +99,7 @@ pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackedBuffer>
         while !list.is_null() && !(*list).is_null() {
             let buft = *list;
             if supports_mul_mat(dev, buft, ty, ne) {
-                return Some(RepackedBuffer { buft });
+                return Some(RepackLayout { buft });
             }
             list = list.add(1);
         }
@@ -129,25 +130,64 @@ fn supports_mul_mat(
     }
 }
 
-impl RepackedBuffer {
-    /// Allocates repacked memory for `tensor`, converts `bytes` (its plain data) into it and returns the owner, which
-    /// the tensor's context must keep. `None` when memory runs out.
-    pub(crate) fn fill(&self, tensor: &Tensor, bytes: &[u8]) -> Option<Arc<Buffer>> {
-        assert_eq!(tensor.nbytes(), bytes.len(), "{}", tensor.name());
-        // SAFETY: sizes come from ggml; the buffer is wrapped at once, so it is freed exactly once.
+impl RepackLayout {
+    /// Bytes that the tensors take one behind the other.
+    pub(crate) fn size(self, items: &[(Tensor, &[u8])]) -> usize {
+        items.iter().map(|(t, _)| self.room(t)).sum()
+    }
+
+    /// Bytes of one tensor, padded to the layout's alignment.
+    fn room(self, tensor: &Tensor) -> usize {
+        // SAFETY: static buffer type and a valid description.
         unsafe {
-            let size = sys::ggml_backend_buft_get_alloc_size(self.buft, tensor.raw());
+            let alignment = sys::ggml_backend_buft_get_alignment(self.buft);
+            sys::ggml_backend_buft_get_alloc_size(self.buft, tensor.raw())
+                .next_multiple_of(alignment)
+        }
+    }
+
+    /// Allocates one buffer, places the tensors in it, converts their plain bytes and returns the owner, which the
+    /// tensors' context must keep. `None` when memory runs out.
+    pub(crate) fn fill(self, items: &[(Tensor, &[u8])]) -> Option<Arc<Buffer>> {
+        let size = self.size(items);
+        // SAFETY: sizes come from ggml; the buffer is wrapped at once, so it is freed exactly once.
+        let buffer = unsafe {
             let raw = NonNull::new(sys::ggml_backend_buft_alloc_buffer(self.buft, size))?;
             let base = sys::ggml_backend_buffer_get_base(raw.as_ptr()).cast::<u8>();
-            let buffer = Arc::new(Buffer {
+            Arc::new(Buffer {
                 raw,
                 base,
                 size,
                 _owner: None,
-            });
-            buffer.place(tensor, 0);
-            sys::ggml_backend_tensor_set(tensor.raw(), bytes.as_ptr().cast(), 0, bytes.len());
-            Some(buffer)
+            })
+        };
+        prefer_huge_pages(buffer.base, size);
+        let mut offset = 0;
+        for (tensor, bytes) in items {
+            assert_eq!(tensor.nbytes(), bytes.len(), "{}", tensor.name());
+            buffer.place(tensor, offset);
+            // SAFETY: placed inside the buffer; exactly the tensor's bytes are read.
+            unsafe {
+                sys::ggml_backend_tensor_set(tensor.raw(), bytes.as_ptr().cast(), 0, bytes.len());
+            }
+            offset += self.room(tensor);
         }
+        Some(buffer)
     }
 }
+
+/// Asks for huge pages behind `size` bytes at `base`: all weights are read for each token, which costs fewer table walks
+/// then. A hint; nothing depends on it.
+#[cfg(target_os = "linux")]
+fn prefer_huge_pages(base: *mut u8, size: usize) {
+    const PAGE: usize = 4096;
+    let start = (base as usize).next_multiple_of(PAGE);
+    let end = (base as usize + size) / PAGE * PAGE;
+    if start < end {
+        // SAFETY: whole pages of memory that the caller owns; the advice does not change their content.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prefer_huge_pages(_base: *mut u8, _size: usize) {}

@@ -15,6 +15,6 @@ mod threadpool;
 pub(crate) use context::{Context, Rope, RopeKind, Tensor};
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory};
-pub(crate) use memory::{Buffer, repackable};
+pub(crate) use memory::{Buffer, RepackLayout, repackable};
 pub(crate) use quant::quantize_rows;
 pub(crate) use threadpool::ThreadPool;

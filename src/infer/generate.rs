@@ -86,7 +86,8 @@ pub struct Generated {
 impl Session {
     /// Generates from the current logits on: call [`Session::prompt`] or [`Session::feed`] before. `each` gets text as
     /// soon as it is complete (never part of a character, never the beginning of a stop string) and can end the
-    /// generation. What was generated is part of the session's text, so that a conversation can go on.
+    /// generation. What was generated is part of the session's text, so that a conversation can go on; only the token
+    /// that ended the generation (end of text, stop string, callback) is not.
     ///
     /// # Errors
     /// If nothing was fed yet, sampler parameters are out of range, the context is full
@@ -137,7 +138,12 @@ impl Session {
                 break;
             }
             // The last token's successor is never asked for, but its keys and values are: the text may go on.
-            self.feed(&[id])?;
+            if let Err(e) = self.feed(&[id]) {
+                // Everything sampled so far is shown before the error is.
+                let tail = stops.push(&utf8.finish()) + &stops.finish();
+                let _ = emit(&mut out.text, &tail);
+                return Err(e);
+            }
             out.timings.decode_tokens += 1;
         }
         if out.reason != StopReason::StopString && out.reason != StopReason::Callback {

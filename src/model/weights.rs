@@ -7,7 +7,7 @@ use super::hparams::HParams;
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Context, Tensor, repackable};
+use crate::ggml::{Buffer, Context, RepackLayout, Tensor, repackable};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -85,7 +85,8 @@ struct Loader<'a> {
     buffers: Vec<Arc<Buffer>>,
     claimed: HashSet<String>,
     repack: bool,
-    repacked_bytes: usize,
+    /// Matrices to be repacked, with their plain bytes, once everything else has been checked.
+    to_repack: Vec<(RepackLayout, Tensor, &'a [u8])>,
 }
 
 impl Weights {
@@ -118,7 +119,7 @@ impl Weights {
             buffers,
             claimed: HashSet::new(),
             repack,
-            repacked_bytes: 0,
+            to_repack: Vec::new(),
         };
 
         let d = hp.n_embd;
@@ -159,7 +160,7 @@ impl Weights {
                 architecture: hp.arch.name,
             });
         }
-        let repacked_bytes = l.repacked_bytes;
+        let repacked_bytes = l.repack_all()?;
         Ok(Self {
             token_embd,
             position_embd,
@@ -246,15 +247,30 @@ impl Loader<'_> {
         {
             let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
             let bytes = &self.file.parts()[part].bytes()[info.range.clone()];
-            let buffer = layout
-                .fill(&tensor, bytes)
-                .ok_or(ModelError::OutOfMemory { bytes: bytes.len() })?;
-            self.ctx.keep(buffer);
-            self.repacked_bytes += bytes.len();
+            self.to_repack.push((layout, tensor.clone(), bytes));
             self.claimed.insert(name.to_owned());
             return Ok(tensor);
         }
         self.claim(name, &ne, multiplies)
+    }
+
+    /// Repacks what was put off, one buffer per layout; returns the bytes they take.
+    fn repack_all(&mut self) -> Result<usize, ModelError> {
+        let mut todo = std::mem::take(&mut self.to_repack);
+        let mut bytes = 0;
+        while let Some((layout, ..)) = todo.first() {
+            let layout = *layout;
+            let (now, later): (Vec<_>, Vec<_>) = todo.into_iter().partition(|t| t.0 == layout);
+            let items: Vec<_> = now.into_iter().map(|(_, t, data)| (t, data)).collect();
+            let size = layout.size(&items);
+            let buffer = layout
+                .fill(&items)
+                .ok_or(ModelError::OutOfMemory { bytes: size })?;
+            self.ctx.keep(buffer);
+            bytes += size;
+            todo = later;
+        }
+        Ok(bytes)
     }
 
     fn vector(
