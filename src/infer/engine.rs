@@ -212,7 +212,7 @@ impl Core {
             }
         }
         graph
-            .compute(&self.pool, Some(&self.cancel.flag()))
+            .compute(&self.pool, Some(self.cancel.flag()))
             .map_err(|e| match e {
                 ComputeError::Cancelled => SessionError::Cancelled,
                 ComputeError::OutOfMemory => SessionError::OutOfMemory,
