@@ -99,13 +99,12 @@ fn answer(session: &mut Session, what: &str, attach: Option<Duration>) -> ggraft
         session.prompt(prompt)?;
         let options = GenerateOptions::default()
             .sampler(SamplerParams::greedy())
-            .max_tokens(40)
-            .stop("\n");
+            .max_tokens(40);
         let out = session.generate(&options, |_| ControlFlow::Continue(()))?;
         println!(
             "   {:<50} -> {} [{:.0} tok/s]",
             prompt.trim(),
-            out.text.trim(),
+            out.text.trim().lines().next().unwrap_or_default(),
             out.timings.decode_rate()
         );
     }
