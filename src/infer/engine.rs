@@ -113,6 +113,9 @@ impl Core {
         start: usize,
         outputs: Range<usize>,
     ) -> Result<&[f32]> {
+        if self.cancel.is_cancelled() {
+            return Err(SessionError::Cancelled.into());
+        }
         let topology = self.topology(input, start, outputs.len());
         let mut built = match self.slot(&topology).take() {
             Some(built) if built.topology == topology => built,

@@ -807,9 +807,6 @@ impl Session {
 
     /// One step; on success the positions count as used.
     fn run(&mut self, input: Input<'_>, n: usize, outputs: Range<usize>) -> Result<()> {
-        if self.core.cancel.is_cancelled() {
-            return Err(SessionError::Cancelled.into());
-        }
         let wanted = !outputs.is_empty();
         let logits = self.core.step(input, self.n_past, outputs)?;
         if wanted {

@@ -14,7 +14,8 @@ const EXAMPLES: &str = "Examples:
   ggraft bench -m model.gguf -a adapter.gguf -p 512 -n 128 -d 1024 -t 4
 
 Rows, as llama-bench has them: mean and standard deviation of -r runs after one that is not counted.
-  open      map the model, check it, load its vocabulary (the file is in the page cache)
+  open      map the model and check it (the file is in the page cache; the tokenizer's tables are built later, with the
+            first text)
   load      read and check the adapter
   compile   put the adapter in place for the first time: a prompt adapter is run through the model once
   attach    put it in place again
