@@ -72,6 +72,25 @@ pub(super) enum Input<'a> {
     Rows(&'a [f32]),
 }
 
+impl<'a> Input<'a> {
+    /// Tokens, or rows of `width` values.
+    fn len(self, width: usize) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Rows(rows) => rows.len() / width,
+        }
+    }
+
+    /// Pieces of at most `n` positions, in order, each with its number of positions.
+    pub(super) fn pieces(self, n: usize, width: usize) -> Vec<(Self, usize)> {
+        let pieces: Vec<Self> = match self {
+            Self::Tokens(tokens) => tokens.chunks(n).map(Self::Tokens).collect(),
+            Self::Rows(rows) => rows.chunks(n * width).map(Self::Rows).collect(),
+        };
+        pieces.into_iter().map(|p| (p, p.len(width))).collect()
+    }
+}
+
 impl Core {
     pub(crate) fn new(
         model: &Model,
@@ -98,9 +117,9 @@ impl Core {
     pub(crate) fn run_rows(&mut self, rows: &[f32], start: usize) -> Result<()> {
         let width = self.model.hparams().n_embd;
         let mut at = start;
-        for chunk in rows.chunks(width * self.n_batch) {
-            self.step(Input::Rows(chunk), at, 0..0)?;
-            at += chunk.len() / width;
+        for (piece, n) in Input::Rows(rows).pieces(self.n_batch, width) {
+            self.step(piece, at, 0..0)?;
+            at += n;
         }
         Ok(())
     }
@@ -145,10 +164,11 @@ impl Core {
     }
 
     pub(super) fn topology(&self, input: Input<'_>, start: usize, n_outputs: usize) -> Topology {
-        let (entry, n) = match input {
-            Input::Tokens(tokens) => (Entry::Tokens, tokens.len()),
-            Input::Rows(rows) => (Entry::Rows, rows.len() / self.model.hparams().n_embd),
+        let entry = match input {
+            Input::Tokens(_) => Entry::Tokens,
+            Input::Rows(_) => Entry::Rows,
         };
+        let n = input.len(self.model.hparams().n_embd);
         Topology {
             entry,
             n_tokens: n,

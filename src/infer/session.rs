@@ -585,7 +585,7 @@ impl Session {
             let last = items.len() - 1;
             for (i, item) in items.iter().enumerate() {
                 match (item, &mut each) {
-                    (Item::Tokens(tokens), None) => s.run_tokens(tokens, i == last)?,
+                    (Item::Tokens(tokens), None) => s.run_all(Input::Tokens(tokens), i == last)?,
                     (Item::Tokens(tokens), Some(each)) => {
                         s.run_tokens_with_logits(tokens, i == last, |at, row| {
                             each(tokens[at], row)
@@ -662,7 +662,7 @@ impl Session {
     /// If an id is out of range, the text does not fit, or computing fails.
     pub fn feed(&mut self, tokens: &[i32]) -> Result<()> {
         self.check_feed(tokens)?;
-        self.whole(|s| s.run_tokens(tokens, true))?;
+        self.whole(|s| s.run_all(Input::Tokens(tokens), true))?;
         self.remember(tokens);
         Ok(())
     }
@@ -743,19 +743,14 @@ impl Session {
         }
     }
 
-    fn run_tokens(&mut self, tokens: &[i32], want_logits: bool) -> Result<()> {
-        let mut chunks = tokens.chunks(self.core.n_batch).peekable();
-        while let Some(chunk) = chunks.next() {
-            let last = want_logits && chunks.peek().is_none();
-            self.run(
-                Input::Tokens(chunk),
-                chunk.len(),
-                if last {
-                    chunk.len() - 1..chunk.len()
-                } else {
-                    0..0
-                },
-            )?;
+    /// Computes `input` in steps of at most `n_batch` positions; logits of the last one are kept if wanted.
+    fn run_all(&mut self, input: Input<'_>, want_logits: bool) -> Result<()> {
+        let width = self.core.model.hparams().n_embd;
+        let pieces = input.pieces(self.core.n_batch, width);
+        let last = pieces.len().saturating_sub(1);
+        for (i, (piece, n)) in pieces.into_iter().enumerate() {
+            let wanted = want_logits && i == last;
+            self.run(piece, n, if wanted { n - 1..n } else { 0..0 })?;
         }
         Ok(())
     }
@@ -787,7 +782,6 @@ impl Session {
     }
 
     fn run_virtual(&mut self, values: Range<usize>, want_logits: bool) -> Result<()> {
-        let width = self.core.model.hparams().n_embd;
         let Some(Attached {
             how: How::Template(rows),
             ..
@@ -796,13 +790,7 @@ impl Session {
             unreachable!("only a template places virtual tokens")
         };
         let rows = rows[values].to_vec();
-        let mut chunks = rows.chunks(width * self.core.n_batch).peekable();
-        while let Some(chunk) = chunks.next() {
-            let n = chunk.len() / width;
-            let last = want_logits && chunks.peek().is_none();
-            self.run(Input::Rows(chunk), n, if last { n - 1..n } else { 0..0 })?;
-        }
-        Ok(())
+        self.run_all(Input::Rows(&rows), want_logits)
     }
 
     /// One step; on success the positions count as used.
