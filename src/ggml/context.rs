@@ -189,7 +189,7 @@ impl Context {
     }
 
     /// Runs a ggml constructor that reads `srcs` and appends to this arena.
-    fn build(
+    pub(super) fn build(
         self: &Arc<Self>,
         srcs: &[&Tensor],
         f: impl FnOnce(*mut sys::ggml_context) -> *mut sys::ggml_tensor,

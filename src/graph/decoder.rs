@@ -18,45 +18,85 @@ pub(crate) fn max_nodes(hp: &HParams) -> usize {
     64 + 64 * hp.n_layer
 }
 
-/// Builds the decoder from inputs to logits F32 `ne = [V, n_outputs]`; `None` if no logits are wanted.
-///
-/// `long_context` selects LongRoPE's factors for contexts beyond the original length.
-pub(crate) fn decoder(
-    b: &mut Builder,
-    hp: &HParams,
-    w: &Weights,
-    inp: &Inputs,
-    topology: &Topology,
-    long_context: bool,
-    kv: &mut impl KeyValues,
-) -> Option<Tensor> {
-    let (norm, eps, d) = (hp.arch.norm, hp.norm_eps, hp.head_dim);
-    let (q_width, kv_width) = (hp.n_head * d, hp.kv_width());
-    let t = topology.n_tokens;
-    let rope_factors = w.rope_freqs.as_ref().or(if long_context {
-        w.rope_long.as_ref()
-    } else {
-        w.rope_short.as_ref()
-    });
+/// The decoder of one base, for graphs over one set of inputs.
+pub(crate) struct Decoder<'a> {
+    hp: &'a HParams,
+    w: &'a Weights,
+    inp: &'a Inputs,
+    rope_factors: Option<&'a Tensor>,
+}
 
-    // Embeddings, ne = [D, T].
-    let mut x = match topology.entry {
-        Entry::Tokens => b.scale(&b.get_rows(&w.token_embd, &inp.entry), hp.token_scale),
-        Entry::Rows => inp.entry.clone(),
-    };
-    x = b.scale(&x, hp.embedding_scale);
-    if let Some(table) = &w.position_embd {
-        x = b.add(&x, &b.get_rows(table, &inp.positions));
+impl<'a> Decoder<'a> {
+    /// `long_context` selects LongRoPE's factors for contexts beyond the original length.
+    pub(crate) fn new(
+        hp: &'a HParams,
+        w: &'a Weights,
+        inp: &'a Inputs,
+        long_context: bool,
+    ) -> Self {
+        let rope_factors = w.rope_freqs.as_ref().or(if long_context {
+            w.rope_long.as_ref()
+        } else {
+            w.rope_short.as_ref()
+        });
+        Self {
+            hp,
+            w,
+            inp,
+            rope_factors,
+        }
     }
-    x = x.named("inp_scaled", None);
 
-    for (il, layer) in w.layers.iter().enumerate() {
-        let at = Some(il);
-        let last = il + 1 == w.layers.len();
+    /// Everything from inputs to logits F32 `ne = [V, n_outputs]`; `None` if no logits are wanted.
+    pub(crate) fn run(
+        &self,
+        b: &mut Builder,
+        topology: &Topology,
+        kv: &mut impl KeyValues,
+    ) -> Option<Tensor> {
+        let mut x = self.embed(b, topology.entry);
+        let last = self.hp.n_layer - 1;
+        for il in 0..last {
+            x = self.layer(b, il, &x, None, kv);
+        }
+        if topology.n_outputs == 0 {
+            self.last_keys(b, &x, kv);
+            return None;
+        }
+        x = self.layer(b, last, &x, self.inp.outputs.as_ref(), kv);
+        debug_assert!(topology.n_tokens >= topology.n_outputs);
+        Some(self.head(b, &x).named("result_output", None).output())
+    }
 
-        // Queries, keys and values of the normed residual stream.
-        let mut h = match &layer.attn_norm {
-            Some(n) => b.norm(norm, eps, n, &x).named("attn_norm", at),
+    /// What enters the first layer, `ne = [D, T]`.
+    pub(crate) fn embed(&self, b: &Builder, entry: Entry) -> Tensor {
+        let (hp, w, inp) = (self.hp, self.w, self.inp);
+        let mut x = match entry {
+            Entry::Tokens => b.scale(&b.get_rows(&w.token_embd, &inp.entry), hp.token_scale),
+            Entry::Rows => inp.entry.clone(),
+        };
+        if let Some(rows) = &inp.virtual_rows {
+            x = b.place_rows(&x, &rows.values, &rows.slots);
+        }
+        x = b.scale(&x, hp.embedding_scale);
+        if let Some(table) = &w.position_embd {
+            x = b.add(&x, &b.get_rows(table, &inp.positions));
+        }
+        x.named("inp_scaled", None)
+    }
+
+    /// Rotated queries `ne = [d, H, T]`, keys and values `ne = [d, Hk, T]` of layer `il`, and what they were computed from.
+    fn queries_keys_values(
+        &self,
+        b: &Builder,
+        il: usize,
+        x: &Tensor,
+    ) -> (Tensor, Tensor, Tensor, Tensor) {
+        let (hp, layer, at) = (self.hp, &self.w.layers[il], Some(il));
+        let (norm, eps, d) = (hp.arch.norm, hp.norm_eps, hp.head_dim);
+        let (q_width, kv_width) = (hp.n_head * d, hp.kv_width());
+        let h = match &layer.attn_norm {
+            Some(n) => b.norm(norm, eps, n, x).named("attn_norm", at),
             None => x.clone(),
         };
         let (q, k, v) = match &layer.qkv {
@@ -83,20 +123,38 @@ pub(crate) fn decoder(
         let v = b.heads(&v, d).named("Vcur", at);
         // Rotary positions (Su et al. 2021).
         if let Some(rope) = hp.layer_rope(il) {
-            q = b.rope(&q, &inp.positions, rope_factors, rope);
-            k = b.rope(&k, &inp.positions, rope_factors, rope);
+            q = b.rope(&q, &self.inp.positions, self.rope_factors, rope);
+            k = b.rope(&k, &self.inp.positions, self.rope_factors, rope);
         }
-        let (q, k) = (q.named("Qcur", at), k.named("Kcur", at));
+        (q.named("Qcur", at), k.named("Kcur", at), v, h)
+    }
 
+    /// Keys and values of the last layer, for a step that only fills the cache.
+    fn last_keys(&self, b: &mut Builder, x: &Tensor, kv: &mut impl KeyValues) {
+        let il = self.hp.n_layer - 1;
+        let (_, k, v, _) = self.queries_keys_values(b, il, x);
         kv.store(b, il, &k, &v);
-        if last && topology.n_outputs == 0 {
-            return None;
-        }
+    }
+
+    /// Layer `il` on the residual stream x `ne = [D, T]` -> `ne = [D, T]`, or only the rows `outputs` (I32) of it.
+    pub(crate) fn layer(
+        &self,
+        b: &mut Builder,
+        il: usize,
+        x: &Tensor,
+        outputs: Option<&Tensor>,
+        kv: &mut impl KeyValues,
+    ) -> Tensor {
+        let (hp, layer, at) = (self.hp, &self.w.layers[il], Some(il));
+        let (norm, eps) = (hp.arch.norm, hp.norm_eps);
+        let (q, k, v, mut h) = self.queries_keys_values(b, il, x);
+        kv.store(b, il, &k, &v);
         let a = kv.attend(b, il, &q);
         let mut a = b.linear(&layer.attn_out, &a).named("attn_out", at);
+        let mut x = x.clone();
 
         // From here on only the rows whose logits are wanted.
-        if last && let Some(ids) = &inp.outputs {
+        if let Some(ids) = outputs {
             (a, x, h) = (
                 b.get_rows(&a, ids),
                 b.get_rows(&x, ids),
@@ -122,19 +180,23 @@ pub(crate) fn decoder(
         if let Some(n) = &layer.ffn_post_norm {
             f = b.norm(norm, eps, n, &f).named("ffn_post_norm", at);
         }
-        x = b
-            .add(&b.scale(&f, hp.residual_scale), &x)
-            .named("l_out", at);
+        b.add(&b.scale(&f, hp.residual_scale), &x)
+            .named("l_out", at)
     }
 
-    let x = b
-        .norm(norm, eps, &w.output_norm, &x)
-        .named("result_norm", None);
-    let logits = b.linear(&w.output, &x);
-    debug_assert!(t >= topology.n_outputs);
-    Some(
-        b.scale_capped(&logits, hp.logit_scale, hp.logit_softcap)
-            .named("result_output", None)
-            .output(),
-    )
+    /// The norm in front of the output matrix: x `ne = [D, T]` -> `ne = [D, T]`.
+    pub(crate) fn output_norm(&self, b: &Builder, x: &Tensor) -> Tensor {
+        b.norm(self.hp.arch.norm, self.hp.norm_eps, &self.w.output_norm, x)
+            .named("result_norm", None)
+    }
+
+    /// Logits F32 `ne = [V, T]` of normed rows.
+    pub(crate) fn logits(&self, b: &Builder, x: &Tensor) -> Tensor {
+        let logits = b.linear(&self.w.output, x);
+        b.scale_capped(&logits, self.hp.logit_scale, self.hp.logit_softcap)
+    }
+
+    fn head(&self, b: &Builder, x: &Tensor) -> Tensor {
+        self.logits(b, &self.output_norm(b, x))
+    }
 }

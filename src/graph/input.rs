@@ -31,45 +31,77 @@ pub(crate) struct Topology {
     pub(crate) n_streams: usize,
 }
 
-/// Inputs of one graph.
+/// Virtual tokens among real ones.
+pub(crate) struct VirtualRows {
+    /// F32 `ne = [D, P]`.
+    pub(crate) values: Tensor,
+    /// I32 `ne = [T]`: which virtual token stands at each position, or -1.
+    pub(crate) slots: Tensor,
+}
+
+/// What the decoder itself reads.
 pub(crate) struct Inputs {
     /// I32 `ne = [T]` (tokens) or F32 `ne = [D, T]` (virtual tokens).
     pub(crate) entry: Tensor,
     /// I32 `ne = [T]`.
     pub(crate) positions: Tensor,
+    /// I32 `ne = [n_outputs]`: which tokens need logits; `None` if all do.
+    pub(crate) outputs: Option<Tensor>,
+    /// Virtual tokens that replace embeddings at some positions (training; sessions run them in steps of their own).
+    pub(crate) virtual_rows: Option<VirtualRows>,
+}
+
+/// An input tensor without data.
+pub(crate) fn input(ctx: &Arc<Context>, ty: GgmlType, ne: &[usize], name: &str) -> Tensor {
+    ctx.new_tensor(ty, ne).named(name, None).input()
+}
+
+impl Inputs {
+    /// Inputs for `n_tokens` at once, `n_outputs` of which need logits.
+    pub(crate) fn new(
+        ctx: &Arc<Context>,
+        hp: &HParams,
+        entry: Entry,
+        n_tokens: usize,
+        n_outputs: usize,
+    ) -> Self {
+        Self {
+            entry: match entry {
+                Entry::Tokens => input(ctx, GgmlType::I32, &[n_tokens], "inp_tokens"),
+                Entry::Rows => input(ctx, GgmlType::F32, &[hp.n_embd, n_tokens], "inp_embd"),
+            },
+            positions: input(ctx, GgmlType::I32, &[n_tokens], "inp_pos"),
+            outputs: (n_outputs > 0 && n_outputs < n_tokens)
+                .then(|| input(ctx, GgmlType::I32, &[n_outputs], "inp_outputs")),
+            virtual_rows: None,
+        }
+    }
+}
+
+/// What attention over a KV cache reads besides.
+pub(crate) struct CacheInputs {
     /// I64 `ne = [T]`: rows of the KV cache that the tokens' keys and values are written to.
     pub(crate) cells: Tensor,
     /// F16 `ne = [N, T/S, 1, S]`: 0 or -inf.
     pub(crate) mask: Tensor,
     /// The same for sliding-window layers.
     pub(crate) window_mask: Option<Tensor>,
-    /// I32 `ne = [n_outputs]`: which tokens need logits; `None` if all do.
-    pub(crate) outputs: Option<Tensor>,
 }
 
-impl Inputs {
+impl CacheInputs {
     /// Inputs for a graph of this topology.
     pub(crate) fn new(ctx: &Arc<Context>, hp: &HParams, topology: &Topology) -> Self {
         let Topology {
             n_tokens: t,
             n_kv,
-            n_outputs,
             n_streams: s,
             ..
         } = *topology;
-        let input = |ty, ne: &[usize], name| ctx.new_tensor(ty, ne).named(name, None).input();
+        let mask = |name| input(ctx, GgmlType::F16, &[n_kv, t / s, 1, s], name);
         Self {
-            entry: match topology.entry {
-                Entry::Tokens => input(GgmlType::I32, &[t], "inp_tokens"),
-                Entry::Rows => input(GgmlType::F32, &[hp.n_embd, t], "inp_embd"),
-            },
-            positions: input(GgmlType::I32, &[t], "inp_pos"),
-            cells: input(GgmlType::I64, &[t], "inp_cells"),
-            mask: input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_mask"),
-            window_mask: (hp.window.is_some())
-                .then(|| input(GgmlType::F16, &[n_kv, t / s, 1, s], "inp_window_mask")),
-            outputs: (n_outputs > 0 && n_outputs < t)
-                .then(|| input(GgmlType::I32, &[n_outputs], "inp_outputs")),
+            cells: input(ctx, GgmlType::I64, &[t], "inp_cells"),
+            mask: mask("inp_mask"),
+            window_mask: hp.window.is_some().then(|| mask("inp_window_mask")),
         }
     }
 }

@@ -5,5 +5,5 @@ mod decoder;
 mod input;
 
 pub(crate) use builder::Builder;
-pub(crate) use decoder::{KeyValues, decoder, max_nodes};
-pub(crate) use input::{Entry, Inputs, Topology, causal_mask};
+pub(crate) use decoder::{Decoder, KeyValues, max_nodes};
+pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualRows, causal_mask, input};

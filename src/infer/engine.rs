@@ -4,7 +4,9 @@ use super::kv_cache::{Cached, KvCache, KvType};
 use super::session::{CancelToken, SessionError};
 use crate::error::Result;
 use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
-use crate::graph::{Builder, Entry, Inputs, Topology, causal_mask, decoder, max_nodes};
+use crate::graph::{
+    Builder, CacheInputs, Decoder, Entry, Inputs, Topology, causal_mask, max_nodes,
+};
 use crate::model::Model;
 use half::f16;
 use std::ops::Range;
@@ -59,6 +61,7 @@ pub(super) struct Built {
     topology: Topology,
     pub(super) graph: Graph,
     inputs: Inputs,
+    cache_inputs: CacheInputs,
     pub(super) logits: Option<Tensor>,
     /// Intermediates to be read, by name.
     pub(super) traced: Vec<(String, Tensor)>,
@@ -194,6 +197,7 @@ impl Core {
             topology,
             graph,
             inputs,
+            cache_inputs,
             ..
         } = built;
         match input {
@@ -207,13 +211,13 @@ impl Core {
                 .slice_mut(&inputs.positions)
                 .copy_from_slice(&positions);
         }
-        for (i, cell) in graph.slice_mut::<i64>(&inputs.cells).iter_mut().enumerate() {
+        for (i, cell) in graph.slice_mut::<i64>(&cache_inputs.cells).iter_mut().enumerate() {
             *cell = self.cache.row_index(0, start + i);
         }
         let masks = [
-            (Some(&inputs.mask), None),
+            (Some(&cache_inputs.mask), None),
             (
-                inputs.window_mask.as_ref(),
+                cache_inputs.window_mask.as_ref(),
                 hp.window.as_ref().map(|w| w.size),
             ),
         ];
@@ -253,24 +257,24 @@ impl Core {
         let hp = self.model.hparams();
         let nodes = max_nodes(hp);
         let ctx = Context::new(nodes, true);
-        let inputs = Inputs::new(&ctx, hp, &topology);
+        let inputs = Inputs::new(
+            &ctx,
+            hp,
+            topology.entry,
+            topology.n_tokens,
+            topology.n_outputs,
+        );
+        let cache_inputs = CacheInputs::new(&ctx, hp, &topology);
         let mut b = Builder::new(ctx.clone());
         let mut kv = Cached {
             cache: &self.cache,
             hp,
-            inputs: &inputs,
+            inputs: &cache_inputs,
             topology,
             flash: self.mode.flash,
         };
-        let logits = decoder(
-            &mut b,
-            hp,
-            self.model.weights(),
-            &inputs,
-            &topology,
-            self.mode.long_context,
-            &mut kv,
-        );
+        let decoder = Decoder::new(hp, self.model.weights(), &inputs, self.mode.long_context);
+        let logits = decoder.run(&mut b, &topology, &mut kv);
         let mut outputs = b.into_outputs();
         outputs.extend(logits.clone());
         let traced = traced
@@ -283,6 +287,7 @@ impl Core {
             topology,
             graph,
             inputs,
+            cache_inputs,
             logits,
             traced,
         })

@@ -2,7 +2,7 @@
 
 use crate::file::types::GgmlType;
 use crate::ggml::{Buffer, Context, Tensor, quantize_rows};
-use crate::graph::{Builder, Inputs, KeyValues, Topology};
+use crate::graph::{Builder, CacheInputs, KeyValues, Topology};
 use crate::model::HParams;
 use half::f16;
 use memmap2::MmapMut;
@@ -204,7 +204,7 @@ impl KvCache {
 pub(crate) struct Cached<'a> {
     pub(crate) cache: &'a KvCache,
     pub(crate) hp: &'a HParams,
-    pub(crate) inputs: &'a Inputs,
+    pub(crate) inputs: &'a CacheInputs,
     pub(crate) topology: Topology,
     pub(crate) flash: bool,
 }

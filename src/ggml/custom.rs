@@ -1,0 +1,200 @@
+//! Operations that ggml does not have, computed by kernels of ours within its graphs.
+
+use super::context::{Context, Tensor};
+use crate::file::types::GgmlType;
+use ggml_sys as sys;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// `GGML_N_TASKS_MAX`, a macro in ggml.h that the bindings leave out: as many tasks as threads.
+const ALL_THREADS: i32 = -1;
+
+/// What computes an operation. Every thread of the pool calls [`Kernel::run`] once, with its own part.
+pub(crate) trait Kernel: Send + Sync + 'static {
+    /// Computes the part of the result that belongs to `op.ith` of `op.nth`. There is no barrier within an operation: a
+    /// part must not read what another one writes.
+    fn run(&self, op: &Op<'_>);
+}
+
+/// One thread's view of an operation: operands and result.
+pub(crate) struct Op<'a> {
+    dst: &'a sys::ggml_tensor,
+    /// This thread.
+    pub(super) ith: usize,
+    /// Of so many.
+    pub(super) nth: usize,
+}
+
+/// An F32 operand, possibly a view with gaps between its rows.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    /// From the first to the last element.
+    pub(super) values: &'a [f32],
+    /// Elements per dimension.
+    pub(super) ne: [usize; 4],
+    /// Elements from one row, plane or cube to the next; the elements of a row are neighbours.
+    pub(super) stride: [usize; 4],
+}
+
+impl<'a> Operand<'a> {
+    /// Row (i1, i2) of a tensor of at most three dimensions.
+    pub(super) fn row(&self, i1: usize, i2: usize) -> &'a [f32] {
+        &self.values[i1 * self.stride[1] + i2 * self.stride[2]..][..self.ne[0]]
+    }
+
+    /// All elements of an operand without gaps.
+    pub(super) fn contiguous(&self) -> &'a [f32] {
+        assert_eq!(self.values.len(), self.ne.iter().product::<usize>());
+        self.values
+    }
+}
+
+impl<'a> Op<'a> {
+    fn src(&self, i: usize) -> &'a sys::ggml_tensor {
+        // SAFETY: the constructors below set the sources that kernels ask for; ggml keeps them alive.
+        unsafe { self.dst.src[i].as_ref() }.expect("the operation has this operand")
+    }
+
+    /// Operand `i`.
+    pub(super) fn operand(&self, i: usize) -> Operand<'a> {
+        let t = self.src(i);
+        assert_eq!(t.type_, sys::GGML_TYPE_F32);
+        assert_eq!(t.nb[0], size_of::<f32>());
+        let ne = t.ne.map(|n| n as usize);
+        let stride = t.nb.map(|n| n / size_of::<f32>());
+        let span = 1 + (0..4).map(|i| (ne[i] - 1) * stride[i]).sum::<usize>();
+        // SAFETY: the graph's allocator, or the owner of the weights, provides these elements; no part of this operation
+        // writes them (trait contract; an operation in place reads only what it writes itself).
+        let values = unsafe { std::slice::from_raw_parts(t.data.cast::<f32>(), span) };
+        Operand { values, ne, stride }
+    }
+
+    /// Operand `i`, contiguous I32.
+    pub(super) fn ids(&self, i: usize) -> &'a [i32] {
+        let t = self.src(i);
+        assert_eq!(t.type_, sys::GGML_TYPE_I32);
+        let n = t.ne.iter().product::<i64>() as usize;
+        // SAFETY: as in `operand`.
+        unsafe { std::slice::from_raw_parts(t.data.cast::<i32>(), n) }
+    }
+
+    /// Operand `i`, a matrix of any type, `ne = [K, N]`: first byte, type, bytes per row.
+    pub(super) fn matrix(&self, i: usize) -> (*const u8, GgmlType, usize, [usize; 2]) {
+        let t = self.src(i);
+        let ty = GgmlType::from_u32(t.type_).expect("weights are loaded with known types");
+        (
+            t.data.cast::<u8>().cast_const(),
+            ty,
+            t.nb[1],
+            [t.ne[0] as usize, t.ne[1] as usize],
+        )
+    }
+
+    /// First element of the contiguous F32 result.
+    pub(super) fn dst(&self) -> *mut f32 {
+        self.dst.data.cast()
+    }
+
+    /// First element of operand `i`, which the kernel writes besides its result.
+    pub(super) fn second_dst(&self, i: usize) -> *mut f32 {
+        self.src(i).data.cast()
+    }
+
+    /// Elements of the result.
+    pub(super) fn ne(&self) -> [usize; 4] {
+        self.dst.ne.map(|n| n as usize)
+    }
+
+    /// This thread's share of `n` items.
+    pub(super) fn share(&self, n: usize) -> Range<usize> {
+        n * self.ith / self.nth..n * (self.ith + 1) / self.nth
+    }
+
+    /// This thread's share of the result as `n` items of equal length: the first item's number and the elements.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) fn share_mut(&self, n: usize) -> (usize, &mut [f32]) {
+        let len = self.ne().iter().product::<usize>() / n;
+        let range = self.share(n);
+        // SAFETY: inside the result, and the shares of all threads are disjoint. A kernel asks once.
+        let items = unsafe {
+            std::slice::from_raw_parts_mut(self.dst().add(range.start * len), range.len() * len)
+        };
+        (range.start, items)
+    }
+}
+
+/// # Safety
+/// `dst` is a tensor made by [`Context::custom`] or [`Context::custom_inplace`] with data, `kernel` its kernel.
+unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel: *mut c_void) {
+    // SAFETY: the caller's promise; the context keeps the kernel.
+    let (dst, kernel) = unsafe { (&*dst, &*kernel.cast::<Box<dyn Kernel>>()) };
+    kernel.run(&Op {
+        dst,
+        ith: ith as usize,
+        nth: nth as usize,
+    });
+}
+
+impl Context {
+    /// The F32 tensor, `ne` as given, that `kernel` computes from `srcs`.
+    pub(crate) fn custom(
+        self: &Arc<Self>,
+        kernel: impl Kernel,
+        srcs: &[&Tensor],
+        ne: [usize; 4],
+    ) -> Tensor {
+        let userdata = self.keep_kernel(kernel);
+        let ne = ne.map(|n| n as i64);
+        let mut raw: Vec<_> = srcs.iter().map(|t| t.raw()).collect();
+        // SAFETY: valid descriptions; the context keeps the kernel as long as the tensor.
+        self.build(srcs, |c| unsafe {
+            sys::ggml_custom_4d(
+                c,
+                GgmlType::F32 as u32,
+                ne[0],
+                ne[1],
+                ne[2],
+                ne[3],
+                raw.as_mut_ptr(),
+                raw.len() as i32,
+                Some(run),
+                ALL_THREADS,
+                userdata,
+            )
+        })
+    }
+
+    /// As [`Context::custom`], but the result takes the memory of `a`, which nothing else may read any more. Operand 0 is
+    /// `a`, the others follow.
+    pub(crate) fn custom_inplace(
+        self: &Arc<Self>,
+        kernel: impl Kernel,
+        a: &Tensor,
+        srcs: &[&Tensor],
+    ) -> Tensor {
+        let userdata = self.keep_kernel(kernel);
+        let mut raw: Vec<_> = srcs.iter().map(|t| t.raw()).collect();
+        let mut all = vec![a];
+        all.extend(srcs);
+        // SAFETY: as in `custom`.
+        self.build(&all, |c| unsafe {
+            sys::ggml_custom_inplace(
+                c,
+                a.raw(),
+                raw.as_mut_ptr(),
+                raw.len() as i32,
+                Some(run),
+                ALL_THREADS,
+                userdata,
+            )
+        })
+    }
+
+    fn keep_kernel(&self, kernel: impl Kernel) -> *mut c_void {
+        let kernel: Arc<Box<dyn Kernel>> = Arc::new(Box::new(kernel));
+        let userdata = Arc::as_ptr(&kernel).cast_mut().cast();
+        self.keep(kernel);
+        userdata
+    }
+}
