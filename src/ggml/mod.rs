@@ -7,6 +7,8 @@
 mod context;
 mod cpu;
 mod graph;
+#[allow(dead_code, reason = "used by the training graph")]
+pub(crate) mod kernels;
 pub(crate) mod log;
 mod memory;
 mod quant;

@@ -1,0 +1,8 @@
+//! Compute kernels for training through frozen weights, where ggml has none: products of a quantized matrix's transpose,
+//! and what attention's backward pass is made of.
+//!
+//! Results do not depend on how work is cut into tiles, chunks or threads: every element is one fixed chain of
+//! operations.
+
+pub(crate) mod exp;
+pub(crate) mod gemm;
