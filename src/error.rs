@@ -8,6 +8,7 @@ use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
 use crate::model::ModelError;
 use crate::model::vocab::VocabError;
+use crate::train::TrainError;
 use std::path::{Path, PathBuf};
 
 /// Result of every fallible function of this crate.
@@ -51,6 +52,9 @@ pub enum Error {
     /// A stop string is not usable.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// Training was refused or stopped.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// The operating system refused to read or write `path`.
     #[error("{}: {source}", path.display())]
     Io {

@@ -10,6 +10,7 @@
 //! # Ok::<(), ggraft::Error>(())
 //! ```
 
+mod arrange;
 mod compiled;
 mod concat;
 mod error;
@@ -19,6 +20,7 @@ mod peft;
 mod rows;
 mod template;
 
+pub(crate) use arrange::{Item, arrange};
 pub use concat::concat;
 pub use error::AdapterError;
 pub use format::FORMAT_VERSION;

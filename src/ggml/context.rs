@@ -53,6 +53,11 @@ impl Tensor {
         Arc::ptr_eq(&self.ctx, ctx)
     }
 
+    /// Tells tensors of one context apart.
+    pub(crate) fn id(&self) -> usize {
+        self.raw.as_ptr() as usize
+    }
+
     /// Elements per dimension, fastest first.
     pub(crate) fn ne(&self) -> [usize; 4] {
         self.get().ne.map(|n| n as usize)
@@ -124,6 +129,23 @@ pub(crate) enum RopeKind {
     /// (i, i + n_rot/2), GPT-NeoX and Hugging Face.
     Neox,
 }
+
+/// `ggml_rope_ext` and its derivative.
+type RopeFn = unsafe extern "C" fn(
+    *mut sys::ggml_context,
+    *mut sys::ggml_tensor,
+    *mut sys::ggml_tensor,
+    *mut sys::ggml_tensor,
+    i32,
+    i32,
+    i32,
+    f32,
+    f32,
+    f32,
+    f32,
+    f32,
+    f32,
+) -> *mut sys::ggml_tensor;
 
 /// Parameters of a rotary embedding, as `ggml_rope_ext` takes them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -309,6 +331,12 @@ impl Context {
         })
     }
 
+    /// The rows of `a`, then those of `b`: `ne = [n, T]` and [n, U] -> [n, T + U].
+    pub(crate) fn concat_rows(self: &Arc<Self>, a: &Tensor, b: &Tensor) -> Tensor {
+        // SAFETY: valid descriptions of equal width.
+        self.build(&[a, b], |c| unsafe { sys::ggml_concat(c, a.raw(), b.raw(), 1) })
+    }
+
     /// Dimension i of `a` becomes dimension `axes[i]`.
     pub(crate) fn permute(self: &Arc<Self>, a: &Tensor, axes: [i32; 4]) -> Tensor {
         // SAFETY: valid description, a permutation of 0..4.
@@ -325,6 +353,28 @@ impl Context {
         factors: Option<&Tensor>,
         r: &Rope,
     ) -> Tensor {
+        self.rotate(sys::ggml_rope_ext, a, pos, factors, r)
+    }
+
+    /// The derivative of [`Context::rope`]: rotates the gradient back.
+    pub(crate) fn rope_back(
+        self: &Arc<Self>,
+        dy: &Tensor,
+        pos: &Tensor,
+        factors: Option<&Tensor>,
+        r: &Rope,
+    ) -> Tensor {
+        self.rotate(sys::ggml_rope_ext_back, dy, pos, factors, r)
+    }
+
+    fn rotate(
+        self: &Arc<Self>,
+        direction: RopeFn,
+        a: &Tensor,
+        pos: &Tensor,
+        factors: Option<&Tensor>,
+        r: &Rope,
+    ) -> Tensor {
         let mode = match r.kind {
             RopeKind::Interleaved => 0,
             RopeKind::Neox => ROPE_TYPE_NEOX,
@@ -333,7 +383,7 @@ impl Context {
         srcs.extend(factors);
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&srcs, |c| unsafe {
-            sys::ggml_rope_ext(
+            direction(
                 c,
                 a.raw(),
                 pos.raw(),

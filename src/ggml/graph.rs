@@ -42,6 +42,46 @@ impl Drop for GraphMemory {
     }
 }
 
+/// A graph without memory: what is to be computed, in which order.
+pub(crate) struct GraphShape {
+    ctx: Arc<Context>,
+    raw: NonNull<sys::ggml_cgraph>,
+}
+
+impl GraphShape {
+    /// The graph that computes `outputs`, in this order, whose descriptions (at most `max_nodes`) lie in `ctx`.
+    pub(crate) fn new(ctx: Arc<Context>, max_nodes: usize, outputs: &[Tensor]) -> Self {
+        // SAFETY: the arena was sized for a graph of `max_nodes` (Context::new with_graph); outputs belong to it.
+        let raw = unsafe {
+            let raw = sys::ggml_new_graph_custom(ctx.raw(), max_nodes, false);
+            for t in outputs {
+                assert!(t.belongs_to(&ctx));
+                sys::ggml_build_forward_expand(raw, t.raw());
+            }
+            raw
+        };
+        let raw = NonNull::new(raw).expect("the arena has room for the graph");
+        Self { ctx, raw }
+    }
+
+    /// Bytes that the graph's inputs and intermediate results take at most at one time.
+    pub(crate) fn memory_needed(&self) -> usize {
+        let memory = GraphMemory::new();
+        let mut bytes = 0;
+        // SAFETY: a complete graph without memory, planned by an allocator of its own; one buffer, one size.
+        unsafe {
+            sys::ggml_gallocr_reserve_n_size(
+                memory.raw.as_ptr(),
+                self.raw.as_ptr(),
+                std::ptr::null(),
+                std::ptr::null(),
+                &mut bytes,
+            );
+        }
+        bytes
+    }
+}
+
 /// A built graph. Owns the memory of its intermediate results, so tensor data is only reachable through it.
 pub(crate) struct Graph {
     ctx: Arc<Context>,
@@ -61,23 +101,22 @@ struct Plan {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// The graph that computes `outputs`, in this order, whose descriptions (at most `max_nodes`) lie in `ctx`.
+    /// As [`GraphShape::new`], with memory.
     pub(crate) fn new(
         ctx: Arc<Context>,
         max_nodes: usize,
         outputs: &[Tensor],
+        memory: GraphMemory,
+    ) -> Result<Self, ComputeError> {
+        Self::allocate(GraphShape::new(ctx, max_nodes, outputs), memory)
+    }
+
+    /// Gives a graph its memory.
+    pub(crate) fn allocate(
+        shape: GraphShape,
         mut memory: GraphMemory,
     ) -> Result<Self, ComputeError> {
-        // SAFETY: the arena was sized for a graph of `max_nodes` (Context::new with_graph); outputs belong to it.
-        let raw = unsafe {
-            let raw = sys::ggml_new_graph_custom(ctx.raw(), max_nodes, false);
-            for t in outputs {
-                assert!(t.belongs_to(&ctx));
-                sys::ggml_build_forward_expand(raw, t.raw());
-            }
-            raw
-        };
-        let raw = NonNull::new(raw).expect("the arena has room for the graph");
+        let GraphShape { ctx, raw } = shape;
         // SAFETY: a complete graph; `memory` is exclusively ours.
         if !unsafe { sys::ggml_gallocr_alloc_graph(memory.raw.as_mut(), raw.as_ptr()) } {
             return Err(ComputeError::OutOfMemory);

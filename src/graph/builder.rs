@@ -1,8 +1,10 @@
 //! The verbs that the decoder is written in. All graph building goes through here, so that what runs can also be trained:
-//! a verb is the place where its derivative will be recorded.
+//! while recording, each verb puts its derivative on the tape.
 
-use crate::ggml::{Context, Rope, Tensor};
+use super::tape::Tape;
+use crate::ggml::{Activated, Context, Gate, Rope, Spans, Tensor};
 use crate::model::{Activation, Layer, Linear, Norm, NormKind};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Builds one graph in one context.
@@ -10,6 +12,8 @@ pub(crate) struct Builder {
     ctx: Arc<Context>,
     /// What must be computed, in this order: writes to the KV cache come before the reads that depend on them.
     outputs: Vec<Tensor>,
+    /// While recording.
+    tape: RefCell<Option<Tape>>,
 }
 
 impl Builder {
@@ -18,6 +22,7 @@ impl Builder {
         Self {
             ctx,
             outputs: Vec::new(),
+            tape: RefCell::new(None),
         }
     }
 
@@ -36,20 +41,51 @@ impl Builder {
         self.outputs
     }
 
+    /// Starts recording: what is built from now on can be differentiated with respect to `variables`.
+    pub(crate) fn record<'a>(&mut self, variables: impl IntoIterator<Item = &'a Tensor>) {
+        self.tape.replace(Some(Tape::new(variables)));
+    }
+
+    /// Ends recording.
+    ///
+    /// # Panics
+    /// If nothing is being recorded.
+    pub(crate) fn recorded(&mut self) -> Tape {
+        self.tape.take().expect("recording was started")
+    }
+
+    fn note(
+        &self,
+        operands: &[&Tensor],
+        result: &Tensor,
+        vjp: impl FnOnce(&Arc<Context>, &Tensor) -> Vec<Tensor> + 'static,
+    ) {
+        if let Some(tape) = &mut *self.tape.borrow_mut() {
+            tape.record(operands, result, vjp);
+        }
+    }
+
     /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
         let y = self.ctx.mul_mat(&l.w, x);
-        match &l.b {
+        let y = match &l.b {
             Some(b) => self.ctx.add(&y, b),
             None => y,
-        }
+        };
+        let w = l.mapped().clone();
+        self.note(&[x], &y, move |c, dy| vec![c.mul_mat_back(&w, dy)]);
+        y
     }
 
     /// Norm over rows, then weight and bias.
     pub(crate) fn norm(&self, kind: NormKind, eps: f32, n: &Norm, x: &Tensor) -> Tensor {
         let y = self.scaled_norm(kind, eps, &n.w, x);
         match &n.b {
-            Some(b) => self.ctx.add(&y, b),
+            Some(b) => {
+                let z = self.ctx.add(&y, b);
+                self.note(&[&y], &z, |_, dz| vec![dz.clone()]);
+                z
+            }
             None => y,
         }
     }
@@ -66,21 +102,29 @@ impl Builder {
             NormKind::Rms => self.ctx.rms_norm(x, eps),
             NormKind::Layer => self.ctx.norm(x, eps),
         };
-        self.ctx.mul(&y, weight)
+        let y = self.ctx.mul(&y, weight);
+        let (input, weight) = (x.clone(), weight.clone());
+        self.note(&[x], &y, move |c, dy| {
+            vec![c.norm_back(kind == NormKind::Layer, eps, &input, &weight, dy)]
+        });
+        y
     }
 
     /// `a + b`.
     pub(crate) fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        self.ctx.add(a, b)
+        let y = self.ctx.add(a, b);
+        self.note(&[a, b], &y, |_, dy| vec![dy.clone(), dy.clone()]);
+        y
     }
 
     /// `s * x`; nothing for s = 1.
     pub(crate) fn scale(&self, x: &Tensor, s: f32) -> Tensor {
         if s == 1.0 {
-            x.clone()
-        } else {
-            self.ctx.scale(x, s)
+            return x.clone();
         }
+        let y = self.ctx.scale(x, s);
+        self.note(&[x], &y, move |c, dy| vec![c.scale(dy, s)]);
+        y
     }
 
     /// `cap * tanh(s * x / cap)`, or `s * x` without a cap (0).
@@ -89,12 +133,33 @@ impl Builder {
             return self.scale(x, s);
         }
         let y = self.ctx.tanh(&self.ctx.scale(x, s / cap));
-        self.ctx.scale(&y, cap)
+        let y = self.ctx.scale(&y, cap);
+        let capped = y.clone();
+        self.note(&[x], &y, move |c, dy| {
+            vec![c.softcap_back(s, cap, &capped, dy)]
+        });
+        y
     }
 
-    /// Rows of a table, as F32.
+    /// Rows of a table, as F32: table `ne = [D, V]`, ids I32 `ne = [T]` -> `ne = [D, T]`.
     pub(crate) fn get_rows(&self, table: &Tensor, ids: &Tensor) -> Tensor {
-        self.ctx.get_rows(table, ids)
+        let y = self.ctx.get_rows(table, ids);
+        let (n, ids) = (table.ne()[1], ids.clone());
+        self.note(&[table], &y, move |c, dy| {
+            vec![c.sum_rows_by_id(dy, &ids, n)]
+        });
+        y
+    }
+
+    /// Virtual tokens among real ones: x `ne = [D, T]`, values `ne = [D, P]`, slots I32 `ne = [T]` (-1: the real one).
+    pub(crate) fn place_rows(&self, x: &Tensor, values: &Tensor, slots: &Tensor) -> Tensor {
+        let y = self.ctx.place_rows(x, values, slots);
+        let (n, slots) = (values.ne()[1], slots.clone());
+        // Embeddings of real tokens are frozen, so nothing asks for the gradient of x.
+        self.note(&[values], &y, move |c, dy| {
+            vec![c.sum_rows_by_id(dy, &slots, n)]
+        });
+        y
     }
 
     /// Rotary embedding of heads: x `ne = [d, H, T]`.
@@ -105,58 +170,113 @@ impl Builder {
         factors: Option<&Tensor>,
         rope: &Rope,
     ) -> Tensor {
-        self.ctx.rope(x, pos, factors, rope)
+        let y = self.ctx.rope(x, pos, factors, rope);
+        let (pos, factors, rope) = (pos.clone(), factors.cloned(), *rope);
+        self.note(&[x], &y, move |c, dy| {
+            vec![c.rope_back(dy, &pos, factors.as_ref(), &rope)]
+        });
+        y
     }
 
     /// Splits rows into heads: `ne = [H d, T]` -> [d, H, T].
     pub(crate) fn heads(&self, x: &Tensor, head_dim: usize) -> Tensor {
         let [width, t, ..] = x.ne();
-        self.view_heads(x, head_dim, width / head_dim, t, 0)
-    }
-
-    /// `n_head` heads that start `offset` values into each row: `ne = [W, T]` -> [d, n_head, T].
-    pub(crate) fn view_heads(
-        &self,
-        x: &Tensor,
-        head_dim: usize,
-        n_head: usize,
-        t: usize,
-        offset: usize,
-    ) -> Tensor {
         let size = size_of::<f32>();
         let nb = [head_dim * size, x.nb()[1], x.nb()[1] * t];
-        self.ctx
-            .view(x, [head_dim, n_head, t, 1], nb, offset * size)
+        let y = self
+            .ctx
+            .view(x, [head_dim, width / head_dim, t, 1], nb, 0);
+        self.note(&[x], &y, move |c, dy| vec![c.reshape(dy, &[width, t])]);
+        y
     }
 
     /// `width` values that start `offset` values into each row: `ne = [W, T]` -> [width, T].
     pub(crate) fn view_columns(&self, x: &Tensor, width: usize, offset: usize) -> Tensor {
-        let t = x.ne()[1];
+        let [all, t, ..] = x.ne();
         let nb = x.nb();
-        self.ctx.view(
+        let y = self.ctx.view(
             x,
             [width, t, 1, 1],
             [nb[1], nb[1] * t, nb[1] * t],
             offset * size_of::<f32>(),
-        )
+        );
+        self.note(&[x], &y, move |c, dy| vec![c.pad_columns(dy, all, offset)]);
+        y
     }
 
     /// The feed-forward network behind its norm: x `ne = [D, T]` -> `ne = [D, T]`.
     pub(crate) fn feed_forward(&self, activation: Activation, layer: &Layer, x: &Tensor) -> Tensor {
         let up = self.linear(&layer.ffn_up, x);
         let h = match (activation, &layer.ffn_gate) {
-            (Activation::Gelu, _) => self.ctx.gelu(&up),
-            (Activation::SwiGlu, Some(gate)) => self.ctx.swiglu(&self.linear(gate, x), &up),
-            (Activation::SwiGlu, None) => self.ctx.swiglu_fused(&up),
-            (Activation::GeGlu, Some(gate)) => self.ctx.geglu(&self.linear(gate, x), &up),
+            (Activation::Gelu, _) => {
+                let h = self.ctx.gelu(&up);
+                let input = up.clone();
+                self.note(&[&up], &h, move |c, dh| {
+                    vec![c.activation_back(Activated::Gelu, &input, dh)]
+                });
+                h
+            }
+            (Activation::SwiGlu, None) => {
+                let h = self.ctx.swiglu_fused(&up);
+                let both = up.clone();
+                self.note(&[&up], &h, move |c, dh| {
+                    vec![c.gated_back(Activated::Silu, Gate::Fused(&both), dh).0]
+                });
+                h
+            }
+            (Activation::SwiGlu, Some(gate)) => {
+                let gate = self.linear(gate, x);
+                let h = self.ctx.swiglu(&gate, &up);
+                self.note_gated(Activated::Silu, &gate, &up, &h);
+                h
+            }
+            (Activation::GeGlu, Some(gate)) => {
+                let gate = self.linear(gate, x);
+                let h = self.ctx.geglu(&gate, &up);
+                self.note_gated(Activated::Gelu, &gate, &up, &h);
+                h
+            }
             (Activation::GeGlu, None) => unreachable!("weights are loaded with a gate"),
         };
         self.linear(&layer.ffn_down, &h)
     }
 
+    fn note_gated(&self, f: Activated, gate: &Tensor, up: &Tensor, h: &Tensor) {
+        let (g, u) = (gate.clone(), up.clone());
+        self.note(&[gate, up], h, move |c, dh| {
+            let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh);
+            vec![dgate, dup.expect("two operands")]
+        });
+    }
+
+    /// Attention over packed rows, for training: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and values
+    /// `ne = [d, Hk, P]` -> `ne = [H d, T]`.
+    pub(crate) fn packed_attention(
+        &self,
+        spans: &Arc<Spans>,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        prefix: Option<(&Tensor, &Tensor)>,
+    ) -> Tensor {
+        let y = self.ctx.packed_attention(spans, q, k, v, prefix);
+        let mut operands = vec![q, k, v];
+        operands.extend(prefix.map(|p| [p.0, p.1]).into_iter().flatten());
+        let kept: Vec<Tensor> = operands.iter().map(|&t| t.clone()).collect();
+        let spans = spans.clone();
+        self.note(&operands, &y, move |c, dy| {
+            let prefix = kept.get(3).zip(kept.get(4));
+            let grads = c.packed_attention_back(&spans, &kept[0], &kept[1], &kept[2], prefix, dy);
+            let mut parts = vec![grads.q, grads.k, grads.v];
+            parts.extend(grads.prefix.map(|p| [p.0, p.1]).into_iter().flatten());
+            parts
+        });
+        y
+    }
+
     /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads, each of S streams on its own:
     /// q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]` -> `ne = [H d, T S]`.
-    /// `flash` selects the fused kernel. `softcap` 0 is none.
+    /// `flash` selects the fused kernel. `softcap` 0 is none. For inference only: it is not recorded.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn attention(
         &self,

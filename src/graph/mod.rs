@@ -3,7 +3,9 @@
 mod builder;
 mod decoder;
 mod input;
+mod tape;
 
 pub(crate) use builder::Builder;
 pub(crate) use decoder::{Decoder, KeyValues, max_nodes};
+pub(crate) use tape::Tape;
 pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualRows, causal_mask, input};

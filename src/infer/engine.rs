@@ -30,13 +30,6 @@ impl Mode {
     }
 }
 
-/// Whether a session of `n_ctx` positions takes LongRoPE's factors for contexts beyond the original one.
-pub(super) fn has_long_context(model: &Model, n_ctx: usize) -> bool {
-    let (hp, w) = (model.hparams(), model.weights());
-    (w.rope_long.is_some() || w.rope_short.is_some())
-        && hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig)
-}
-
 /// Attention reads cells in steps of this many, so that one decode graph serves as many tokens.
 const KV_BUCKET: usize = 256;
 

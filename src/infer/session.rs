@@ -1,9 +1,9 @@
 //! A session: one text, one adapter, on a model that others share.
 
-use super::engine::{Core, Input, Mode, has_long_context};
+use super::engine::{Core, Input, Mode};
 use super::kv_block::KvBlock;
 use super::kv_cache::KvType;
-use crate::adapter::{Adapter, Payload, Piece};
+use crate::adapter::{Adapter, Item, Payload, arrange};
 use crate::error::Result;
 use crate::ggml::GraphMemory;
 use crate::model::Model;
@@ -220,34 +220,8 @@ struct Segment {
     prompt: bool,
 }
 
-/// A piece of input in computing order.
-enum Item {
-    Tokens(Vec<i32>),
-    /// Rows of the adapter's virtual tokens.
-    Virtual(Range<usize>),
-}
-
 /// Called with a token and its logits, `ne = [V]`.
 type EachLogits<'a> = &'a mut dyn FnMut(i32, &[f32]);
-
-impl Item {
-    /// Positions that it takes.
-    fn len(&self) -> usize {
-        match self {
-            Self::Tokens(tokens) => tokens.len(),
-            Self::Virtual(rows) => rows.len(),
-        }
-    }
-}
-
-/// Appends tokens, joined with those before them so that they are computed in one step.
-fn push_tokens(items: &mut Vec<Item>, tokens: &[i32]) {
-    match items.last_mut() {
-        _ if tokens.is_empty() => {}
-        Some(Item::Tokens(before)) => before.extend_from_slice(tokens),
-        _ => items.push(Item::Tokens(tokens.to_vec())),
-    }
-}
 
 /// One text with at most one adapter. Many sessions can work on one model at once, each from its own thread.
 pub struct Session {
@@ -337,7 +311,7 @@ impl Session {
         let mode = Mode {
             ty: options.kv_type,
             flash,
-            long_context: has_long_context(model, n_ctx),
+            long_context: model.has_long_context(n_ctx),
         };
         let mut core = Core::new(model, mode, n_ctx, model.pool(n_threads))?;
         core.n_batch = options.n_batch;
@@ -619,13 +593,6 @@ impl Session {
         tokens: &[i32],
         first: bool,
     ) -> Result<Vec<Item>> {
-        let vocab = self.core.model.vocab();
-        let bos = if first && vocab.add_bos() {
-            vocab.bos()
-        } else {
-            None
-        };
-        let mut items = Vec::new();
         let template = match attached {
             Some(Attached {
                 adapter,
@@ -633,27 +600,7 @@ impl Session {
             }) if first => adapter.template(),
             _ => None,
         };
-        let Some(template) = template else {
-            push_tokens(&mut items, bos.as_slice());
-            push_tokens(&mut items, tokens);
-            return Ok(items);
-        };
-        if !template.places_bos() {
-            push_tokens(&mut items, bos.as_slice());
-        }
-        let mut row = 0;
-        for piece in template.pieces() {
-            match piece {
-                Piece::Bos => push_tokens(&mut items, vocab.bos().as_slice()),
-                Piece::Text(text) => push_tokens(&mut items, &vocab.tokenize(text, false, true)?),
-                Piece::Prompt => push_tokens(&mut items, tokens),
-                Piece::Virtual(n) => {
-                    items.push(Item::Virtual(row..row + n));
-                    row += n;
-                }
-            }
-        }
-        Ok(items)
+        arrange(self.core.model.vocab(), template, tokens, first)
     }
 
     /// Computes tokens as they are; logits of the last one are kept.

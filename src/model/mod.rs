@@ -269,6 +269,13 @@ impl Model {
         &self.0.hp
     }
 
+    /// Whether texts of up to `n_ctx` positions take LongRoPE's factors for contexts beyond the original one.
+    pub(crate) fn has_long_context(&self, n_ctx: usize) -> bool {
+        let (hp, w) = (self.hparams(), self.weights());
+        (w.rope_long.is_some() || w.rope_short.is_some())
+            && hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig)
+    }
+
     pub(crate) fn weights(&self) -> &Weights {
         &self.0.weights
     }

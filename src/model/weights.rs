@@ -16,8 +16,17 @@ use std::sync::Arc;
 pub(crate) struct Linear {
     /// `ne = [inputs, outputs]`, any type that ggml multiplies.
     pub(crate) w: Tensor,
+    /// The weights as they lie in the file, where `w` is a repacked copy.
+    mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
+}
+
+impl Linear {
+    /// The weights as they lie in the file, `ne = [inputs, outputs]`.
+    pub(crate) fn mapped(&self) -> &Tensor {
+        self.mapped.as_ref().unwrap_or(&self.w)
+    }
 }
 
 /// Weight and bias of a norm, F32 `ne = [D]` (or the shapes of a q/k norm).
@@ -96,8 +105,8 @@ impl Weights {
         hp: &HParams,
         repack: bool,
     ) -> Result<Self, ModelError> {
-        // The output may exist twice (mapped for token rows, repacked for products).
-        let ctx = Context::new(file.tensors().count() + 1, false);
+        // Matrices may exist twice (mapped and repacked), the output three times.
+        let ctx = Context::new(2 * file.tensors().count() + 1, false);
         let buffers = file
             .parts()
             .iter()
@@ -136,9 +145,10 @@ impl Weights {
         let output = if l.has("output.weight") {
             l.linear("output", [d, n_vocab])?
         } else {
-            let w = l.matrix("token_embd.weight", [d, n_vocab])?;
+            let (w, mapped) = l.matrix("token_embd.weight", [d, n_vocab])?;
             Linear {
                 w,
+                mapped,
                 b: l.vector("output.bias", &[n_vocab], Need::Optional)?,
             }
         };
@@ -237,21 +247,23 @@ impl Loader<'_> {
         self.claim(name, &ne, multiplies)
     }
 
-    /// A matrix for products, repacked if asked for and possible.
-    fn matrix(&mut self, name: &str, ne: [usize; 2]) -> Result<Tensor, ModelError> {
+    /// A matrix for products, repacked if asked for and possible; then the one in the map comes second.
+    fn matrix(
+        &mut self,
+        name: &str,
+        ne: [usize; 2],
+    ) -> Result<(Tensor, Option<Tensor>), ModelError> {
+        let mapped = self.claim(name, &ne, multiplies)?;
         if self.repack
             && let Some(&(part, info)) = self.tensors.get(name)
-            && [info.ne[0] as usize, info.ne[1] as usize] == ne
-            && info.n_dims == 2
             && let Some(layout) = repackable(info.ty, ne)
         {
             let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
             let bytes = &self.file.parts()[part].bytes()[info.range.clone()];
             self.to_repack.push((layout, tensor.clone(), bytes));
-            self.claimed.insert(name.to_owned());
-            return Ok(tensor);
+            return Ok((tensor, Some(mapped)));
         }
-        self.claim(name, &ne, multiplies)
+        Ok((mapped, None))
     }
 
     /// Repacks what was put off, one buffer per layout; returns the bytes they take.
@@ -286,9 +298,9 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: &str, ne: [usize; 2]) -> Result<Linear, ModelError> {
-        let w = self.matrix(&format!("{name}.weight"), ne)?;
+        let (w, mapped) = self.matrix(&format!("{name}.weight"), ne)?;
         let b = self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?;
-        Ok(Linear { w, b })
+        Ok(Linear { w, mapped, b })
     }
 
     fn norm(&mut self, name: &str, width: usize, need: Need) -> Result<Option<Norm>, ModelError> {

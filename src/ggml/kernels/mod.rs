@@ -6,3 +6,6 @@
 
 pub(crate) mod exp;
 pub(crate) mod gemm;
+
+pub(crate) use exp::{exp, exp_sub_sum};
+pub(crate) use gemm::gemm;

@@ -1,0 +1,157 @@
+//! Rows of text packed into one sequence: no padding, and what all rows begin with is computed once.
+
+use std::ops::Range;
+
+/// What stands at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// A token id.
+    Token(i32),
+    /// A virtual token.
+    Virtual(usize),
+}
+
+/// What should follow a position: a distribution over tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Target {
+    /// Index of the position in its sequence.
+    pub(crate) at: usize,
+    /// Token ids and probabilities; one with probability 1 for a plain target.
+    pub(crate) tokens: Vec<(i32, f32)>,
+}
+
+/// One row, ready to be computed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sequence {
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) targets: Vec<Target>,
+    /// Factor of the row in the loss.
+    pub(crate) weight: f32,
+}
+
+impl Sequence {
+    /// What its targets add to the loss's denominator.
+    pub(crate) fn mass(&self) -> f64 {
+        f64::from(self.weight) * self.targets.len() as f64
+    }
+}
+
+/// Sequences in one graph. Tokens 0..shared are what all sequences begin with; the rest of each follows.
+pub(crate) struct Packed {
+    pub(crate) slots: Vec<Slot>,
+    /// Position of each token, without the prefix.
+    pub(crate) positions: Vec<usize>,
+    pub(crate) shared: usize,
+    /// Own tokens of each sequence.
+    pub(crate) rows: Vec<Range<usize>>,
+    /// Tokens whose logits are wanted, in any order, possibly more than once.
+    pub(crate) outputs: Vec<usize>,
+    /// What they should say.
+    pub(crate) targets: Vec<Vec<(i32, f32)>>,
+    /// Weight of each, not normalized.
+    pub(crate) weights: Vec<f32>,
+}
+
+impl Packed {
+    /// Packs sequences, none of them empty.
+    pub(crate) fn new(sequences: &[&Sequence]) -> Self {
+        let shared = shared_start(sequences);
+        let mut packed = Self {
+            slots: sequences[0].slots[..shared].to_vec(),
+            positions: (0..shared).collect(),
+            shared,
+            rows: Vec::new(),
+            outputs: Vec::new(),
+            targets: Vec::new(),
+            weights: Vec::new(),
+        };
+        for s in sequences {
+            let start = packed.slots.len();
+            packed.slots.extend_from_slice(&s.slots[shared..]);
+            packed.positions.extend(shared..s.slots.len());
+            packed.rows.push(start..packed.slots.len());
+            for target in &s.targets {
+                packed.outputs.push(if target.at < shared {
+                    target.at
+                } else {
+                    start + target.at - shared
+                });
+                packed.targets.push(target.tokens.clone());
+                packed.weights.push(s.weight);
+            }
+        }
+        packed
+    }
+
+    /// T.
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Most tokens with a probability in any target.
+    pub(crate) fn n_choices(&self) -> usize {
+        self.targets.iter().map(Vec::len).max().unwrap_or(1)
+    }
+}
+
+/// Slots that all sequences begin with; every sequence keeps at least one of its own.
+fn shared_start(sequences: &[&Sequence]) -> usize {
+    let (first, rest) = sequences.split_first().expect("a batch has a sequence");
+    if rest.is_empty() {
+        return 0;
+    }
+    let shortest = sequences.iter().map(|s| s.slots.len()).min().unwrap_or(1);
+    (0..shortest - 1)
+        .find(|&i| rest.iter().any(|s| s.slots[i] != first.slots[i]))
+        .unwrap_or(shortest - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(tokens: &[i32], targets: &[usize], weight: f32) -> Sequence {
+        Sequence {
+            slots: tokens.iter().map(|&id| Slot::Token(id)).collect(),
+            targets: targets
+                .iter()
+                .map(|&at| Target {
+                    at,
+                    tokens: vec![(tokens.get(at + 1).copied().unwrap_or(9), 1.0)],
+                })
+                .collect(),
+            weight,
+        }
+    }
+
+    #[test]
+    fn what_all_rows_begin_with_is_there_once() {
+        let (a, b) = (
+            sequence(&[1, 2, 3, 4], &[1, 2], 1.0),
+            sequence(&[1, 2, 5], &[1], 0.5),
+        );
+        let p = Packed::new(&[&a, &b]);
+        assert_eq!(p.shared, 2);
+        assert_eq!(
+            p.slots,
+            [1, 2, 3, 4, 5].map(Slot::Token)
+        );
+        assert_eq!(p.positions, [0, 1, 2, 3, 2]);
+        assert_eq!(p.rows, [2..4, 4..5]);
+        // Both rows have a target behind the shared token 1, with different tokens.
+        assert_eq!(p.outputs, [1, 2, 1]);
+        assert_eq!(
+            p.targets,
+            [vec![(3, 1.0)], vec![(4, 1.0)], vec![(5, 1.0)]]
+        );
+        assert_eq!(p.weights, [1.0, 1.0, 0.5]);
+    }
+
+    #[test]
+    fn equal_rows_keep_a_token_each_and_one_row_shares_nothing() {
+        let a = sequence(&[1, 2], &[0], 1.0);
+        let p = Packed::new(&[&a, &a]);
+        assert_eq!((p.shared, p.rows), (1, vec![1..2, 2..3]));
+        assert_eq!(Packed::new(&[&a]).shared, 0);
+    }
+}

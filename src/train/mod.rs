@@ -1,0 +1,16 @@
+//! Training of adapters on a frozen, quantized base.
+
+mod batch;
+mod pass;
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The cancel token was raised.
+    #[error("cancelled")]
+    Cancelled,
+    /// Memory ran out.
+    #[error("out of memory: use smaller batches, shorter rows or a smaller memory budget")]
+    OutOfMemory,
+}
