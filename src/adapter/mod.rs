@@ -26,6 +26,7 @@ pub use error::AdapterError;
 pub use format::FORMAT_VERSION;
 pub use library::Library;
 pub use peft::{ImportOptions, export_peft, import_peft};
+pub(crate) use peft::{prefix_from_peft, prefix_to_peft};
 pub use rows::{Precision, Rows};
 pub use template::{Piece, Template, TemplateError};
 

@@ -216,7 +216,7 @@ fn compose_task(
 }
 
 /// W `ne = [2*L*Hk*d, P]` to per-layer rows: K[l][t] = W[t][2l * Hk*d..], V[l][t] = W[t][(2l+1) * Hk*d..].
-fn prefix_from_peft(values: &[f32], base: &BaseShape) -> Result<Payload, AdapterError> {
+pub(crate) fn prefix_from_peft(values: &[f32], base: &BaseShape) -> Result<Payload, AdapterError> {
     let (width, order) = (base.kv_width(), key_order(base)?);
     let take = |slot: usize, order: &dyn Fn(usize) -> usize| {
         let rows = values
@@ -242,7 +242,7 @@ fn prefix_from_peft(values: &[f32], base: &BaseShape) -> Result<Payload, Adapter
 }
 
 /// The inverse of [`prefix_from_peft`].
-fn prefix_to_peft(layers: &[PrefixLayer], base: &BaseShape) -> Result<Vec<f32>, AdapterError> {
+pub(crate) fn prefix_to_peft(layers: &[PrefixLayer], base: &BaseShape) -> Result<Vec<f32>, AdapterError> {
     let (width, order) = (base.kv_width(), key_order(base)?);
     let row_width = 2 * layers.len() * width;
     let mut out = vec![0.0; row_width * layers[0].k.n_rows()];

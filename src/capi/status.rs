@@ -7,6 +7,7 @@ use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
 use crate::model::ModelError;
 use crate::model::vocab::VocabError;
+use crate::train::TrainError;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -133,6 +134,10 @@ fn class(error: &Error) -> ggraft_status {
             | SamplerError::LogitCount { .. } => GGRAFT_ERROR_ARGUMENT,
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
+        Error::Train(e) => match e {
+            TrainError::Cancelled => GGRAFT_ERROR_CANCELLED,
+            TrainError::OutOfMemory => GGRAFT_ERROR_MEMORY,
+        },
         Error::Io { .. } => GGRAFT_ERROR_IO,
     }
 }

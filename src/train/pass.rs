@@ -446,3 +446,67 @@ impl Passes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelOptions;
+    use crate::adapter::{ImportOptions, Payload, import_peft, prefix_to_peft, PrefixLayer, Rows};
+    use crate::train::batch::{Sequence, Target};
+    use safetensors::SafeTensors;
+    use std::path::Path;
+
+    fn f32s(bytes: &[u8]) -> Vec<f32> {
+        bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+    fn ints(st: &SafeTensors<'_>, name: &str) -> Vec<i64> {
+        let t = st.tensor(name).unwrap();
+        t.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn conformance() {
+        for case in ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma2_swa", "phi3", "gpt2", "llama_256"] {
+            for kind in ["prefix", "prompt"] {
+                let dir = Path::new("tests/conformance").join(case);
+                let model = Model::open(dir.join("model-f32.gguf"), &ModelOptions::default()).unwrap();
+                let a = import_peft(&dir.join("adapters").join(kind), model.shape(), None, &ImportOptions::default()).unwrap();
+                let bytes = std::fs::read(dir.join("adapters").join(kind).join("expected.safetensors")).unwrap();
+                let st = SafeTensors::deserialize(&bytes).unwrap();
+                let (ids, labels) = (ints(&st, "input_ids"), ints(&st, "labels"));
+                let p = a.length();
+                let v = match a.payload() {
+                    Payload::Prefix { layers } => Variables::Prefix { length: p, layers: layers.iter().map(|l| [l.k.to_f32(), l.v.to_f32()]).collect() },
+                    Payload::Rows(rows) => Variables::Rows { length: p, values: rows.to_f32() },
+                };
+                let front = if kind == "prompt" { p } else { 0 };
+                let mut slots: Vec<Slot> = (0..front).map(Slot::Virtual).collect();
+                slots.extend(ids.iter().map(|&i| Slot::Token(i as i32)));
+                let targets = (1..ids.len()).filter(|&i| labels[i] != -100).map(|i| Target { at: front + i - 1, tokens: vec![(labels[i] as i32, 1.0)] }).collect();
+                let s = Sequence { slots, targets, weight: 1.0 };
+                let packed = Packed::new(&[&s]);
+                let n = packed.outputs.len();
+                let pool = model.pool(2);
+                let mut passes = Passes::new(&model, pool, 1 << 30, false);
+                let out = passes.run(&packed, &v, 1.0 / n as f64, 0.0, true, None).unwrap();
+                let loss = out.losses.iter().sum::<f32>() / n as f32;
+                let want = f32s(st.tensor("loss").unwrap().data())[0];
+                let got = match out.gradients.unwrap() {
+                    Variables::Prefix { layers, .. } => {
+                        let w = model.shape().kv_width();
+                        let layers: Vec<_> = layers.into_iter().map(|[k, v]| PrefixLayer { k: Rows::from_f32(w, k).unwrap(), v: Rows::from_f32(w, v).unwrap() }).collect();
+                        prefix_to_peft(&layers, model.shape()).unwrap()
+                    }
+                    Variables::Rows { values, .. } => values,
+                };
+                let grad = f32s(st.tensor("grad.prompt_embeddings").unwrap().data());
+                let err = got.iter().zip(&grad).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt() / grad.iter().map(|b| b * b).sum::<f32>().sqrt();
+                println!("{case} {kind} loss {loss} {want} grad err {err:e}");
+                let mut passes = Passes::new(&model, model.pool(1), 0, false);
+                let out2 = passes.run(&packed, &v, 1.0 / n as f64, 0.0, true, None).unwrap();
+                assert_eq!(out.losses, out2.losses);
+                println!("recomputed {}", out2.recomputed);
+            }
+        }
+    }
+}

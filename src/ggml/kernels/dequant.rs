@@ -1,0 +1,439 @@
+//! Tiles of a weight matrix as the values that they stand for.
+
+use super::gemm::NR;
+use crate::file::types::GgmlType;
+use ggml_sys as sys;
+
+/// Columns of a tile at most: the largest block.
+pub(super) const MAX_COLUMNS: usize = 256;
+
+/// Whole blocks of some rows of a matrix.
+pub(super) struct Tile {
+    pub(super) ty: GgmlType,
+    /// The first row, from its beginning.
+    pub(super) rows: *const u8,
+    pub(super) row_bytes: usize,
+    /// Rows.
+    pub(super) n: usize,
+    /// First column, where a block begins.
+    pub(super) k0: usize,
+    /// Columns, at most [`MAX_COLUMNS`].
+    pub(super) k: usize,
+}
+
+impl Tile {
+    /// The tile's first block of row `n`.
+    ///
+    /// # Safety
+    /// `n` must be a row of the matrix.
+    unsafe fn row(&self, n: usize) -> *const u8 {
+        let bytes = self.k0 / self.ty.block_size() as usize * self.ty.type_size() as usize;
+        // SAFETY: the caller's promise.
+        unsafe { self.rows.add(n * self.row_bytes + bytes) }
+    }
+}
+
+/// Whole blocks of a row as F32, by ggml.
+///
+/// # Safety
+/// `from` must hold `n` values of the type, `to` have room for them.
+pub(super) unsafe fn row_to_f32(ty: GgmlType, from: *const u8, to: *mut f32, n: usize) {
+    // SAFETY: the caller's promise; the traits table is static. F16 and BF16 have vectorized functions beside it.
+    unsafe {
+        match ty {
+            GgmlType::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), 4 * n),
+            GgmlType::F16 => sys::ggml_cpu_fp16_to_fp32(from.cast(), to, n as i64),
+            GgmlType::BF16 => sys::ggml_cpu_bf16_to_fp32(from.cast(), to, n as i64),
+            _ => {
+                let to_float = (*sys::ggml_get_type_traits(ty as u32)).to_float;
+                to_float.expect("a type of weights")(from.cast(), to, n as i64);
+            }
+        }
+    }
+}
+
+/// Writes a tile as panels of [`NR`] columns, `panel` values apart: a row of [`NR`] values for each row of the tile.
+///
+/// # Safety
+/// The tile must lie in a matrix, `to` have room for its panels, the last one complete.
+pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
+    let mut row = [0.0f32; MAX_COLUMNS];
+    for n in 0..tile.n {
+        // SAFETY: row n of the tile; `row` holds MAX_COLUMNS values.
+        unsafe { row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k) };
+        for (i, values) in row[..tile.k.next_multiple_of(NR)].as_chunks::<NR>().0.iter().enumerate() {
+            // SAFETY: row n of panel i.
+            unsafe { to.add(i * panel + n * NR).cast::<[f32; NR]>().write(*values) };
+        }
+    }
+}
+
+#[cfg(not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi")))]
+pub(super) unsafe fn to_bf16_pairs(_: &Tile, _: *mut u32, _: usize) {
+    unreachable!("Precision::of never says BF16")
+}
+
+#[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+pub(super) use bf16::to_bf16_pairs;
+
+/// Pairs of rows as BF16, value by value beside each other, which is what the dot product of pairs takes.
+///
+/// The types of common files have functions of their own. Where a block knows 16 or 32 values only, they are computed
+/// first, those of both rows in one vector, and quants become indices into it.
+#[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+mod bf16 {
+    use super::{GgmlType, MAX_COLUMNS, NR, Tile, row_to_f32};
+    use std::arch::x86_64::*;
+
+    /// Rows between a row that is read and the one that is fetched from memory meanwhile: rows lie too far apart for the
+    /// CPU to guess.
+    const AHEAD: usize = 16;
+
+    /// Writes a tile as panels of [`NR`] columns, `panel` words apart: a row of [`NR`] words for each pair of rows of the
+    /// tile, the first one's value in the lower half. An odd last row is its own partner.
+    ///
+    /// # Safety
+    /// The tile must lie in a matrix, `to` have room for its panels, the last one complete.
+    pub(in super::super) unsafe fn to_bf16_pairs(tile: &Tile, to: *mut u32, panel: usize) {
+        // SAFETY: the caller's promise; each function reads one block of its type.
+        unsafe {
+            match tile.ty {
+                GgmlType::Q4_0 => blocks(tile, to, panel, |w, to| q4_0(w, to)),
+                GgmlType::Q8_0 => blocks(tile, to, panel, |w, to| q8_0(w, to)),
+                GgmlType::Q4_K => blocks(tile, to, panel, |w, to| q4_k(w, to, panel)),
+                GgmlType::Q5_K => blocks(tile, to, panel, |w, to| q5_k(w, to, panel)),
+                GgmlType::Q6_K => blocks(tile, to, panel, |w, to| q6_k(w, to, panel)),
+                _ => any(tile, to, panel),
+            }
+        }
+    }
+
+    /// Calls `f` with each pair of blocks and where its words go.
+    #[inline(always)]
+    unsafe fn blocks(tile: &Tile, to: *mut u32, panel: usize, f: impl Fn([*const u8; 2], *mut u32)) {
+        let (columns, bytes) = (tile.ty.block_size() as usize, tile.ty.type_size() as usize);
+        let count = tile.k / columns;
+        for n in (0..tile.n).step_by(2) {
+            // SAFETY: rows of the tile, their blocks, and the panels of a block.
+            unsafe {
+                let w = [tile.row(n), tile.row((n + 1).min(tile.n - 1))];
+                for row in w {
+                    for line in (0..count * bytes).step_by(64) {
+                        let ahead = row.wrapping_add(AHEAD * tile.row_bytes + line);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    }
+                }
+                for block in 0..count {
+                    let to = to.add(block * (columns / NR) * panel + n / 2 * NR);
+                    f(w.map(|w| w.add(block * bytes)), to);
+                }
+            }
+        }
+    }
+
+    /// Any type, by way of F32.
+    unsafe fn any(tile: &Tile, to: *mut u32, panel: usize) {
+        let mut rows = [[0.0f32; MAX_COLUMNS]; 2];
+        for n in (0..tile.n).step_by(2) {
+            for (i, row) in rows.iter_mut().enumerate() {
+                // SAFETY: a row of the tile.
+                unsafe {
+                    let from = tile.row((n + i).min(tile.n - 1));
+                    row_to_f32(tile.ty, from, row.as_mut_ptr(), tile.k);
+                }
+            }
+            for j in (0..tile.k).step_by(16) {
+                // SAFETY: 16 columns of both rows, and their words in a panel.
+                unsafe {
+                    let [a, b] = [0, 1].map(|i| _mm512_loadu_ps(rows[i].as_ptr().add(j)));
+                    store_rounded(a, b, to.add(j / NR * panel + n / 2 * NR + j % NR));
+                }
+            }
+        }
+    }
+
+    /// `[table of row 0 (16), table of row 1 (16)]` of 16 columns.
+    const INTERLEAVE: [u16; 32] = {
+        let mut lanes = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            lanes[i] = (i / 2 + i % 2 * 16) as u16;
+            i += 1;
+        }
+        lanes
+    };
+
+    /// Byte `column` of row 0 in even 16-bit lanes, of row 1 (`row` bytes further) in odd ones, for 16 columns.
+    const fn spread(column: u8, row: u8) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            bytes[i] = column + (i / 4) as u8 + if i % 4 < 2 { 0 } else { row };
+            i += 1;
+        }
+        bytes
+    }
+
+    /// 0, 1, ... 15.
+    const COUNT: [f32; 16] = {
+        let mut lanes = [0.0; 16];
+        let mut i = 0;
+        while i < 16 {
+            lanes[i] = i as f32;
+            i += 1;
+        }
+        lanes
+    };
+
+    /// A constant as a vector.
+    #[inline(always)]
+    fn vector<T, const N: usize>(lanes: &[T; N]) -> __m512i {
+        const { assert!(size_of::<[T; N]>() == 64) };
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn count() -> __m512 {
+        // SAFETY: plain vectors of one size.
+        unsafe { _mm512_castsi512_ps(vector(&COUNT)) }
+    }
+
+    /// Both rounded to BF16, `a` in the lower half.
+    #[inline(always)]
+    fn round(a: __m512, b: __m512) -> __m512i {
+        // SAFETY: plain vectors of one size.
+        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) }
+    }
+
+    /// 16 columns of two rows.
+    #[inline(always)]
+    unsafe fn store_rounded(row0: __m512, row1: __m512, to: *mut u32) {
+        // SAFETY: the caller has room for 16 words.
+        unsafe {
+            let words = _mm512_permutexvar_epi16(vector(&INTERLEAVE), round(row0, row1));
+            _mm512_storeu_si512(to.cast(), words);
+        }
+    }
+
+    /// 16 columns of two rows: signed quants times a factor for each row.
+    #[inline(always)]
+    unsafe fn store_scaled(quants: [__m128i; 2], factors: [f32; 2], to: *mut u32) {
+        // SAFETY: the caller has room for 16 words.
+        unsafe {
+            let [a, b] = [0, 1].map(|i| {
+                let q = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quants[i]));
+                _mm512_mul_ps(q, _mm512_set1_ps(factors[i]))
+            });
+            store_rounded(a, b, to);
+        }
+    }
+
+    /// 16 columns of two rows: the lower 4 bits of each 16-bit lane are an index into the row's half of the table.
+    #[inline(always)]
+    unsafe fn store_looked_up(table: __m512i, nibbles: __m512i, to: *mut u32) {
+        // SAFETY: the caller has room for 16 words. 0xea is (a and b) or c.
+        unsafe {
+            let (low, second) = (_mm512_set1_epi16(15), _mm512_set1_epi32(16 << 16));
+            let index = _mm512_ternarylogic_epi32::<0xea>(nibbles, low, second);
+            _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(index, table));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn f16(at: *const u8) -> f32 {
+        // SAFETY: the caller's two bytes.
+        unsafe {
+            let bits = at.cast::<u16>().read_unaligned();
+            _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
+        }
+    }
+
+    /// 16 bytes of two rows, the second above the first.
+    #[inline(always)]
+    unsafe fn load_16(w: [*const u8; 2], offset: usize) -> __m512i {
+        // SAFETY: the caller's bytes.
+        unsafe {
+            let [a, b] = w.map(|w| _mm_loadu_si128(w.add(offset).cast()));
+            _mm512_castsi256_si512(_mm256_set_m128i(b, a))
+        }
+    }
+
+    /// 32 bytes of two rows, the second above the first.
+    #[inline(always)]
+    unsafe fn load_32(w: [*const u8; 2], offset: usize) -> __m512i {
+        // SAFETY: the caller's bytes.
+        unsafe {
+            let [a, b] = w.map(|w| _mm256_loadu_si256(w.add(offset).cast()));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
+        }
+    }
+
+    /// F16 d; 32 quants of 4 bits, first the lower halves of the bytes: `d * (q - 8)`.
+    #[inline(always)]
+    unsafe fn q4_0(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's blocks of 18 bytes, and 32 words.
+        unsafe {
+            let centred = _mm512_sub_ps(count(), _mm512_set1_ps(8.0));
+            let [a, b] = w.map(|w| _mm512_mul_ps(centred, _mm512_set1_ps(f16(w))));
+            let table = round(a, b);
+            let nibbles = _mm512_permutexvar_epi8(vector(&const { spread(0, 16) }), load_16(w, 2));
+            store_looked_up(table, nibbles, to);
+            store_looked_up(table, _mm512_srli_epi16::<4>(nibbles), to.add(16));
+        }
+    }
+
+    /// F16 d; 32 quants of 8 bits: `d * q`.
+    #[inline(always)]
+    unsafe fn q8_0(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's blocks of 34 bytes, and 32 words.
+        unsafe {
+            let d = w.map(|w| f16(w));
+            for i in [0, 16] {
+                let quants = w.map(|w| _mm_loadu_si128(w.add(2 + i).cast()));
+                store_scaled(quants, d, to.add(i));
+            }
+        }
+    }
+
+    /// Scales and minima of the 8 sub-blocks of a Q4_K or Q5_K superblock: F16 d and dmin; then 6 bits each, of the first
+    /// four in a byte, of the others 4 bits in 4 bytes and 2 bits on top of the first eight.
+    #[inline(always)]
+    unsafe fn scales_k(w: *const u8) -> [f32; 16] {
+        // SAFETY: the caller's 16 bytes.
+        unsafe {
+            let [a, b, c] = w.add(4).cast::<[u32; 3]>().read_unaligned();
+            let low = |first: u32| u64::from(first & 0x3f3f_3f3f);
+            let high = |first: u32, second: u32| {
+                u64::from(second & 0x0f0f_0f0f | first >> 2 & 0x3030_3030) << 32
+            };
+            let scales = low(a) | high(a, c);
+            let minima = low(b) | high(b, c >> 4);
+            let both = _mm_set_epi64x(minima as i64, scales as i64);
+            let both = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(both));
+            let factors = _mm_cvtph_ps(_mm_cvtsi32_si128(w.cast::<i32>().read_unaligned()));
+            let halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+            let factors = _mm512_permutexvar_ps(halves, _mm512_castps128_ps512(factors));
+            let mut out = [0.0; 16];
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(both, factors));
+            out
+        }
+    }
+
+    /// F16 d and dmin, scales and minima, 4 x 32 bytes: the lower halves are quants of one sub-block, the upper ones of the
+    /// next: `d * scale * q - dmin * minimum`.
+    #[inline(always)]
+    unsafe fn q4_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
+        // SAFETY: the caller's blocks of 144 bytes, and 8 x 32 words.
+        unsafe {
+            let scales = w.map(|w| scales_k(w));
+            let table = |block: usize| {
+                let [a, b] = [0, 1].map(|i| {
+                    let (scale, minimum) = (scales[i][block], scales[i][8 + block]);
+                    _mm512_fmsub_ps(count(), _mm512_set1_ps(scale), _mm512_set1_ps(minimum))
+                });
+                round(a, b)
+            };
+            for pair in 0..4 {
+                let quants = load_32(w, 16 + 32 * pair);
+                let tables = [table(2 * pair), table(2 * pair + 1)];
+                let to = [0, 1].map(|i| to.add((2 * pair + i) * panel));
+                let spread = [const { spread(0, 32) }, const { spread(16, 32) }];
+                for (i, spread) in spread.iter().enumerate() {
+                    let nibbles = _mm512_permutexvar_epi8(vector(spread), quants);
+                    store_looked_up(tables[0], nibbles, to[0].add(16 * i));
+                    let nibbles = _mm512_srli_epi16::<4>(nibbles);
+                    store_looked_up(tables[1], nibbles, to[1].add(16 * i));
+                }
+            }
+        }
+    }
+
+    /// As Q4_K, with 32 bytes of fifth bits in between: bit `i` of each byte belongs to sub-block `i`.
+    #[inline(always)]
+    unsafe fn q5_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
+        // SAFETY: the caller's blocks of 176 bytes, and 8 x 32 words. 0xea is (a and b) or c.
+        unsafe {
+            let scales = w.map(|w| scales_k(w));
+            let above = _mm512_add_ps(count(), _mm512_set1_ps(16.0));
+            let fifth = load_32(w, 16);
+            let spread = [const { spread(0, 32) }, const { spread(16, 32) }];
+            for pair in 0..4 {
+                let quants = load_32(w, 48 + 32 * pair);
+                for (i, nibbles) in [quants, _mm512_srli_epi16::<4>(quants)].into_iter().enumerate() {
+                    let block = 2 * pair + i;
+                    let [a, b] = [0, 1].map(|i| {
+                        let scale = _mm512_set1_ps(scales[i][block]);
+                        let minimum = _mm512_set1_ps(scales[i][8 + block]);
+                        round(
+                            _mm512_fmsub_ps(count(), scale, minimum),
+                            _mm512_fmsub_ps(above, scale, minimum),
+                        )
+                    });
+                    let bit = _mm512_set1_epi8(1 << block);
+                    let bit = _mm512_maskz_set1_epi8(_mm512_test_epi8_mask(fifth, bit), 16);
+                    let low = _mm512_set1_epi8(15);
+                    let index = _mm512_ternarylogic_epi32::<0xea>(nibbles, low, bit);
+                    // The second row's table comes after the first one's.
+                    let index = _mm512_or_si512(index, _mm512_set_epi64(S, S, S, S, 0, 0, 0, 0));
+                    for (i, spread) in spread.iter().enumerate() {
+                        let index = _mm512_permutexvar_epi8(vector(spread), index);
+                        let words = _mm512_permutex2var_epi16(a, index, b);
+                        _mm512_storeu_si512(to.add(block * panel + 16 * i).cast(), words);
+                    }
+                }
+            }
+        }
+        /// 32 in every byte.
+        const S: i64 = 0x2020_2020_2020_2020;
+    }
+
+    /// 128 bytes of lower 4 bits, 64 bytes of upper 2 bits, 16 scales of 8 bits, F16 d: `d * scale * (q - 32)`, a scale for
+    /// 16 columns. Each half of the superblock has 4 x 32 columns: lower halves of 64 bytes, then their upper halves;
+    /// the byte of upper bits is shared by the four.
+    #[inline(always)]
+    unsafe fn q6_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
+        // SAFETY: the caller's blocks of 210 bytes, and 8 x 32 words. 0xea is (a and b) or c.
+        unsafe {
+            let factors = w.map(|w| {
+                let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w.add(192).cast()));
+                let d = _mm512_set1_ps(f16(w.add(208)));
+                let mut out = [0.0f32; 16];
+                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(d, _mm512_cvtepi32_ps(scales)));
+                out
+            });
+            for half in 0..2 {
+                let lower = [0, 32].map(|i| load_32(w, 64 * half + i));
+                let upper = load_32(w, 128 + 32 * half);
+                let nibbles = [
+                    lower[0],
+                    lower[1],
+                    _mm512_srli_epi16::<4>(lower[0]),
+                    _mm512_srli_epi16::<4>(lower[1]),
+                ];
+                let upper = [
+                    _mm512_slli_epi16::<4>(upper),
+                    _mm512_slli_epi16::<2>(upper),
+                    upper,
+                    _mm512_srli_epi16::<2>(upper),
+                ];
+                for i in 0..4 {
+                    let top = _mm512_and_si512(upper[i], _mm512_set1_epi8(0x30));
+                    let low = _mm512_set1_epi8(15);
+                    let quants = _mm512_ternarylogic_epi32::<0xea>(nibbles[i], low, top);
+                    let quants = _mm512_sub_epi8(quants, _mm512_set1_epi8(32));
+                    let block = 4 * half + i;
+                    let to = to.add(block * panel);
+                    let [a, b] = [0, 1].map(|j| factors.map(|f| f[2 * block + j]));
+                    let first = [_mm512_castsi512_si128(quants), _mm512_extracti32x4_epi32::<2>(quants)];
+                    let second = [
+                        _mm512_extracti32x4_epi32::<1>(quants),
+                        _mm512_extracti32x4_epi32::<3>(quants),
+                    ];
+                    store_scaled(first, a, to);
+                    store_scaled(second, b, to.add(16));
+                }
+            }
+        }
+    }
+}

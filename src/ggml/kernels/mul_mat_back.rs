@@ -1,0 +1,318 @@
+//! The backward pass of a product with a frozen weight matrix.
+
+use super::dequant::{self, Tile};
+use super::gemm::{self, NR, Strided};
+use crate::file::types::GgmlType;
+use std::cell::RefCell;
+
+/// What weights and gradients are rounded to before they are multiplied. Sums are F32 in both cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// Nothing is rounded.
+    F32,
+    /// 8 bits of significand. Products of two are exact in F32.
+    Bf16,
+}
+
+impl Precision {
+    /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway:
+    /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
+    pub(crate) fn of(ty: GgmlType) -> Self {
+        let fast = cfg!(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"));
+        if fast && (ty.is_quantized() || ty == GgmlType::BF16) {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+}
+
+/// Rows of dY that are converted at a time. Weights are dequantized again for the next ones.
+const T_CHUNK: usize = 512;
+/// Columns of W that are dequantized at a time: a superblock.
+const K_TILE: usize = dequant::MAX_COLUMNS;
+/// Rows of W that are dequantized at a time, 4-byte words of them in a panel of [`NR`] columns: BF16 values go in pairs.
+const N_WORDS: usize = 256;
+/// Words between rows of converted dY. Not a power of two: equal columns of different rows must not share a set of the
+/// cache.
+const A_STRIDE: usize = N_WORDS + 16;
+/// Words between panels of dequantized W.
+const PANEL: usize = N_WORDS * NR + 16;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+/// What a thread keeps between calls.
+struct Scratch {
+    /// Converted dY: `T_CHUNK` rows of `A_STRIDE` words.
+    dy: Vec<Line>,
+    /// Dequantized W: `K_TILE / NR` panels.
+    w: Vec<Line>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { dy: Vec::new(), w: Vec::new() }) };
+}
+
+impl Scratch {
+    /// Room for `t` converted rows, and for a tile of weights.
+    fn words(&mut self, t: usize) -> (*mut u32, *mut u32) {
+        let room = |lines: &mut Vec<Line>, words: usize| {
+            if lines.len() < words / 16 {
+                lines.resize(words / 16, Line([0; 16]));
+            }
+            lines.as_mut_ptr().cast()
+        };
+        let (t, panels) = (T_CHUNK.min(t), K_TILE.div_ceil(NR));
+        (room(&mut self.dy, t * A_STRIDE), room(&mut self.w, panels * PANEL))
+    }
+}
+
+/// Part `ith` of `nth` of the gradient of a product's input: `dX = W^T dY` with the weights W (`ne = [k, n]`, rows of
+/// `row_bytes` bytes), dY (`ne = [n, t]`, rows `dy_stride` values apart) and dX (`ne = [k, t]`, rows `dx_stride` values
+/// apart): `dX[k, t] = sum_n W[n][k] * dY[n, t]`.
+///
+/// Parts are ranges of columns, so no part waits for another. Values do not depend on `nth`, nor those of a row on `t`.
+///
+/// # Safety
+/// The matrices must be valid and dX not overlap with the others; all `nth` parts together write all of dX, disjointly.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn mul_mat_back(
+    ty: GgmlType,
+    w: *const u8,
+    row_bytes: usize,
+    k: usize,
+    n: usize,
+    dy: *const f32,
+    dy_stride: usize,
+    dx: *mut f32,
+    dx_stride: usize,
+    t: usize,
+    ith: usize,
+    nth: usize,
+) {
+    // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
+    let panels = k.div_ceil(NR);
+    let (begin, end) = (panels * ith / nth * NR, k.min(panels * (ith + 1) / nth * NR));
+    if begin >= end {
+        return;
+    }
+    let align = NR.max(ty.block_size() as usize);
+    let (first, last) = (begin / align * align, k.min(end.next_multiple_of(align)));
+    let precision = Precision::of(ty);
+    let n_block = match precision {
+        Precision::F32 => N_WORDS,
+        Precision::Bf16 => 2 * N_WORDS,
+    };
+    SCRATCH.with_borrow_mut(|scratch| {
+        let (a, b) = scratch.words(t);
+        for t0 in (0..t).step_by(T_CHUNK) {
+            let rows = T_CHUNK.min(t - t0);
+            if n == 0 {
+                for row in t0..t0 + rows {
+                    // SAFETY: our columns of a row of dX.
+                    unsafe { dx.add(row * dx_stride + begin).write_bytes(0, end - begin) };
+                }
+            }
+            for n0 in (0..n).step_by(n_block) {
+                let depth = n_block.min(n - n0);
+                // SAFETY: depth <= n_block columns of dY from n0 on; the scratch holds T_CHUNK rows.
+                unsafe { convert(precision, dy.add(t0 * dy_stride + n0), dy_stride, rows, depth, a) };
+                for k0 in (first..end).step_by(K_TILE) {
+                    let tile = Tile {
+                        ty,
+                        // SAFETY: row n0 of W.
+                        rows: unsafe { w.add(n0 * row_bytes) },
+                        row_bytes,
+                        n: depth,
+                        k0,
+                        k: K_TILE.min(last - k0),
+                    };
+                    // SAFETY: the tile lies in W; the scratch holds its panels.
+                    unsafe {
+                        match precision {
+                            Precision::F32 => dequant::to_f32(&tile, b.cast(), PANEL),
+                            Precision::Bf16 => dequant::to_bf16_pairs(&tile, b, PANEL),
+                        }
+                    }
+                    for j in (k0.max(begin)..end.min(k0 + K_TILE)).step_by(NR) {
+                        // SAFETY: columns j..j + NR of dX, as far as there are.
+                        unsafe {
+                            let b = b.add((j - k0) / NR * PANEL);
+                            let c = dx.add(t0 * dx_stride + j);
+                            let nr = NR.min(end - j);
+                            match precision {
+                                Precision::F32 => {
+                                    let a = Strided {
+                                        data: a.cast(),
+                                        row: A_STRIDE,
+                                        col: 1,
+                                    };
+                                    gemm::panel(n0 > 0, rows, nr, depth, a, b.cast(), NR, c, dx_stride);
+                                }
+                                Precision::Bf16 => {
+                                    let pairs = depth.div_ceil(2);
+                                    bf16::panel(n0 > 0, rows, nr, pairs, a, b, c, dx_stride);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Writes `rows` rows of `n` values to `to`, as F32 or as pairs of BF16.
+///
+/// # Safety
+/// The rows must be valid, `to` hold rows of [`A_STRIDE`] words.
+unsafe fn convert(precision: Precision, dy: *const f32, dy_stride: usize, rows: usize, n: usize, to: *mut u32) {
+    for t in 0..rows {
+        // SAFETY: row t of both.
+        unsafe {
+            let (from, to) = (dy.add(t * dy_stride), to.add(t * A_STRIDE));
+            match precision {
+                Precision::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), n),
+                Precision::Bf16 => bf16::convert_row(from, n, to),
+            }
+        }
+    }
+}
+
+#[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+mod bf16 {
+    use super::{A_STRIDE, NR};
+    use std::arch::x86_64::*;
+
+    /// Height of a register tile: 28 of the 32 registers hold sums.
+    const MR: usize = 14;
+
+    /// Rounds `n` values to BF16. An odd last one gets a zero as its partner.
+    ///
+    /// # Safety
+    /// `n` values to read, as many rounded up to even to write.
+    pub(super) unsafe fn convert_row(from: *const f32, n: usize, to: *mut u32) {
+        for j in (0..n).step_by(32) {
+            let left = (n - j).min(32);
+            let values = u32::MAX >> (32 - left);
+            let words = u16::MAX >> (16 - left.div_ceil(2));
+            // SAFETY: masked loads and stores touch what is left only.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(values as u16, from.wrapping_add(j));
+                let high = _mm512_maskz_loadu_ps((values >> 16) as u16, from.wrapping_add(j + 16));
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_mask_storeu_epi32(to.wrapping_add(j / 2).cast(), words, both);
+            }
+        }
+    }
+
+    /// `nr <= NR` columns of a product: A is `m` rows of [`A_STRIDE`] words, B `pairs` rows of [`NR`] words.
+    ///
+    /// # Safety
+    /// The matrices must be valid.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn panel(
+        accumulate: bool,
+        m: usize,
+        nr: usize,
+        pairs: usize,
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        ldc: usize,
+    ) {
+        macro_rules! tall {
+            ($rows:expr, $a:expr, $c:expr; $($m:literal)*) => {
+                match $rows {
+                    $(
+                        // SAFETY: the caller's promise.
+                        $m => unsafe { tile::<$m>(accumulate, nr, pairs, $a, b, $c, ldc) },
+                    )*
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        let tiles = m.div_ceil(MR);
+        for i in 0..tiles {
+            let (from, to) = (i * m / tiles, (i + 1) * m / tiles);
+            // SAFETY: row `from` of A and C.
+            let (a, c) = unsafe { (a.add(from * A_STRIDE), c.add(from * ldc)) };
+            tall!(to - from, a, c; 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
+    }
+
+    /// `M` rows. Sums of one block of the reduction are added to C at the end.
+    unsafe fn tile<const M: usize>(
+        accumulate: bool,
+        nr: usize,
+        pairs: usize,
+        a: *const u32,
+        b: *const u32,
+        c: *mut f32,
+        ldc: usize,
+    ) {
+        let columns = u32::MAX >> (NR - nr);
+        let masks = [columns as u16, (columns >> 16) as u16];
+        // SAFETY: A and B hold `pairs` words per row and column; masked accesses touch the tile's own elements only.
+        unsafe {
+            for i in 0..M {
+                let row = c.wrapping_add(i * ldc).cast();
+                _mm_prefetch::<_MM_HINT_T0>(row);
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
+            }
+            let mut acc = [[_mm512_setzero_ps(); 2]; M];
+            for q in 0..pairs {
+                let x = [0, 16].map(|v| _mm512_loadu_si512(b.add(q * NR + v).cast()));
+                for (i, row) in acc.iter_mut().enumerate() {
+                    let y = _mm512_set1_epi32(*a.add(i * A_STRIDE + q) as i32);
+                    for (sum, x) in row.iter_mut().zip(x) {
+                        *sum = _mm512_dpbf16_ps(*sum, bh(y), bh(x));
+                    }
+                }
+            }
+            for (i, row) in acc.iter().enumerate() {
+                for (v, (sum, mask)) in row.iter().zip(masks).enumerate() {
+                    let at = c.wrapping_add(i * ldc + 16 * v);
+                    let sum = if accumulate {
+                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), *sum)
+                    } else {
+                        *sum
+                    };
+                    _mm512_mask_storeu_ps(at, mask, sum);
+                }
+            }
+        }
+    }
+
+    /// The same bits as pairs of BF16.
+    #[inline(always)]
+    fn bh(x: __m512i) -> __m512bh {
+        // SAFETY: plain vectors of one size.
+        unsafe { std::mem::transmute(x) }
+    }
+}
+
+/// Without dot products of BF16 nothing is rounded to it.
+#[cfg(not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi")))]
+mod bf16 {
+    pub(super) unsafe fn convert_row(_: *const f32, _: usize, _: *mut u32) {
+        unreachable!("Precision::of never says BF16")
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn panel(
+        _: bool,
+        _: usize,
+        _: usize,
+        _: usize,
+        _: *const u32,
+        _: *const u32,
+        _: *mut f32,
+        _: usize,
+    ) {
+        unreachable!("Precision::of never says BF16")
+    }
+}
