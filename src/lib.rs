@@ -42,6 +42,7 @@ mod ggml;
 mod graph;
 pub mod infer;
 pub mod model;
+pub mod train;
 
 pub use adapter::Adapter;
 pub use error::{Error, Result};
