@@ -1,7 +1,16 @@
 //! Training of adapters on a frozen, quantized base.
-
 mod batch;
+mod encoder;
+mod linalg;
+mod optimizer;
+mod param;
 mod pass;
+mod rng;
+mod schedule;
+
+pub use optimizer::{OptimizerKind, OptimizerOptions};
+pub use param::StateError;
+pub use schedule::Schedule;
 
 /// Why training stopped.
 #[derive(Debug, thiserror::Error)]
