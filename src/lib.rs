@@ -31,7 +31,7 @@
 //! # Ok::<(), ggraft::Error>(())
 //! ```
 //!
-//! Data flows one way: `file -> model -> adapter -> graph -> infer -> {capi, bin}`.
+//! Data flows one way: `file -> model -> adapter -> graph -> {infer, train} -> {capi, bin}`.
 
 pub mod adapter;
 #[cfg(feature = "capi")]
@@ -42,6 +42,7 @@ mod ggml;
 mod graph;
 pub mod infer;
 pub mod model;
+pub mod train;
 
 pub use adapter::Adapter;
 pub use error::{Error, Result};

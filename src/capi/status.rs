@@ -7,6 +7,8 @@ use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
 use crate::model::ModelError;
 use crate::model::vocab::VocabError;
+use crate::train::TrainError;
+use crate::train::data::DataError;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -60,6 +62,8 @@ pub enum ggraft_status {
     GGRAFT_ERROR_LOG = -18,
     /// A defect of this library. The handle that was in use refuses further work; others are not affected.
     GGRAFT_ERROR_INTERNAL = -19,
+    /// A row of a data set cannot be used.
+    GGRAFT_ERROR_DATA = -20,
 }
 
 use ggraft_status::*;
@@ -133,6 +137,28 @@ fn class(error: &Error) -> ggraft_status {
             | SamplerError::LogitCount { .. } => GGRAFT_ERROR_ARGUMENT,
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
+        Error::Data(e) => match e {
+            DataError::NoChatTemplate { .. }
+            | DataError::TemplateNotAdditive { .. }
+            | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
+            DataError::NoRows { .. }
+            | DataError::LineTooLong { .. }
+            | DataError::NotUtf8 { .. }
+            | DataError::Json { .. }
+            | DataError::Weight { .. }
+            | DataError::NoContent { .. }
+            | DataError::ManyContents { .. }
+            | DataError::CompletionWithoutPrompt { .. }
+            | DataError::NoCompletion { .. }
+            | DataError::NoPrompt { .. }
+            | DataError::NoAnswer { .. }
+            | DataError::NoTargets { .. } => GGRAFT_ERROR_DATA,
+        },
+        Error::Train(e) => match e {
+            TrainError::Cancelled => GGRAFT_ERROR_CANCELLED,
+            TrainError::NonFiniteLoss { .. } => GGRAFT_ERROR_NON_FINITE,
+            TrainError::NotBuilt => GGRAFT_ERROR_STATE,
+        },
         Error::Io { .. } => GGRAFT_ERROR_IO,
     }
 }
