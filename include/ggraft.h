@@ -69,6 +69,8 @@ enum ggraft_status
   GGRAFT_ERROR_LOG = -18,
   // A defect of this library. The handle that was in use refuses further work; others are not affected.
   GGRAFT_ERROR_INTERNAL = -19,
+  // A row of a data set cannot be used.
+  GGRAFT_ERROR_DATA = -20,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

@@ -9,6 +9,7 @@ use crate::infer::text::StopError;
 use crate::model::ModelError;
 use crate::model::vocab::VocabError;
 use crate::train::TrainError;
+use crate::train::data::DataError;
 use std::path::{Path, PathBuf};
 
 /// Result of every fallible function of this crate.
@@ -52,7 +53,10 @@ pub enum Error {
     /// A stop string is not usable.
     #[error(transparent)]
     Stop(#[from] StopError),
-    /// Training was refused or stopped.
+    /// A row of a data set cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Training failed.
     #[error(transparent)]
     Train(#[from] TrainError),
     /// The operating system refused to read or write `path`.

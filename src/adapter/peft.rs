@@ -242,7 +242,10 @@ pub(crate) fn prefix_from_peft(values: &[f32], base: &BaseShape) -> Result<Paylo
 }
 
 /// The inverse of [`prefix_from_peft`].
-pub(crate) fn prefix_to_peft(layers: &[PrefixLayer], base: &BaseShape) -> Result<Vec<f32>, AdapterError> {
+pub(crate) fn prefix_to_peft(
+    layers: &[PrefixLayer],
+    base: &BaseShape,
+) -> Result<Vec<f32>, AdapterError> {
     let (width, order) = (base.kv_width(), key_order(base)?);
     let row_width = 2 * layers.len() * width;
     let mut out = vec![0.0; row_width * layers[0].k.n_rows()];

@@ -8,6 +8,7 @@ use crate::infer::text::StopError;
 use crate::model::ModelError;
 use crate::model::vocab::VocabError;
 use crate::train::TrainError;
+use crate::train::data::DataError;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -59,8 +60,12 @@ pub enum ggraft_status {
     GGRAFT_ERROR_BUSY = -17,
     /// The process has a log receiver already that this library cannot replace.
     GGRAFT_ERROR_LOG = -18,
+    /// A checkpoint is damaged, or of another run.
+    GGRAFT_ERROR_CHECKPOINT = -21,
     /// A defect of this library. The handle that was in use refuses further work; others are not affected.
     GGRAFT_ERROR_INTERNAL = -19,
+    /// A row of a data set cannot be used.
+    GGRAFT_ERROR_DATA = -20,
 }
 
 use ggraft_status::*;
@@ -134,9 +139,34 @@ fn class(error: &Error) -> ggraft_status {
             | SamplerError::LogitCount { .. } => GGRAFT_ERROR_ARGUMENT,
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
+        Error::Data(e) => match e {
+            DataError::NoChatTemplate { .. }
+            | DataError::TemplateNotAdditive { .. }
+            | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
+            DataError::NoRows { .. }
+            | DataError::LineTooLong { .. }
+            | DataError::NotUtf8 { .. }
+            | DataError::Json { .. }
+            | DataError::Weight { .. }
+            | DataError::NoContent { .. }
+            | DataError::ManyContents { .. }
+            | DataError::CompletionWithoutPrompt { .. }
+            | DataError::NoCompletion { .. }
+            | DataError::NoPrompt { .. }
+            | DataError::NoAnswer { .. }
+            | DataError::NoTargets { .. } => GGRAFT_ERROR_DATA,
+        },
         Error::Train(e) => match e {
             TrainError::Cancelled => GGRAFT_ERROR_CANCELLED,
             TrainError::OutOfMemory => GGRAFT_ERROR_MEMORY,
+            TrainError::NonFinite { .. } => GGRAFT_ERROR_NON_FINITE,
+            TrainError::Option { .. }
+            | TrainError::Conflict { .. }
+            | TrainError::EmptyInit
+            | TrainError::InitAdapter { .. }
+            | TrainError::State(_) => GGRAFT_ERROR_ARGUMENT,
+            TrainError::NothingToLearn { .. } | TrainError::Token { .. } => GGRAFT_ERROR_DATA,
+            TrainError::Checkpoint { .. } | TrainError::OtherRun { .. } => GGRAFT_ERROR_CHECKPOINT,
         },
         Error::Io { .. } => GGRAFT_ERROR_IO,
     }

@@ -334,7 +334,9 @@ impl Context {
     /// The rows of `a`, then those of `b`: `ne = [n, T]` and [n, U] -> [n, T + U].
     pub(crate) fn concat_rows(self: &Arc<Self>, a: &Tensor, b: &Tensor) -> Tensor {
         // SAFETY: valid descriptions of equal width.
-        self.build(&[a, b], |c| unsafe { sys::ggml_concat(c, a.raw(), b.raw(), 1) })
+        self.build(&[a, b], |c| unsafe {
+            sys::ggml_concat(c, a.raw(), b.raw(), 1)
+        })
     }
 
     /// Dimension i of `a` becomes dimension `axes[i]`.

@@ -224,6 +224,14 @@ impl Graph {
         out
     }
 
+    /// An output, as I32 values.
+    pub(crate) fn read_i32(&self, t: &Tensor) -> &[i32] {
+        // SAFETY: as in `bytes_mut`; the bits of any F32 are an I32.
+        bytemuck::cast_slice(unsafe {
+            std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes())
+        })
+    }
+
     /// An output, as F32 values.
     pub(crate) fn read_f32(&self, t: &Tensor) -> &[f32] {
         assert_eq!(t.type_id(), sys::GGML_TYPE_F32);

@@ -183,9 +183,7 @@ impl Builder {
         let [width, t, ..] = x.ne();
         let size = size_of::<f32>();
         let nb = [head_dim * size, x.nb()[1], x.nb()[1] * t];
-        let y = self
-            .ctx
-            .view(x, [head_dim, width / head_dim, t, 1], nb, 0);
+        let y = self.ctx.view(x, [head_dim, width / head_dim, t, 1], nb, 0);
         self.note(&[x], &y, move |c, dy| vec![c.reshape(dy, &[width, t])]);
         y
     }

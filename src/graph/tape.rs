@@ -52,13 +52,13 @@ impl Tape {
         }
     }
 
-    /// Whether `t` is a variable or depends on one.
-    pub(crate) fn tracks(&self, t: &Tensor) -> bool {
-        self.tracked.contains(&t.id())
-    }
-
     /// Emits the reverse graph: gradients of everything tracked, given that of `result`.
-    pub(crate) fn backward(self, ctx: &Arc<Context>, result: &Tensor, gradient: &Tensor) -> Gradients {
+    pub(crate) fn backward(
+        self,
+        ctx: &Arc<Context>,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Gradients {
         let mut gradients = Gradients::default();
         gradients.add(ctx, result, gradient.clone());
         for step in self.steps.into_iter().rev() {

@@ -204,7 +204,11 @@ impl Core {
                 .slice_mut(&inputs.positions)
                 .copy_from_slice(&positions);
         }
-        for (i, cell) in graph.slice_mut::<i64>(&cache_inputs.cells).iter_mut().enumerate() {
+        for (i, cell) in graph
+            .slice_mut::<i64>(&cache_inputs.cells)
+            .iter_mut()
+            .enumerate()
+        {
             *cell = self.cache.row_index(0, start + i);
         }
         let masks = [

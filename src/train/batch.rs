@@ -27,6 +27,10 @@ pub(crate) struct Sequence {
     pub(crate) targets: Vec<Target>,
     /// Factor of the row in the loss.
     pub(crate) weight: f32,
+    /// Which example it is made of.
+    pub(crate) example: usize,
+    /// Index of the first slot behind what is given.
+    pub(crate) follows: usize,
 }
 
 impl Sequence {
@@ -121,6 +125,8 @@ mod tests {
                 })
                 .collect(),
             weight,
+            example: 0,
+            follows: 0,
         }
     }
 
@@ -132,18 +138,12 @@ mod tests {
         );
         let p = Packed::new(&[&a, &b]);
         assert_eq!(p.shared, 2);
-        assert_eq!(
-            p.slots,
-            [1, 2, 3, 4, 5].map(Slot::Token)
-        );
+        assert_eq!(p.slots, [1, 2, 3, 4, 5].map(Slot::Token));
         assert_eq!(p.positions, [0, 1, 2, 3, 2]);
         assert_eq!(p.rows, [2..4, 4..5]);
         // Both rows have a target behind the shared token 1, with different tokens.
         assert_eq!(p.outputs, [1, 2, 1]);
-        assert_eq!(
-            p.targets,
-            [vec![(3, 1.0)], vec![(4, 1.0)], vec![(5, 1.0)]]
-        );
+        assert_eq!(p.targets, [vec![(3, 1.0)], vec![(4, 1.0)], vec![(5, 1.0)]]);
         assert_eq!(p.weights, [1.0, 1.0, 0.5]);
     }
 

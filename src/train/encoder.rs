@@ -64,6 +64,7 @@ struct Spec {
 }
 
 /// One step from the embedding to the rows, with parameters in PyTorch's order.
+#[derive(Clone)]
 enum Layer {
     /// Weight and bias from index `param`.
     Linear {
@@ -79,7 +80,7 @@ enum Layer {
 }
 
 /// What the backward pass through an LSTM needs to know of the forward pass.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct LstmTrace {
     /// After the activation, `GATES * hidden` values per virtual token.
     gates: Vec<f32>,
@@ -88,6 +89,7 @@ struct LstmTrace {
 }
 
 /// Parameters and how rows are computed from them.
+#[derive(Clone)]
 pub(crate) struct Encoder {
     kind: EncoderKind,
     rows: usize,

@@ -1,25 +1,21 @@
 //! Training of adapters on a frozen, quantized base.
+
 mod batch;
+pub mod data;
 mod encoder;
+mod error;
 mod linalg;
 mod optimizer;
+mod options;
 mod param;
 mod pass;
 mod rng;
 mod schedule;
+mod trainer;
 
+pub use error::TrainError;
 pub use optimizer::{OptimizerKind, OptimizerOptions};
+pub use options::{Init, Objective, Reparam, TrainOptions};
 pub use param::StateError;
 pub use schedule::Schedule;
-
-/// Why training stopped.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrainError {
-    /// The cancel token was raised.
-    #[error("cancelled")]
-    Cancelled,
-    /// Memory ran out.
-    #[error("out of memory: use smaller batches, shorter rows or a smaller memory budget")]
-    OutOfMemory,
-}
+pub use trainer::{CancelToken, Finish, Report, Summary, Trainer};

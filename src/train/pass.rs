@@ -20,8 +20,13 @@ const LOGIT_BYTES: usize = 64 << 20;
 
 /// What is trained, in the form in which the graph reads it.
 pub(crate) enum Variables {
+    /// Nothing: the base alone.
+    None,
     /// For each layer keys, then values, `ne = [Hk d, P]`, in the base's row order.
-    Prefix { length: usize, layers: Vec<[Vec<f32>; 2]> },
+    Prefix {
+        length: usize,
+        layers: Vec<[Vec<f32>; 2]>,
+    },
     /// Virtual tokens `ne = [D, P]`.
     Rows { length: usize, values: Vec<f32> },
 }
@@ -31,9 +36,20 @@ impl Variables {
     fn prefix_length(&self) -> usize {
         match self {
             Self::Prefix { length, .. } => *length,
-            Self::Rows { .. } => 0,
+            Self::None | Self::Rows { .. } => 0,
         }
     }
+}
+
+/// What a pass is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Goal {
+    /// The loss of each target.
+    Losses,
+    /// Losses, and the gradient of their weighted sum.
+    Gradients,
+    /// The most probable tokens at each target.
+    Predictions(usize),
 }
 
 /// What a pass found.
@@ -42,6 +58,8 @@ pub(crate) struct Outcome {
     pub(crate) losses: Vec<f32>,
     /// Gradients of the weighted sum of the losses, in the shape of the variables; `None` if not asked for.
     pub(crate) gradients: Option<Variables>,
+    /// For each target the most probable tokens with their probabilities, most probable first; empty if not asked for.
+    pub(crate) predictions: Vec<Vec<(i32, f32)>>,
     /// Layers whose activations were computed twice.
     pub(crate) recomputed: usize,
 }
@@ -59,6 +77,7 @@ pub(crate) struct Passes {
 
 /// A variable in the graph.
 enum Leaves {
+    None,
     Prefix(Vec<[Tensor; 2]>),
     Rows(Tensor),
 }
@@ -70,6 +89,8 @@ struct Plan {
     leaves: Leaves,
     targets: Targets,
     gradients: Vec<Tensor>,
+    /// I32 and F32 `ne = [k, n]`, some targets at a time.
+    predictions: Vec<(Tensor, Tensor)>,
 }
 
 /// Keys and values of the tokens at hand, behind a trained prefix.
@@ -87,7 +108,10 @@ impl KeyValues for PackedKeys<'_> {
     }
 
     fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
-        let (k, v) = self.stored.take().expect("a layer stores before it attends");
+        let (k, v) = self
+            .stored
+            .take()
+            .expect("a layer stores before it attends");
         let windowed = self.hp.window.as_ref().is_some_and(|w| w.layers[il]);
         let spans = if windowed {
             self.window_spans
@@ -96,14 +120,37 @@ impl KeyValues for PackedKeys<'_> {
         };
         let prefix = match self.leaves {
             Leaves::Prefix(layers) => Some((&layers[il][0], &layers[il][1])),
-            Leaves::Rows(_) => None,
+            Leaves::None | Leaves::Rows(_) => None,
         };
         b.packed_attention(spans, q, &k, &v, prefix)
     }
 }
 
+/// Keeps an eye on the keys and values that pass by.
+struct Watched<'a> {
+    inner: PackedKeys<'a>,
+    /// Keys, then values of each layer.
+    seen: Vec<Tensor>,
+}
+
+impl KeyValues for Watched<'_> {
+    fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor) {
+        self.seen.extend([k.clone(), v.clone()]);
+        self.inner.store(b, il, k, v);
+    }
+
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
+        self.inner.attend(b, il, q)
+    }
+}
+
 impl Passes {
-    pub(crate) fn new(model: &Model, pool: Arc<ThreadPool>, budget: usize, long_context: bool) -> Self {
+    pub(crate) fn new(
+        model: &Model,
+        pool: Arc<ThreadPool>,
+        budget: usize,
+        long_context: bool,
+    ) -> Self {
         Self {
             model: model.clone(),
             pool,
@@ -113,6 +160,11 @@ impl Passes {
         }
     }
 
+    /// Computes with `pool` from now on.
+    pub(crate) fn set_pool(&mut self, pool: Arc<ThreadPool>) {
+        self.pool = pool;
+    }
+
     /// Computes the losses of `batch` and, if asked for, the gradient of `sum(scale * weight * loss)`.
     pub(crate) fn run(
         &mut self,
@@ -120,29 +172,37 @@ impl Passes {
         variables: &Variables,
         scale: f64,
         smoothing: f32,
-        backward: bool,
+        goal: Goal,
         cancel: Option<&AtomicBool>,
     ) -> Result<Outcome> {
-        let (plan, recomputed) = self.plan(batch, variables, smoothing, backward);
+        let (plan, recomputed) = self.plan(batch, variables, smoothing, goal);
         let Plan {
             shape,
             inputs,
             leaves,
             targets,
             gradients,
+            predictions,
         } = plan;
         let memory = self.memory.take().unwrap_or_else(GraphMemory::new);
-        let mut graph =
-            Graph::allocate(shape, memory).map_err(|_| TrainError::OutOfMemory)?;
-        self.fill(&mut graph, &inputs, &leaves, &targets, batch, variables, scale);
+        let mut graph = Graph::allocate(shape, memory).map_err(|_| TrainError::OutOfMemory)?;
+        self.fill(
+            &mut graph, &inputs, &leaves, &targets, batch, variables, scale,
+        );
         let computed = graph.compute(&self.pool, cancel);
         let outcome = computed.map(|()| {
             let read = |t: &Tensor| graph.read_f32(t).to_vec();
             let mut found = gradients.iter().map(read);
             let mut next = || found.next().expect("one gradient per variable");
+            let k = predictions.first().map_or(1, |(ids, _)| ids.ne()[0]);
             Outcome {
-                losses: read(&targets.losses),
-                gradients: backward.then(|| match variables {
+                losses: if predictions.is_empty() {
+                    read(&targets.losses)
+                } else {
+                    Vec::new()
+                },
+                gradients: (goal == Goal::Gradients).then(|| match variables {
+                    Variables::None => Variables::None,
                     Variables::Prefix { length, layers } => Variables::Prefix {
                         length: *length,
                         layers: layers.iter().map(|_| [next(), next()]).collect(),
@@ -152,6 +212,15 @@ impl Passes {
                         values: next(),
                     },
                 }),
+                predictions: predictions
+                    .iter()
+                    .flat_map(|(ids, probabilities)| {
+                        let ids = graph.read_i32(ids).chunks_exact(k);
+                        let probabilities = graph.read_f32(probabilities).chunks_exact(k);
+                        ids.zip(probabilities)
+                            .map(|(i, p)| i.iter().copied().zip(p.iter().copied()).collect())
+                    })
+                    .collect(),
                 recomputed,
             }
         });
@@ -168,13 +237,13 @@ impl Passes {
         batch: &Packed,
         variables: &Variables,
         smoothing: f32,
-        backward: bool,
+        goal: Goal,
     ) -> (Plan, usize) {
         let n_layer = self.model.hparams().n_layer;
-        let plan = |recomputed| self.build(batch, variables, smoothing, backward, recomputed);
+        let plan = |recomputed| self.build(batch, variables, smoothing, goal, recomputed);
         let fits = |plan: &Plan| plan.shape.memory_needed() <= self.budget;
         let all_kept = plan(0);
-        if !backward || fits(&all_kept) {
+        if goal != Goal::Gradients || fits(&all_kept) {
             return (all_kept, 0);
         }
         let (mut too_few, mut enough) = (0, n_layer);
@@ -196,9 +265,10 @@ impl Passes {
         batch: &Packed,
         variables: &Variables,
         smoothing: f32,
-        backward: bool,
+        goal: Goal,
         recomputed: usize,
     ) -> Plan {
+        let backward = goal == Goal::Gradients;
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let (t, c) = (batch.n_tokens(), batch.outputs.len());
         let chunk = (LOGIT_BYTES / (4 * w.n_vocab()) / 16 * 16).clamp(16, c.max(16));
@@ -209,6 +279,7 @@ impl Passes {
         let outputs = input(&ctx, GgmlType::I32, &[c], "inp_outputs");
         inputs.outputs = Some(outputs.clone());
         let leaves = match variables {
+            Variables::None => Leaves::None,
             Variables::Prefix { length, layers } => {
                 let leaf = |name, il| {
                     ctx.new_tensor(GgmlType::F32, &[hp.head_dim, hp.n_head_kv, *length])
@@ -291,6 +362,7 @@ impl Passes {
 
         // Loss and its gradient, a few rows of logits at a time: x becomes dx.
         let mut dx: Option<Tensor> = None;
+        let mut predictions = Vec::new();
         for start in (0..c).step_by(chunk) {
             let n = chunk.min(c - start);
             let rows = |t: &Tensor| {
@@ -299,6 +371,15 @@ impl Passes {
                 ctx.view(t, [n0, n, 1, 1], [nb, nb * n, nb * n], start * nb)
             };
             let part = rows(&x);
+            if let Goal::Predictions(k) = goal {
+                let logits = decoder.logits(&b, &decoder.output_norm(&b, &part));
+                let (ids, probabilities) = ctx.top_k(&logits, k);
+                let (ids, probabilities) = (ids.output(), probabilities.output());
+                b.demand(&ids);
+                b.demand(&probabilities);
+                predictions.push((ids, probabilities));
+                continue;
+            }
             b.record([&part]);
             let normed = decoder.output_norm(&b, &part);
             let mut logits = decoder.logits(&b, &normed);
@@ -376,7 +457,87 @@ impl Passes {
             leaves,
             targets,
             gradients,
+            predictions,
         }
+    }
+
+    /// The `k` most probable tokens at each target of `batch`, with probabilities that sum to 1: what the base alone says.
+    pub(crate) fn predict(&mut self, batch: &Packed, k: usize) -> Result<Vec<Vec<(i32, f32)>>> {
+        let goal = Goal::Predictions(k.min(self.model.shape().n_vocab));
+        let outcome = self.run(batch, &Variables::None, 1.0, 0.0, goal, None)?;
+        Ok(outcome.predictions)
+    }
+
+    /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
+    pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
+        let (hp, w) = (self.model.hparams(), self.model.weights());
+        let ctx = Context::new(16, true);
+        let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
+        let b = Builder::new(ctx.clone());
+        let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.entry), hp.token_scale);
+        self.read(ctx, 16, &inputs, ids, vec![rows.output()])
+            .map(|mut found| found.remove(0))
+    }
+
+    /// Keys and values that the base computes for a text, for each layer `ne = [Hk d, n]`.
+    pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
+        let (hp, w) = (self.model.hparams(), self.model.weights());
+        let nodes = 2 * max_nodes(hp);
+        let ctx = Context::new(nodes, true);
+        let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
+        let spans = |window| {
+            Arc::new(Spans {
+                prefix: 0,
+                shared: 0,
+                rows: vec![0..ids.len()],
+                window,
+                scale: hp.attn_scale,
+                softcap: hp.attn_softcap,
+            })
+        };
+        let (all, windowed) = (spans(None), spans(hp.window.as_ref().map(|w| w.size)));
+        let mut kv = Watched {
+            inner: PackedKeys {
+                leaves: &Leaves::None,
+                spans: &all,
+                window_spans: &windowed,
+                hp,
+                stored: None,
+            },
+            seen: Vec::new(),
+        };
+        let decoder = Decoder::new(hp, w, &inputs, self.long_context);
+        let mut b = Builder::new(ctx.clone());
+        let mut x = decoder.embed(&b, Entry::Tokens);
+        for il in 0..hp.n_layer {
+            x = decoder.layer(&mut b, il, &x, None, &mut kv);
+        }
+        let outputs = kv.seen.into_iter().map(|t| ctx.cont(&t).output()).collect();
+        let found = self.read(ctx, nodes, &inputs, ids, outputs)?;
+        let mut found = found.into_iter();
+        Ok(std::iter::from_fn(|| Some([found.next()?, found.next()?])).collect())
+    }
+
+    /// Runs a graph over `ids` and reads its outputs.
+    fn read(
+        &self,
+        ctx: Arc<Context>,
+        nodes: usize,
+        inputs: &Inputs,
+        ids: &[i32],
+        outputs: Vec<Tensor>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut graph = Graph::new(ctx, nodes, &outputs, GraphMemory::new())
+            .map_err(|_| TrainError::OutOfMemory)?;
+        graph.slice_mut(&inputs.entry).copy_from_slice(ids);
+        if graph.has_memory(&inputs.positions) {
+            let positions = graph.slice_mut::<i32>(&inputs.positions);
+            (0..).zip(positions).for_each(|(i, p)| *p = i);
+        }
+        graph
+            .compute(&self.pool, None)
+            .map_err(|_| TrainError::OutOfMemory)?;
+        Ok(outputs.iter().map(|t| graph.read_f32(t).to_vec()).collect())
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -406,7 +567,10 @@ impl Passes {
                 &mut batch.positions.iter().map(|p| (p + behind) as i32),
             );
         }
-        let outputs = inputs.outputs.as_ref().expect("training asks for some logits");
+        let outputs = inputs
+            .outputs
+            .as_ref()
+            .expect("training asks for some logits");
         fill(
             graph.slice_mut(outputs),
             &mut batch.outputs.iter().map(|&o| o as i32),
@@ -427,7 +591,11 @@ impl Passes {
             (Leaves::Rows(leaf), Variables::Rows { values, .. }) => {
                 graph.slice_mut(leaf).copy_from_slice(values);
             }
+            (Leaves::None, Variables::None) => {}
             _ => unreachable!("leaves are made from the variables"),
+        }
+        if !graph.has_memory(&targets.ids) {
+            return;
         }
         let k = batch.n_choices();
         let ids = graph.slice_mut::<i32>(&targets.ids);
@@ -451,59 +619,120 @@ impl Passes {
 mod tests {
     use super::*;
     use crate::ModelOptions;
-    use crate::adapter::{ImportOptions, Payload, import_peft, prefix_to_peft, PrefixLayer, Rows};
+    use crate::adapter::{ImportOptions, Payload, PrefixLayer, Rows, import_peft, prefix_to_peft};
     use crate::train::batch::{Sequence, Target};
     use safetensors::SafeTensors;
     use std::path::Path;
 
     fn f32s(bytes: &[u8]) -> Vec<f32> {
-        bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        bytes
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
     fn ints(st: &SafeTensors<'_>, name: &str) -> Vec<i64> {
         let t = st.tensor(name).unwrap();
-        t.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+        t.data()
+            .chunks(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     #[test]
     fn conformance() {
-        for case in ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma2_swa", "phi3", "gpt2", "llama_256"] {
+        for case in [
+            "llama",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma2_swa",
+            "phi3",
+            "gpt2",
+            "llama_256",
+        ] {
             for kind in ["prefix", "prompt"] {
                 let dir = Path::new("tests/conformance").join(case);
-                let model = Model::open(dir.join("model-f32.gguf"), &ModelOptions::default()).unwrap();
-                let a = import_peft(&dir.join("adapters").join(kind), model.shape(), None, &ImportOptions::default()).unwrap();
-                let bytes = std::fs::read(dir.join("adapters").join(kind).join("expected.safetensors")).unwrap();
+                let model =
+                    Model::open(dir.join("model-f32.gguf"), &ModelOptions::default()).unwrap();
+                let a = import_peft(
+                    &dir.join("adapters").join(kind),
+                    model.shape(),
+                    None,
+                    &ImportOptions::default(),
+                )
+                .unwrap();
+                let bytes =
+                    std::fs::read(dir.join("adapters").join(kind).join("expected.safetensors"))
+                        .unwrap();
                 let st = SafeTensors::deserialize(&bytes).unwrap();
                 let (ids, labels) = (ints(&st, "input_ids"), ints(&st, "labels"));
                 let p = a.length();
                 let v = match a.payload() {
-                    Payload::Prefix { layers } => Variables::Prefix { length: p, layers: layers.iter().map(|l| [l.k.to_f32(), l.v.to_f32()]).collect() },
-                    Payload::Rows(rows) => Variables::Rows { length: p, values: rows.to_f32() },
+                    Payload::Prefix { layers } => Variables::Prefix {
+                        length: p,
+                        layers: layers
+                            .iter()
+                            .map(|l| [l.k.to_f32(), l.v.to_f32()])
+                            .collect(),
+                    },
+                    Payload::Rows(rows) => Variables::Rows {
+                        length: p,
+                        values: rows.to_f32(),
+                    },
                 };
                 let front = if kind == "prompt" { p } else { 0 };
                 let mut slots: Vec<Slot> = (0..front).map(Slot::Virtual).collect();
                 slots.extend(ids.iter().map(|&i| Slot::Token(i as i32)));
-                let targets = (1..ids.len()).filter(|&i| labels[i] != -100).map(|i| Target { at: front + i - 1, tokens: vec![(labels[i] as i32, 1.0)] }).collect();
-                let s = Sequence { slots, targets, weight: 1.0 };
+                let targets = (1..ids.len())
+                    .filter(|&i| labels[i] != -100)
+                    .map(|i| Target {
+                        at: front + i - 1,
+                        tokens: vec![(labels[i] as i32, 1.0)],
+                    })
+                    .collect();
+                let s = Sequence {
+                    slots,
+                    targets,
+                    weight: 1.0,
+                };
                 let packed = Packed::new(&[&s]);
                 let n = packed.outputs.len();
                 let pool = model.pool(2);
                 let mut passes = Passes::new(&model, pool, 1 << 30, false);
-                let out = passes.run(&packed, &v, 1.0 / n as f64, 0.0, true, None).unwrap();
+                let out = passes
+                    .run(&packed, &v, 1.0 / n as f64, 0.0, Goal::Gradients, None)
+                    .unwrap();
                 let loss = out.losses.iter().sum::<f32>() / n as f32;
                 let want = f32s(st.tensor("loss").unwrap().data())[0];
                 let got = match out.gradients.unwrap() {
                     Variables::Prefix { layers, .. } => {
                         let w = model.shape().kv_width();
-                        let layers: Vec<_> = layers.into_iter().map(|[k, v]| PrefixLayer { k: Rows::from_f32(w, k).unwrap(), v: Rows::from_f32(w, v).unwrap() }).collect();
+                        let layers: Vec<_> = layers
+                            .into_iter()
+                            .map(|[k, v]| PrefixLayer {
+                                k: Rows::from_f32(w, k).unwrap(),
+                                v: Rows::from_f32(w, v).unwrap(),
+                            })
+                            .collect();
                         prefix_to_peft(&layers, model.shape()).unwrap()
                     }
                     Variables::Rows { values, .. } => values,
+                    Variables::None => unreachable!(),
                 };
                 let grad = f32s(st.tensor("grad.prompt_embeddings").unwrap().data());
-                let err = got.iter().zip(&grad).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt() / grad.iter().map(|b| b * b).sum::<f32>().sqrt();
+                let err = got
+                    .iter()
+                    .zip(&grad)
+                    .map(|(a, b)| (a - b).powi(2))
+                    .sum::<f32>()
+                    .sqrt()
+                    / grad.iter().map(|b| b * b).sum::<f32>().sqrt();
                 println!("{case} {kind} loss {loss} {want} grad err {err:e}");
                 let mut passes = Passes::new(&model, model.pool(1), 0, false);
-                let out2 = passes.run(&packed, &v, 1.0 / n as f64, 0.0, true, None).unwrap();
+                let out2 = passes
+                    .run(&packed, &v, 1.0 / n as f64, 0.0, Goal::Gradients, None)
+                    .unwrap();
                 assert_eq!(out.losses, out2.losses);
                 println!("recomputed {}", out2.recomputed);
             }

@@ -1,12 +1,13 @@
 //! `ggraft eval`: loss, perplexity and exact match on a data set.
 
 use crate::args::{AdapterArgs, ModelArgs, SessionArgs, new_session};
-use crate::data::{self, Content, Data};
+use crate::data;
 use crate::failure::{Failure, Result};
 use crate::score::score;
 use crate::{interrupt, io};
 use clap::Args;
 use ggraft::infer::KvType;
+use ggraft::train::data::Content;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -53,17 +54,18 @@ struct Totals {
 
 impl Eval {
     pub(crate) fn execute(self) -> Result<()> {
-        let data = Data::read(&self.data)?;
+        let data = data::read(&self.data)?;
         let model = self.model.open()?;
         let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         let mut totals = Totals::default();
-        data.for_each(|row| {
-            let score = score(&mut session, &data::scored(&model, &row.content)?)?;
-            totals.nll += row.weight * score.nll;
-            totals.weight += row.weight * score.tokens as f64;
+        data::for_each(&data, |row| {
+            let score = score(&mut session, &row.example(&model)?)?;
+            let weight = f64::from(row.weight);
+            totals.nll += weight * score.nll;
+            totals.weight += weight * score.tokens as f64;
             totals.tokens += score.tokens;
             if matches!(row.content, Content::Completion { .. }) {
                 totals.completions += 1;
@@ -76,14 +78,14 @@ impl Eval {
                 "no token counts: all weights are 0".to_owned(),
             ));
         }
-        self.print(&data, &totals)
+        self.print(data.rows().len(), &totals)
     }
 
-    fn print(&self, data: &Data, totals: &Totals) -> Result<()> {
+    fn print(&self, rows: usize, totals: &Totals) -> Result<()> {
         let loss = totals.nll / totals.weight;
         let exact =
             (totals.completions > 0).then(|| totals.exact as f64 / totals.completions as f64);
-        let (rows, tokens) = (data.rows.len(), totals.tokens);
+        let tokens = totals.tokens;
         if self.json {
             let object = json!({
                 "loss": loss,

@@ -5,6 +5,8 @@ use ggraft::adapter::AdapterError;
 use ggraft::infer::SessionError;
 use ggraft::infer::sampler::SamplerError;
 use ggraft::model::vocab::VocabError;
+use ggraft::train::TrainError;
+use ggraft::train::data::{DataError, Place};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,14 +29,12 @@ pub(crate) enum Failure {
         path: PathBuf,
         source: std::io::Error,
     },
-    /// One row of a JSONL file is wrong or cannot be computed.
-    #[error("{}:{line}: {why}", path.display())]
-    Row {
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        why: Box<Failure>,
-    },
+    /// One row of a JSONL file cannot be computed.
+    #[error("{place}: {why}")]
+    Row { place: Place, why: Box<Failure> },
+    /// Ctrl-C; what was saved.
+    #[error("{0}")]
+    Interrupted(String),
     /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Stdout(std::io::Error),
@@ -53,15 +53,31 @@ macro_rules! from_library {
 from_library!(
     ggraft::Error,
     AdapterError,
+    DataError,
     SamplerError,
     SessionError,
     VocabError
 );
 
 impl Failure {
+    /// Says which row it is about, unless it says so already.
+    pub(crate) fn at(place: &Place, why: Self) -> Self {
+        match why {
+            Self::Library(ggraft::Error::Data(_)) => why,
+            why => Self::Row {
+                place: place.clone(),
+                why: Box::new(why),
+            },
+        }
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
-            Self::Library(ggraft::Error::Session(SessionError::Cancelled)) => true,
+            Self::Library(
+                ggraft::Error::Session(SessionError::Cancelled)
+                | ggraft::Error::Train(TrainError::Cancelled),
+            )
+            | Self::Interrupted(_) => true,
             Self::Row { why, .. } => why.is_cancelled(),
             _ => false,
         }

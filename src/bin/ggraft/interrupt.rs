@@ -6,19 +6,27 @@ use std::sync::{Mutex, Once, PoisonError};
 /// Exit status after Ctrl-C, as shells report it: 128 + SIGINT.
 pub(crate) const STATUS: u8 = 130;
 
-/// What Ctrl-C stops at the moment.
-static RUNNING: Mutex<Option<CancelToken>> = Mutex::new(None);
+type Cancel = Box<dyn FnOnce() + Send>;
 
-fn set(token: Option<CancelToken>) {
-    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = token;
+/// What the next Ctrl-C does instead of ending the process.
+static NEXT: Mutex<Option<Cancel>> = Mutex::new(None);
+
+fn set(cancel: Option<Cancel>) {
+    *NEXT.lock().unwrap_or_else(PoisonError::into_inner) = cancel;
 }
 
-/// While it lives, Ctrl-C raises a token instead of ending the process.
+/// While it lives, the first Ctrl-C cancels something instead of ending the process.
 pub(crate) struct Guard(());
 
 impl Guard {
-    /// Lowers and watches `token`.
+    /// Lowers and watches the token of a session.
     pub(crate) fn new(token: CancelToken) -> Self {
+        token.reset();
+        Self::calling(move || token.cancel())
+    }
+
+    /// Calls `cancel`, on another thread.
+    pub(crate) fn calling(cancel: impl FnOnce() + Send + 'static) -> Self {
         static INSTALL: Once = Once::new();
         INSTALL.call_once(|| {
             // Where no handler can be installed, Ctrl-C ends the process as it would have done anyway.
@@ -26,8 +34,7 @@ impl Guard {
                 tracing::warn!("Ctrl-C cannot be handled: {e}");
             }
         });
-        token.reset();
-        set(Some(token));
+        set(Some(Box::new(cancel)));
         Self(())
     }
 }
@@ -40,8 +47,9 @@ impl Drop for Guard {
 
 /// Runs on a thread of its own.
 fn handle() {
-    match &*RUNNING.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(token) if !token.is_cancelled() => token.cancel(),
-        _ => std::process::exit(STATUS.into()),
+    let next = NEXT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match next {
+        Some(cancel) => cancel(),
+        None => std::process::exit(STATUS.into()),
     }
 }

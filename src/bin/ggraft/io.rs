@@ -5,8 +5,8 @@ use ggraft::Adapter;
 use ggraft::file::atomic::write_atomic;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::path::Path;
 use std::string::FromUtf8Error;
 
 /// Longest text read whole, in bytes: far beyond any context, and an endless device ends here.
@@ -57,48 +57,22 @@ fn read_all(from: impl Read, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| fail(not_utf8(e)))
 }
 
-/// Lines of a text of any length, one at a time.
-pub(crate) struct Lines<R> {
-    from: R,
-    path: PathBuf,
-}
+/// Lines of standard input, which may be of any length, one at a time.
+pub(crate) struct Lines(io::StdinLock<'static>);
 
-impl Lines<io::StdinLock<'static>> {
+impl Lines {
     pub(crate) fn stdin() -> Self {
-        Self {
-            from: io::stdin().lock(),
-            path: "standard input".into(),
-        }
+        Self(io::stdin().lock())
     }
 }
 
-impl Lines<Box<dyn BufRead>> {
-    /// Lines of a file; `-` is stdin.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        if path == Path::new("-") {
-            return Ok(Self {
-                from: Box::new(io::stdin().lock()),
-                path: "standard input".into(),
-            });
-        }
-        let file = File::open(path).map_err(|source| Failure::File {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            from: Box::new(BufReader::new(file)),
-            path: path.to_owned(),
-        })
-    }
-}
-
-impl<R: BufRead> Iterator for Lines<R> {
+impl Iterator for Lines {
     type Item = Result<String>;
 
     /// The next line without its end.
     fn next(&mut self) -> Option<Result<String>> {
         let mut bytes = Vec::new();
-        let read = (&mut self.from)
+        let read = (&mut self.0)
             .take(MAX_TEXT + 1)
             .read_until(b'\n', &mut bytes);
         if matches!(read, Ok(0)) {
@@ -121,7 +95,7 @@ impl<R: BufRead> Iterator for Lines<R> {
                 Ok(line)
             }
             Err(source) => Err(Failure::File {
-                path: self.path.clone(),
+                path: "standard input".into(),
                 source,
             }),
         })

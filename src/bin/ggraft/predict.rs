@@ -1,7 +1,7 @@
 //! `ggraft predict`: greedy completions of a data set.
 
 use crate::args::{AdapterArgs, Limit, ModelArgs, SessionArgs, new_session, parse_limit};
-use crate::data::{self, Data};
+use crate::data;
 use crate::failure::Result;
 use crate::score::score;
 use crate::{interrupt, io};
@@ -45,7 +45,7 @@ pub(crate) struct Predict {
 
 impl Predict {
     pub(crate) fn execute(self) -> Result<()> {
-        let data = Data::read(&self.data)?;
+        let data = data::read(&self.data)?;
         let model = self.model.open()?;
         let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
@@ -54,10 +54,10 @@ impl Predict {
         let mut greedy = GenerateOptions::default().sampler(SamplerParams::greedy());
         greedy.max_tokens = self.n.0;
         let mut out = String::new();
-        data.for_each(|row| {
-            let prompt = data::prompt(&model, &row.content)?;
-            let scored = prompt.scored(&model);
-            let score = scored.map(|row| score(&mut session, &row)).transpose()?;
+        data::for_each(&data, |row| {
+            let prompt = row.prompt(&model)?;
+            let answer = prompt.answer.as_ref();
+            let score = answer.map(|row| score(&mut session, row)).transpose()?;
             session.reset();
             session.prompt_tokens(&prompt.tokens)?;
             let done = session.generate(&greedy, |_| ControlFlow::Continue(()))?;

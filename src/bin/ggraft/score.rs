@@ -1,8 +1,8 @@
 //! How well a session predicts given tokens.
 
-use crate::data::Scored;
 use crate::failure::{Failure, Result};
 use ggraft::Session;
+use ggraft::train::data::Example;
 
 /// Loss of one row.
 #[derive(Default)]
@@ -16,16 +16,12 @@ pub(crate) struct Score {
 }
 
 /// Scores a row on a session that is emptied first.
-pub(crate) fn score(session: &mut Session, row: &Scored) -> Result<Score> {
+pub(crate) fn score(session: &mut Session, row: &Example) -> Result<Score> {
     let mut score = Score {
         exact: true,
         ..Score::default()
     };
-    let [(first, counts), ..] = row.then[..] else {
-        return Err(Failure::Unsuitable(
-            "the row has no tokens to predict".to_owned(),
-        ));
-    };
+    let (first, counts) = row.then[0];
     session.reset();
     session.prompt_tokens(&row.given)?;
     if counts {

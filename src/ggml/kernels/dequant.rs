@@ -61,9 +61,18 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
     for n in 0..tile.n {
         // SAFETY: row n of the tile; `row` holds MAX_COLUMNS values.
         unsafe { row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k) };
-        for (i, values) in row[..tile.k.next_multiple_of(NR)].as_chunks::<NR>().0.iter().enumerate() {
+        for (i, values) in row[..tile.k.next_multiple_of(NR)]
+            .as_chunks::<NR>()
+            .0
+            .iter()
+            .enumerate()
+        {
             // SAFETY: row n of panel i.
-            unsafe { to.add(i * panel + n * NR).cast::<[f32; NR]>().write(*values) };
+            unsafe {
+                to.add(i * panel + n * NR)
+                    .cast::<[f32; NR]>()
+                    .write(*values)
+            };
         }
     }
 }
@@ -110,7 +119,12 @@ mod bf16 {
 
     /// Calls `f` with each pair of blocks and where its words go.
     #[inline(always)]
-    unsafe fn blocks(tile: &Tile, to: *mut u32, panel: usize, f: impl Fn([*const u8; 2], *mut u32)) {
+    unsafe fn blocks(
+        tile: &Tile,
+        to: *mut u32,
+        panel: usize,
+        f: impl Fn([*const u8; 2], *mut u32),
+    ) {
         let (columns, bytes) = (tile.ty.block_size() as usize, tile.ty.type_size() as usize);
         let count = tile.k / columns;
         for n in (0..tile.n).step_by(2) {
@@ -360,7 +374,10 @@ mod bf16 {
             let spread = [const { spread(0, 32) }, const { spread(16, 32) }];
             for pair in 0..4 {
                 let quants = load_32(w, 48 + 32 * pair);
-                for (i, nibbles) in [quants, _mm512_srli_epi16::<4>(quants)].into_iter().enumerate() {
+                for (i, nibbles) in [quants, _mm512_srli_epi16::<4>(quants)]
+                    .into_iter()
+                    .enumerate()
+                {
                     let block = 2 * pair + i;
                     let [a, b] = [0, 1].map(|i| {
                         let scale = _mm512_set1_ps(scales[i][block]);
@@ -399,7 +416,10 @@ mod bf16 {
                 let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w.add(192).cast()));
                 let d = _mm512_set1_ps(f16(w.add(208)));
                 let mut out = [0.0f32; 16];
-                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(d, _mm512_cvtepi32_ps(scales)));
+                _mm512_storeu_ps(
+                    out.as_mut_ptr(),
+                    _mm512_mul_ps(d, _mm512_cvtepi32_ps(scales)),
+                );
                 out
             });
             for half in 0..2 {
@@ -425,7 +445,10 @@ mod bf16 {
                     let block = 4 * half + i;
                     let to = to.add(block * panel);
                     let [a, b] = [0, 1].map(|j| factors.map(|f| f[2 * block + j]));
-                    let first = [_mm512_castsi512_si128(quants), _mm512_extracti32x4_epi32::<2>(quants)];
+                    let first = [
+                        _mm512_castsi512_si128(quants),
+                        _mm512_extracti32x4_epi32::<2>(quants),
+                    ];
                     let second = [
                         _mm512_extracti32x4_epi32::<1>(quants),
                         _mm512_extracti32x4_epi32::<3>(quants),

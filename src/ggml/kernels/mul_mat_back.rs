@@ -18,7 +18,10 @@ impl Precision {
     /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway:
     /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
     pub(crate) fn of(ty: GgmlType) -> Self {
-        let fast = cfg!(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"));
+        let fast = cfg!(all(
+            target_feature = "avx512bf16",
+            target_feature = "avx512vbmi"
+        ));
         if fast && (ty.is_quantized() || ty == GgmlType::BF16) {
             Self::Bf16
         } else {
@@ -66,7 +69,10 @@ impl Scratch {
             lines.as_mut_ptr().cast()
         };
         let (t, panels) = (T_CHUNK.min(t), K_TILE.div_ceil(NR));
-        (room(&mut self.dy, t * A_STRIDE), room(&mut self.w, panels * PANEL))
+        (
+            room(&mut self.dy, t * A_STRIDE),
+            room(&mut self.w, panels * PANEL),
+        )
     }
 }
 
@@ -95,7 +101,10 @@ pub(crate) unsafe fn mul_mat_back(
 ) {
     // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
     let panels = k.div_ceil(NR);
-    let (begin, end) = (panels * ith / nth * NR, k.min(panels * (ith + 1) / nth * NR));
+    let (begin, end) = (
+        panels * ith / nth * NR,
+        k.min(panels * (ith + 1) / nth * NR),
+    );
     if begin >= end {
         return;
     }
@@ -119,7 +128,16 @@ pub(crate) unsafe fn mul_mat_back(
             for n0 in (0..n).step_by(n_block) {
                 let depth = n_block.min(n - n0);
                 // SAFETY: depth <= n_block columns of dY from n0 on; the scratch holds T_CHUNK rows.
-                unsafe { convert(precision, dy.add(t0 * dy_stride + n0), dy_stride, rows, depth, a) };
+                unsafe {
+                    convert(
+                        precision,
+                        dy.add(t0 * dy_stride + n0),
+                        dy_stride,
+                        rows,
+                        depth,
+                        a,
+                    )
+                };
                 for k0 in (first..end).step_by(K_TILE) {
                     let tile = Tile {
                         ty,
@@ -150,7 +168,17 @@ pub(crate) unsafe fn mul_mat_back(
                                         row: A_STRIDE,
                                         col: 1,
                                     };
-                                    gemm::panel(n0 > 0, rows, nr, depth, a, b.cast(), NR, c, dx_stride);
+                                    gemm::panel(
+                                        n0 > 0,
+                                        rows,
+                                        nr,
+                                        depth,
+                                        a,
+                                        b.cast(),
+                                        NR,
+                                        c,
+                                        dx_stride,
+                                    );
                                 }
                                 Precision::Bf16 => {
                                     let pairs = depth.div_ceil(2);
@@ -169,7 +197,14 @@ pub(crate) unsafe fn mul_mat_back(
 ///
 /// # Safety
 /// The rows must be valid, `to` hold rows of [`A_STRIDE`] words.
-unsafe fn convert(precision: Precision, dy: *const f32, dy_stride: usize, rows: usize, n: usize, to: *mut u32) {
+unsafe fn convert(
+    precision: Precision,
+    dy: *const f32,
+    dy_stride: usize,
+    rows: usize,
+    n: usize,
+    to: *mut u32,
+) {
     for t in 0..rows {
         // SAFETY: row t of both.
         unsafe {

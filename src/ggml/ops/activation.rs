@@ -126,7 +126,12 @@ impl Kernel for SoftcapBack {
 
 impl Context {
     /// Gradient of `f(x)` with respect to x.
-    pub(crate) fn activation_back(self: &Arc<Self>, f: Activated, x: &Tensor, dy: &Tensor) -> Tensor {
+    pub(crate) fn activation_back(
+        self: &Arc<Self>,
+        f: Activated,
+        x: &Tensor,
+        dy: &Tensor,
+    ) -> Tensor {
         self.custom(ActivationBack(f), &[x, dy], x.ne())
     }
 
@@ -154,7 +159,13 @@ impl Context {
     }
 
     /// Gradient of `y = cap tanh(s x / cap)` with respect to x.
-    pub(crate) fn softcap_back(self: &Arc<Self>, s: f32, cap: f32, y: &Tensor, dy: &Tensor) -> Tensor {
+    pub(crate) fn softcap_back(
+        self: &Arc<Self>,
+        s: f32,
+        cap: f32,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Tensor {
         self.custom(SoftcapBack { s, cap }, &[y, dy], y.ne())
     }
 }

@@ -186,7 +186,17 @@ impl Spans {
         let d = q.ne[0];
         let queries = &q.values[head * q.stride[1] + (span.tokens.start + i) * q.stride[2]..];
         gemm(
-            false, n, width, d, queries, q.stride[2], 1, &k_t[keys.start..], all, values, width,
+            false,
+            n,
+            width,
+            d,
+            queries,
+            q.stride[2],
+            1,
+            &k_t[keys.start..],
+            all,
+            values,
+            width,
         );
         let slopes = room(slopes, if self.softcap > 0.0 { n * width } else { 0 });
         for (j, row) in values.chunks_exact_mut(width).enumerate() {
@@ -230,13 +240,22 @@ impl Kernel for Attention {
                 v.gather(spans, span, head / group, &mut s.v);
                 transpose(&s.k, d, &mut s.k_t);
                 for (i, n) in span.tiles() {
-                    let w = spans.weights(
-                        span, (i, n), q, head, &s.k_t, &mut s.weights, &mut s.slopes,
-                    );
+                    let w =
+                        spans.weights(span, (i, n), q, head, &s.k_t, &mut s.weights, &mut s.slopes);
                     let width = w.keys.len();
                     let tile = room(&mut s.tile, n * d);
                     gemm(
-                        false, n, d, width, w.values, width, 1, &s.v[w.keys.start * d..], d, tile, d,
+                        false,
+                        n,
+                        d,
+                        width,
+                        w.values,
+                        width,
+                        1,
+                        &s.v[w.keys.start * d..],
+                        d,
+                        tile,
+                        d,
                     );
                     for (j, row) in tile.chunks_exact(d).enumerate() {
                         let at = ((span.tokens.start + i + j) * h + head) * d;
@@ -292,24 +311,51 @@ impl Kernel for AttentionBack {
                     for (i, n) in span.tiles() {
                         let token = span.tokens.start + i;
                         let w = spans.weights(
-                            &span, (i, n), q, head, &s.k_t, &mut s.weights, &mut s.slopes,
+                            &span,
+                            (i, n),
+                            q,
+                            head,
+                            &s.k_t,
+                            &mut s.weights,
+                            &mut s.slopes,
                         );
                         let (first, width) = (w.keys.start, w.keys.len());
                         let dout_tile = &dout.values[token * dout.stride[1] + head * d..];
                         // dv += weights^T dout
                         gemm(
-                            true, width, d, n, w.values, 1, width, dout_tile, dout.stride[1],
-                            &mut dv[first * d..], d,
+                            true,
+                            width,
+                            d,
+                            n,
+                            w.values,
+                            1,
+                            width,
+                            dout_tile,
+                            dout.stride[1],
+                            &mut dv[first * d..],
+                            d,
                         );
                         // d(weights) = dout v^T
                         let dw = room(&mut s.d_weights, n * width);
                         gemm(
-                            false, n, width, d, dout_tile, dout.stride[1], 1, &s.v_t[first..], all,
-                            dw, width,
+                            false,
+                            n,
+                            width,
+                            d,
+                            dout_tile,
+                            dout.stride[1],
+                            1,
+                            &s.v_t[first..],
+                            all,
+                            dw,
+                            width,
                         );
                         // d(scores) = weights (d(weights) - sum(weights d(weights)))
-                        for (j, (w, dw)) in
-                            w.values.chunks_exact(width).zip(dw.chunks_exact_mut(width)).enumerate()
+                        for (j, (w, dw)) in w
+                            .values
+                            .chunks_exact(width)
+                            .zip(dw.chunks_exact_mut(width))
+                            .enumerate()
                         {
                             let dot = dot(w, dw);
                             for (w, dw) in w.iter().zip(dw.iter_mut()) {
@@ -317,16 +363,29 @@ impl Kernel for AttentionBack {
                             }
                             if spans.softcap > 0.0 {
                                 let slopes = &s.slopes[j * width..][..width];
-                                dw.iter_mut().zip(slopes).zip(w).for_each(|((dw, slope), &w)| {
-                                    // Slopes of keys out of sight were never computed.
-                                    *dw *= if w > 0.0 { *slope } else { 0.0 };
-                                });
+                                dw.iter_mut()
+                                    .zip(slopes)
+                                    .zip(w)
+                                    .for_each(|((dw, slope), &w)| {
+                                        // Slopes of keys out of sight were never computed.
+                                        *dw *= if w > 0.0 { *slope } else { 0.0 };
+                                    });
                             }
                         }
                         // dq = d(scores) k
                         let tile = room(&mut s.tile, n * d);
                         gemm(
-                            false, n, d, width, dw, width, 1, &s.k[first * d..], d, tile, d,
+                            false,
+                            n,
+                            d,
+                            width,
+                            dw,
+                            width,
+                            1,
+                            &s.k[first * d..],
+                            d,
+                            tile,
+                            d,
                         );
                         for (j, row) in tile.chunks_exact(d).enumerate() {
                             let at = ((token + j) * h + head) * d;
@@ -336,8 +395,17 @@ impl Kernel for AttentionBack {
                         // dk += d(scores)^T q
                         let queries = &q.values[head * q.stride[1] + token * q.stride[2]..];
                         gemm(
-                            true, width, d, n, dw, 1, width, queries, q.stride[2],
-                            &mut dk[first * d..], d,
+                            true,
+                            width,
+                            d,
+                            n,
+                            dw,
+                            1,
+                            width,
+                            queries,
+                            q.stride[2],
+                            &mut dk[first * d..],
+                            d,
                         );
                     }
                     for n in 0..all {
@@ -362,7 +430,12 @@ fn add(a: &mut [f32], b: &[f32]) {
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut parts = [0.0f32; 16];
     let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a16.remainder().iter().zip(b16.remainder()).map(|(a, b)| a * b).sum();
+    let rest: f32 = a16
+        .remainder()
+        .iter()
+        .zip(b16.remainder())
+        .map(|(a, b)| a * b)
+        .sum();
     for (a, b) in a16.zip(b16) {
         for ((p, a), b) in parts.iter_mut().zip(a).zip(b) {
             *p += a * b;
@@ -423,7 +496,10 @@ impl Context {
     ) -> Tensor {
         let [d, h, t, _] = q.ne();
         assert_eq!(spans.n_tokens(), t);
-        let srcs: Vec<_> = [q, k, v].into_iter().chain(prefix.map(|p| [p.0, p.1]).into_iter().flatten()).collect();
+        let srcs: Vec<_> = [q, k, v]
+            .into_iter()
+            .chain(prefix.map(|p| [p.0, p.1]).into_iter().flatten())
+            .collect();
         self.custom(Attention(spans.clone()), &srcs, [d * h, t, 1, 1])
     }
 
@@ -452,7 +528,12 @@ impl Context {
             [d * h * (t + 2 * rows), 1, 1, 1],
         );
         let sums = self.custom(
-            SumGroups { d, h, group: h / hk, t },
+            SumGroups {
+                d,
+                h,
+                group: h / hk,
+                t,
+            },
             &[&all],
             [2 * d * hk * rows, 1, 1, 1],
         );

@@ -65,7 +65,51 @@ impl Kernel for CrossEntropy {
     }
 }
 
+/// The most probable tokens of each row. Operand: logits. Result `ne = [k, C, 2]`: ids (their bits), then probabilities that
+/// sum to 1.
+struct TopK {
+    k: usize,
+}
+
+impl Kernel for TopK {
+    fn run(&self, op: &Op<'_>) {
+        let logits = op.operand(0);
+        let (k, c) = (self.k, logits.ne[1]);
+        for i in op.share(c) {
+            let row = logits.row(i, 0);
+            let mut best: Vec<u32> = (0..row.len() as u32).collect();
+            let order =
+                |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
+            if k < best.len() {
+                best.select_nth_unstable_by(k, order);
+                best.truncate(k);
+            }
+            best.sort_unstable_by(order);
+            let mut probabilities: Vec<f32> = best.iter().map(|&id| row[id as usize]).collect();
+            let max = probabilities[0];
+            let sum = exp_sub_sum(&mut probabilities, max);
+            for (j, (&id, p)) in best.iter().zip(probabilities).enumerate() {
+                // SAFETY: elements (j, i) of both halves of the result, written by this thread alone.
+                unsafe {
+                    *op.dst().add(i * k + j) = f32::from_bits(id);
+                    *op.dst().add((c + i) * k + j) = p / sum;
+                }
+            }
+        }
+    }
+}
+
 impl Context {
+    /// The `k` most probable tokens of each row of logits `ne = [V, C]`: ids (I32 bits in an F32 tensor) and probabilities
+    /// that sum to 1, `ne = [k, C]` each.
+    pub(crate) fn top_k(self: &Arc<Self>, logits: &Tensor, k: usize) -> (Tensor, Tensor) {
+        let c = logits.ne()[1];
+        let both = self.custom(TopK { k }, &[logits], [k, c, 2, 1]);
+        let (row, half) = (both.nb()[1], both.nb()[2]);
+        let view = |offset| self.view(&both, [k, c, 1, 1], [row, half, half], offset);
+        (view(0), view(half))
+    }
+
     /// Replaces `logits`, `ne = [V, C]`, by the gradient of the weighted sum of the rows' cross-entropies, and writes those to
     /// `targets.losses`.
     pub(crate) fn cross_entropy(

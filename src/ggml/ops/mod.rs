@@ -9,5 +9,5 @@ mod product;
 mod rows;
 
 pub(crate) use activation::{Activated, Gate};
-pub(crate) use attention::{AttentionGrads, Spans};
+pub(crate) use attention::Spans;
 pub(crate) use loss::Targets;

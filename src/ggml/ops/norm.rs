@@ -36,7 +36,11 @@ impl Kernel for NormBack {
             let r = 1.0 / (square / n + f64::from(self.eps)).sqrt();
             // x hat = (x - mean) r; dx = r (g - mean(g) - x hat mean(g x hat)), without mean(g) if not centred.
             let along_x = (gx_sum * r * r / n) as f32;
-            let along_1 = if self.centred { (g_sum / n) as f32 } else { 0.0 };
+            let along_1 = if self.centred {
+                (g_sum / n) as f32
+            } else {
+                0.0
+            };
             let (mean, r) = (mean as f32, r as f32);
             for (((dx, &x), &w), &dy) in dx.iter_mut().zip(x).zip(w).zip(dy) {
                 *dx = r * (w * dy - along_1 - (x - mean) * along_x);

@@ -1,0 +1,175 @@
+//! What to train, and how.
+
+use super::{OptimizerKind, Schedule};
+use crate::adapter::{Adapter, AdapterKind, Template};
+
+/// Where training starts.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Init {
+    /// Normally distributed values, as PEFT's; for an encoder PyTorch's initial weights.
+    Random,
+    /// Zeros.
+    Zeros,
+    /// Embeddings of tokens picked at random (prompt and P-tuning; Lester 2021).
+    Vocab,
+    /// A text, cut or repeated to the adapter's length: embeddings of its tokens, or for a prefix the keys and values that the
+    /// base itself computes for it (Li & Liang 2021).
+    Text(String),
+    /// As [`Init::Text`], from the prompts of the first training rows.
+    Prompts,
+    /// The rows of another adapter: goes on with its training.
+    Adapter(Adapter),
+}
+
+/// The network that produces the adapter's rows while training; folded away when saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reparam {
+    /// None: the rows themselves are trained.
+    None,
+    /// A multilayer perceptron (Li & Liang 2021 for prefixes, Liu 2021 for P-tuning).
+    Mlp,
+    /// A bidirectional LSTM and a perceptron (Liu 2021); P-tuning only.
+    Lstm,
+}
+
+/// What is to be learned.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Objective {
+    /// Cross-entropy on the tokens that follow the prompt.
+    Completion,
+    /// Cross-entropy on all tokens.
+    All,
+    /// To predict, at every token that counts, what the base predicts when it reads `context` in front of the row
+    /// (Eyuboglu et al. 2025, Cartridges).
+    Distill {
+        /// The text that the adapter shall stand for.
+        context: String,
+        /// Most probable tokens that are taken over; their probabilities are scaled to sum to 1.
+        top_k: usize,
+    },
+}
+
+/// Options of a [`super::Trainer`]. `None` stands for the default that the field's documentation names.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TrainOptions {
+    /// Prefix, prompt or P-tuning.
+    pub method: AdapterKind,
+    /// P. Default: what the template places, what the initial adapter has, or 20: enough for most tasks.
+    pub length: Option<usize>,
+    /// Default: the text of the first prompts; random for an encoder.
+    pub init: Option<Init>,
+    /// Default: [`Reparam::Mlp`] for P-tuning, none otherwise.
+    pub reparam: Option<Reparam>,
+    /// Width of the encoder's hidden layers. Default: that of its input, as in PEFT: Hk d for prefixes, D for P-tuning.
+    pub hidden: Option<usize>,
+    /// Layers of the LSTM, as in PEFT.
+    pub lstm_layers: usize,
+    /// Where the virtual tokens stand; P-tuning only. Default: in front.
+    pub template: Option<Template>,
+    /// Rows of the prefix that keep their initial values, from the first on (an attention sink). Not with an encoder.
+    pub freeze_first: usize,
+    /// What is to be learned.
+    pub loss: Objective,
+    /// Probability that is spread over the vocabulary (Szegedy et al. 2016).
+    pub label_smoothing: f32,
+    /// Optimizer steps. Default: `epochs`, if given, or 600.
+    pub steps: Option<u64>,
+    /// Passes over the data, if `steps` is not given.
+    pub epochs: Option<f64>,
+    /// Rows per step and accumulation.
+    pub batch: usize,
+    /// Batches whose gradients are summed up for one step.
+    pub accum: usize,
+    /// Longest row in tokens, virtual ones included; longer rows are cut at the end. Default: the model's context.
+    pub max_len: Option<usize>,
+    /// Learning rate. Default: see [`TrainOptions::default_lr`].
+    pub lr: Option<f64>,
+    /// How the learning rate changes.
+    pub schedule: Schedule,
+    /// Steps in which the learning rate rises. Default: one in fifteen, at most 100.
+    pub warmup: Option<u64>,
+    /// Which optimizer.
+    pub optimizer: OptimizerKind,
+    /// Decoupled weight decay (AdamW, Adafactor) or its older form (SGD).
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; longer ones are scaled down to it. 0 for no limit.
+    pub clip: f64,
+    /// Probability that a value of the prefix is left out in a step (PEFT's prefix dropout).
+    pub dropout: f32,
+    /// Steps between two evaluations. Default: 20 evaluations in a run.
+    pub eval_every: Option<u64>,
+    /// Evaluations without improvement after which training stops. Default: never.
+    pub patience: Option<usize>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Threads. Default: all cores.
+    pub threads: Option<usize>,
+    /// Bytes for activations: layers beyond what fits keep only their input and are computed twice. Default: 768 MiB.
+    pub memory: Option<u64>,
+    /// Context length for which the adapter is meant, which decides LongRoPE's factors. Default: the model's.
+    pub n_ctx: Option<usize>,
+    /// Name of the adapter, for people.
+    pub name: Option<String>,
+}
+
+impl TrainOptions {
+    /// Defaults for `method`.
+    pub fn new(method: AdapterKind) -> Self {
+        Self {
+            method,
+            length: None,
+            init: None,
+            reparam: None,
+            hidden: None,
+            lstm_layers: 2,
+            template: None,
+            freeze_first: 0,
+            loss: Objective::Completion,
+            label_smoothing: 0.0,
+            steps: None,
+            epochs: None,
+            batch: 8,
+            accum: 1,
+            max_len: None,
+            lr: None,
+            schedule: Schedule::Linear,
+            warmup: None,
+            optimizer: OptimizerKind::AdamW,
+            weight_decay: 0.0,
+            clip: 1.0,
+            dropout: 0.0,
+            eval_every: None,
+            patience: None,
+            seed: 1,
+            threads: None,
+            memory: None,
+            n_ctx: None,
+            name: None,
+        }
+    }
+
+    /// The encoder in use.
+    pub fn effective_reparam(&self) -> Reparam {
+        self.reparam.unwrap_or(match self.method {
+            AdapterKind::PTuning => Reparam::Mlp,
+            AdapterKind::Prefix | AdapterKind::Prompt => Reparam::None,
+        })
+    }
+
+    /// The learning rate when none is given.
+    pub fn default_lr(&self) -> f64 {
+        match (self.optimizer, self.method, self.effective_reparam()) {
+            // Lester 2021.
+            (OptimizerKind::Adafactor, ..) => 0.3,
+            (OptimizerKind::Sgd, ..) => 1.0,
+            (OptimizerKind::AdamW, AdapterKind::Prefix, Reparam::None) => 0.1,
+            (OptimizerKind::AdamW, AdapterKind::Prefix, _) => 0.01,
+            (OptimizerKind::AdamW, _, Reparam::None) => 0.03,
+            (OptimizerKind::AdamW, _, _) => 0.003,
+        }
+    }
+}
