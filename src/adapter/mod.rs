@@ -64,7 +64,7 @@ impl AdapterKind {
         }
     }
 
-    fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::Prefix, Self::Prompt, Self::PTuning]
             .into_iter()
             .find(|kind| kind.name() == name)

@@ -21,7 +21,8 @@ const DIRECTIONS: [&str; 2] = ["", "_reverse"];
 const GATES: usize = 4;
 
 /// Architecture of an encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum EncoderKind {
     /// The rows themselves: prefix tuning without reparameterization, and prompt tuning (Lester et al. 2021).
     Rows,

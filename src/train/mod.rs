@@ -1,6 +1,7 @@
 //! Training of adapters on a frozen, quantized base.
 
 mod batch;
+mod checkpoint;
 pub mod data;
 mod encoder;
 mod error;

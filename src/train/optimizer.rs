@@ -13,7 +13,8 @@ const ADAFACTOR_CLIP_THRESHOLD: f32 = 1.0;
 const CLIP_EPS: f64 = 1e-6;
 
 /// Which optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`.
     #[default]

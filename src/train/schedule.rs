@@ -6,7 +6,8 @@ use std::f64::consts::PI;
 const FLOOR: f64 = 0.02;
 
 /// How the learning rate changes over a run, besides the warm-up. Step `s` counts from 0, `n` is the number of steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Schedule {
     /// Stays.
     Constant,
