@@ -1,0 +1,90 @@
+//! The log of a training run: one JSON object per step.
+
+use crate::failure::{Failure, Result};
+use crate::io::{read_text, write_file};
+use crate::plot::Curve;
+use ggraft::train::Report;
+use serde::Deserialize;
+use serde_json::json;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+pub(crate) struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+/// What a resumed run needs of a line.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    loss: f64,
+    valid_loss: Option<f64>,
+    best: bool,
+}
+
+impl Log {
+    /// A new log, in place of what was there.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|source| fail(path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Continues the log of a run that goes on after step `done`, and adds its steps to `curve`. Lines of later steps, which
+    /// the run had computed before it ended and will compute again, are removed; so is a line that was not finished.
+    pub(crate) fn resume(path: &Path, done: u64, curve: &mut Curve) -> Result<Self> {
+        if path.is_file() {
+            let text = read_text(path)?;
+            let mut kept = String::new();
+            for text in text.lines() {
+                match serde_json::from_str::<Line>(text) {
+                    Ok(line) if line.step <= done => {
+                        curve.add(line.step, line.loss, line.valid_loss, line.best);
+                        kept += text;
+                        kept.push('\n');
+                    }
+                    _ => {}
+                }
+            }
+            if kept != text {
+                write_file(path, |out| out.write_all(kept.as_bytes()))?;
+            }
+        }
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        Ok(Self {
+            path: path.to_owned(),
+            file: file.map_err(|source| fail(path, source))?,
+        })
+    }
+
+    /// Adds a line, in one piece and at once.
+    pub(crate) fn write(&mut self, report: &Report) -> Result<()> {
+        let line = json!({
+            "step": report.step,
+            "steps": report.steps,
+            "epoch": report.epoch,
+            "loss": report.loss,
+            "valid_loss": report.valid_loss,
+            "best": report.best,
+            "lr": report.lr,
+            "grad_norm": report.grad_norm,
+            "tokens": report.tokens,
+            "targets": report.targets,
+            "seconds": report.seconds,
+        });
+        self.file
+            .write_all(format!("{line}\n").as_bytes())
+            .map_err(|source| fail(&self.path, source))
+    }
+}
+
+fn fail(path: &Path, source: std::io::Error) -> Failure {
+    Failure::File {
+        path: path.to_owned(),
+        source,
+    }
+}
