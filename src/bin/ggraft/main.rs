@@ -19,7 +19,6 @@ mod predict;
 mod run;
 mod score;
 mod train;
-mod train_log;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};

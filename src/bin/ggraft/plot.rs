@@ -95,7 +95,10 @@ impl Axis {
     }
 
     fn losses(bounds: (f64, f64), logarithmic: bool) -> Self {
-        let range = widen(bounds, logarithmic);
+        let mut range = widen(bounds, logarithmic);
+        if bounds.0 >= 0.0 {
+            range.start = range.start.max(0.0);
+        }
         Self {
             ticks: match logarithmic {
                 true => log_ticks(&range),
@@ -136,7 +139,7 @@ impl Ranged for Axis {
 impl Picture {
     fn new(curve: &Curve) -> Self {
         let train = finite(&curve.train);
-        let valid = finite(&curve.valid);
+        let valid = thin_out(&finite(&curve.valid));
         let window = (train.len() / 20).min(200) | 1;
         let smooth = thin_out(&moving_mean(&train, window));
         let raw = match window {
@@ -167,17 +170,17 @@ impl Picture {
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         let text = |size: u32| ("sans-serif", size).into_font().color(&INK);
         let title: String = title.chars().take(100).collect();
-        root.draw(&Text::new(title, (64, 16), text(22)))?;
+        root.draw(&Text::new(title, (78, 16), text(22)))?;
         self.draw_legend(&root)?;
 
         let mut chart = ChartBuilder::on(&root)
             .margin_top(72)
+            .margin_left(14)
             .margin_right(24)
             .margin_bottom(8)
             .x_label_area_size(48)
             .y_label_area_size(64)
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
-        let decimals = decimals(&self.y.ticks);
         chart
             .configure_mesh()
             .bold_line_style(INK.mix(0.25))
@@ -193,7 +196,7 @@ impl Picture {
             .x_labels(self.x.ticks.len())
             .y_labels(self.y.ticks.len())
             .x_label_formatter(&|x| format!("{x:.0}"))
-            .y_label_formatter(&|y| format!("{y:.decimals$}"))
+            .y_label_formatter(&|&y| label(&self.y, y))
             .draw()?;
 
         let Range { start, end } = self.y.range;
@@ -201,8 +204,11 @@ impl Picture {
             let clamp = |&(x, y): &(f64, f64)| (x, y.clamp(start, end));
             points.iter().map(clamp).collect()
         };
-        chart.draw_series(LineSeries::new(inside(&self.raw), TRAIN.mix(0.35)))?;
+        chart.draw_series(LineSeries::new(inside(&self.raw), TRAIN.mix(0.45)))?;
         chart.draw_series(LineSeries::new(inside(&self.smooth), TRAIN.stroke_width(2)))?;
+        // One point is no line.
+        let single = self.smooth.iter().filter(|_| self.smooth.len() == 1);
+        chart.draw_series(single.map(|&p| Circle::new(p, 3, TRAIN.filled())))?;
         let valid = inside(&self.valid);
         chart.draw_series(LineSeries::new(valid.clone(), VALID.stroke_width(2)))?;
         // Many points would merge into a band.
@@ -220,7 +226,7 @@ impl Picture {
 
     /// One row above the chart, where no curve gets in its way.
     fn draw_legend(&self, root: &DrawingArea<SVGBackend, Shift>) -> Result<(), Box<dyn Error>> {
-        let (mut x, y) = (64, 54);
+        let (mut x, y) = (78, 54);
         let mut entry =
             |label: String, line: Option<ShapeStyle>, circle: Option<(i32, ShapeStyle)>| {
                 if let Some(style) = line {
@@ -237,12 +243,12 @@ impl Picture {
             };
         if !self.raw.is_empty() {
             let label = "training, each step".to_owned();
-            entry(label, Some(TRAIN.mix(0.35).into()), None)?;
+            entry(label, Some(TRAIN.mix(0.45).into()), None)?;
         }
         if !self.smooth.is_empty() {
             let label = match self.window {
                 1 => "training".to_owned(),
-                n => format!("training, mean of {n} steps"),
+                n => format!("mean of {n} steps"),
             };
             entry(label, Some(TRAIN.stroke_width(2)), None)?;
         }
@@ -272,11 +278,10 @@ fn moving_mean(points: &[(f64, f64)], window: usize) -> Points {
     for (_, y) in points {
         sums.push(sums[sums.len() - 1] + y);
     }
-    let n = points.len();
-    (0..n)
+    (0..points.len())
         .map(|i| {
-            let reach = (window / 2).min(i).min(n - 1 - i);
-            let (from, to) = (i - reach, i + reach + 1);
+            let from = i.saturating_sub(window / 2);
+            let to = (i + window / 2 + 1).min(points.len());
             (points[i].0, (sums[to] - sums[from]) / (to - from) as f64)
         })
         .collect()
@@ -351,28 +356,88 @@ fn linear_ticks(range: &Range<f64>, count: f64, smallest: f64) -> Vec<f64> {
         .collect()
 }
 
-/// 1, 2 and 5 times powers of ten; only the powers if that would be too many.
+/// Powers of ten, and multiples of them as long as there is room.
 fn log_ticks(range: &Range<f64>) -> Vec<f64> {
     let powers = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
-    let all: Vec<f64> = powers
-        .flat_map(|p| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(p)))
-        .filter(|y| range.contains(y))
-        .collect();
-    match all.len() {
-        ..=10 => all,
-        _ => all
-            .into_iter()
-            .filter(|y| (y.log10() - y.log10().round()).abs() < 1e-9)
-            .collect(),
+    let with = |multiples: &'static [f64]| -> Vec<f64> {
+        powers
+            .clone()
+            .flat_map(|p| multiples.iter().map(move |m| m * 10f64.powi(p)))
+            .filter(|y| range.contains(y))
+            .collect()
+    };
+    let sets: [&[f64]; 2] = [&[1.0, 2.0, 3.0, 5.0, 7.0], &[1.0, 2.0, 5.0]];
+    sets.into_iter()
+        .map(with)
+        .find(|ticks| ticks.len() <= 9)
+        .unwrap_or_else(|| with(&[1.0]))
+}
+
+/// Labels of one length on a linear axis; of their own length on a logarithmic one, where 0.01 may stand beside 5.
+fn label(axis: &Axis, value: f64) -> String {
+    let closest = axis
+        .ticks
+        .windows(2)
+        .map(|pair| pair[1] - pair[0])
+        .fold(f64::INFINITY, f64::min);
+    let digits = |step: f64| (-step.log10() - 1e-9).ceil().clamp(0.0, 9.0) as usize;
+    match axis.logarithmic {
+        true => format!("{value:.*}", digits(value)),
+        false => format!("{value:.*}", digits(closest.min(1e9))),
     }
 }
 
-/// Digits behind the point that tell the ticks apart.
-fn decimals(ticks: &[f64]) -> usize {
-    let smallest = ticks
-        .windows(2)
-        .map(|pair| pair[1] - pair[0])
-        .chain(ticks.first().copied().filter(|&t| t > 0.0))
-        .fold(1.0, f64::min);
-    (-smallest.log10() - 1e-9).ceil().clamp(0.0, 9.0) as usize
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(losses: impl IntoIterator<Item = f64>) -> Curve {
+        let mut curve = Curve::default();
+        for (i, loss) in losses.into_iter().enumerate() {
+            let valid = (i % 10 == 9).then_some(loss * 1.1);
+            curve.add(i as u64 + 1, loss, valid, i == 19);
+        }
+        curve
+    }
+
+    #[test]
+    fn every_curve_can_be_drawn() {
+        let falling = |n: usize| (0..n).map(move |i| 3.0 * (-0.01 * i as f64).exp());
+        for curve in [
+            Curve::default(),
+            curve([1.0]),
+            curve([0.0, 0.0, 0.0]),
+            curve([f64::NAN, 2.0, f64::INFINITY, 1.0]),
+            curve(falling(300)),
+            curve(falling(100_000)),
+        ] {
+            let svg = draw(&curve, "a <b> & \"c\"").unwrap();
+            assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
+            assert!(svg.contains("a &lt;b&gt; &amp; "), "{svg}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            assert!(svg.len() < 100_000, "{}", svg.len());
+        }
+    }
+
+    #[test]
+    fn losses_of_several_magnitudes_get_a_logarithmic_axis() {
+        let narrow = Picture::new(&curve([2.0, 1.5, 1.0]));
+        assert!(!narrow.y.logarithmic);
+        assert_eq!(label(&narrow.y, narrow.y.ticks[0]), "1.0");
+        let wide = Picture::new(&curve([3.0, 0.4, 0.02]));
+        assert!(wide.y.logarithmic);
+        let labels: Vec<_> = wide.y.ticks.iter().map(|&t| label(&wide.y, t)).collect();
+        assert_eq!(labels, ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]);
+    }
+
+    #[test]
+    fn smoothing_keeps_the_level_and_loses_no_step() {
+        let points: Points = (0..100).map(|i| (f64::from(i), f64::from(i % 2))).collect();
+        let smooth = moving_mean(&points, 21);
+        assert_eq!(smooth.len(), points.len());
+        assert!(
+            smooth.iter().all(|p| (p.1 - 0.5).abs() < 0.06),
+            "{smooth:?}"
+        );
+    }
 }

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-pub(crate) struct Log {
+pub(super) struct Log {
     path: PathBuf,
     file: File,
 }
@@ -26,7 +26,7 @@ struct Line {
 
 impl Log {
     /// A new log, in place of what was there.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|source| fail(path, source))?;
         Ok(Self {
             path: path.to_owned(),
@@ -36,7 +36,7 @@ impl Log {
 
     /// Continues the log of a run that goes on after step `done`, and adds its steps to `curve`. Lines of later steps, which
     /// the run had computed before it ended and will compute again, are removed; so is a line that was not finished.
-    pub(crate) fn resume(path: &Path, done: u64, curve: &mut Curve) -> Result<Self> {
+    pub(super) fn resume(path: &Path, done: u64, curve: &mut Curve) -> Result<Self> {
         if path.is_file() {
             let text = read_text(path)?;
             let mut kept = String::new();
@@ -62,7 +62,7 @@ impl Log {
     }
 
     /// Adds a line, in one piece and at once.
-    pub(crate) fn write(&mut self, report: &Report) -> Result<()> {
+    pub(super) fn write(&mut self, report: &Report) -> Result<()> {
         let line = json!({
             "step": report.step,
             "steps": report.steps,
@@ -86,5 +86,39 @@ fn fail(path: &Path, source: std::io::Error) -> Failure {
     Failure::File {
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_ends_where_the_checkpoint_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let line = |step: u64, valid: Option<f64>| {
+            let best = valid.is_some();
+            format!(
+                "{}\n",
+                json!({"step": step, "loss": 1.0, "valid_loss": valid, "best": best})
+            )
+        };
+        let good = line(1, None) + &line(2, Some(0.5));
+        std::fs::write(
+            &path,
+            format!("{good}{}{{\"step\": 4, \"lo", line(3, Some(0.1))),
+        )
+        .unwrap();
+        let mut curve = Curve::default();
+        drop(Log::resume(&path, 2, &mut curve).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), good);
+        assert_eq!(curve.train, [(1, 1.0), (2, 1.0)]);
+        assert_eq!(curve.best, Some((2, 0.5)));
+
+        // A log that is not there begins with the step that comes.
+        let path = folder.path().join("new.jsonl");
+        drop(Log::resume(&path, 2, &mut Curve::default()).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
     }
 }
