@@ -1126,6 +1126,11 @@ fn train_refuses_arguments_that_make_no_sense() {
         assert!(stderr(&output).contains("is read by this command"));
     }
     assert!(fs::read_to_string(&rows).unwrap().contains("completion"));
+    for more in ["--plot a --log a", "--log out.gguf.ckpt"] {
+        let more = more.replace("out.gguf", out.to_str().unwrap());
+        let text = usage(&[&words("--method prefix")[..], &words(&more)].concat());
+        assert!(text.contains("written twice"), "{text}");
+    }
     assert!(!out.exists());
 }
 

@@ -78,12 +78,25 @@ impl Train {
             Some(&self.data.model),
             Some(&self.data.data),
             self.data.valid.as_ref(),
+            // It is replaced by later checkpoints of its own run.
+            self.saving
+                .resume
+                .as_ref()
+                .filter(|&path| !same_file(path, &checkpoint)),
         ];
-        for path in [Some(output), Some(&checkpoint), plot.as_ref(), log.as_ref()] {
+        let outputs = [Some(output), Some(&checkpoint), plot.as_ref(), log.as_ref()];
+        for (i, path) in outputs.iter().enumerate() {
             let Some(path) = path else { continue };
-            if inputs.iter().flatten().any(|input| same_file(input, path)) {
+            let same = |other: &&PathBuf| other == path || same_file(other, path);
+            if inputs.iter().flatten().any(same) {
                 return Err(Failure::Usage(format!(
                     "{} is read by this command: write to another file",
+                    path.display()
+                )));
+            }
+            if outputs[..i].iter().flatten().any(same) {
+                return Err(Failure::Usage(format!(
+                    "{} is to be written twice: use different names",
                     path.display()
                 )));
             }
@@ -97,9 +110,9 @@ impl Train {
                 )));
             }
             // A log may be a pipe or a device.
-            if Some(path) != log.as_ref() {
+            if Some(*path) != log.as_ref() {
                 check_writable(path).map_err(|source| Failure::File {
-                    path: path.clone(),
+                    path: path.to_path_buf(),
                     source,
                 })?;
             }
@@ -203,7 +216,7 @@ impl<'a> Run<'a> {
 
     fn execute(mut self, sample: Option<String>) -> Result<()> {
         let token = self.trainer.cancel_token();
-        let guard = interrupt::Guard::calling(move || token.cancel());
+        let _guard = interrupt::Guard::calling(move || token.cancel());
         let result = self.train();
         self.progress.finish();
         match result {
@@ -217,7 +230,6 @@ impl<'a> Run<'a> {
             // What remains after a failure is only in the way.
             let _ = std::fs::remove_file(&self.checkpoint);
         }
-        drop(guard);
         io::print(&self.summary(&adapter, sample))
     }
 
@@ -233,7 +245,9 @@ impl<'a> Run<'a> {
                 self.draw()?;
             }
             let every = self.args.saving.checkpoint_every;
-            if every.is_some_and(|n| report.step % n == 0) && self.trainer.finished().is_none() {
+            if every.is_some_and(|n| report.step.is_multiple_of(n))
+                && self.trainer.finished().is_none()
+            {
                 self.save_checkpoint()?;
                 self.save_adapter()?;
             }
