@@ -476,7 +476,7 @@ fn damaged_files_end_in_one_line() {
 #[test]
 fn help_explains_every_command() {
     let overview = ok(&["--help"]);
-    for name in words("run chat logits eval predict import export concat inspect bench") {
+    for name in words("run chat train logits eval predict import export concat inspect bench") {
         assert!(overview.contains(&format!("\n  {name} ")), "{name}");
         let help = ok(&[name, "--help"]);
         assert!(
@@ -1022,6 +1022,181 @@ fn predict_scores_completions_as_eval_does() {
     assert_eq!(rows[0]["prompt"], rows[1]["prompt"]);
     assert_eq!(rows[0]["prediction"], rows[1]["prediction"]);
     assert!(rows[0]["tokens"].is_number() && rows[1]["tokens"].is_null());
+}
+
+// ---- train
+
+/// Every flag of `ggraft train`.
+const TRAIN_FLAGS: &str = "--model --data --valid --max-len --method --length --init --reparam --hidden --template \
+    --freeze-first --loss --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --weight-decay --clip --seed \
+    --eval-every --patience --output --checkpoint-every --resume --log --plot --threads --memory";
+
+#[test]
+fn train_help_lists_and_explains_every_flag() {
+    let help = ok(&["train", "--help"]);
+    for flag in words(TRAIN_FLAGS) {
+        assert!(help.contains(&format!(" {flag} <")), "{flag}");
+    }
+    let required = ["--model", "--data", "--method", "--output"];
+    // Whoever leaves these out does not ask what happens.
+    let no_default = ["--epochs", "--resume", "--log", "--plot"];
+    let expected = words(TRAIN_FLAGS).len() - required.len() - no_default.len();
+    assert_eq!(help.matches("[default:").count(), expected, "{help}");
+    for heading in [
+        "Data",
+        "Adapter",
+        "Objective",
+        "Schedule",
+        "Saving",
+        "Computation",
+    ] {
+        assert!(help.contains(&format!("\n{heading}:\n")), "{heading}");
+    }
+}
+
+#[test]
+fn train_refuses_arguments_that_make_no_sense() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write_rows(folder.path(), &[json!({"prompt": "a", "completion": "b"})]);
+    let out = folder.path().join("out.gguf");
+    let usage = |more: &[&str]| {
+        let mut args = words("train -t 1 -m");
+        args.extend([MODEL, "--data", &rows, "-o", out.to_str().unwrap()]);
+        let output = ggraft(&[&args[..], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {output:?}");
+        let text = stderr(&output);
+        assert!(text.starts_with("error: "), "{more:?}: {text}");
+        text
+    };
+    for (more, expected) in [
+        ("", "--method"),
+        ("--method lora", "'lora'"),
+        (
+            "--method prefix --init words",
+            "random, zeros, vocab, text:",
+        ),
+        ("--method prefix --init text:", "no text behind 'text:'"),
+        (
+            "--method prefix --init adapter:",
+            "no file behind 'adapter:'",
+        ),
+        ("--method prefix --loss half", "completion, all or distill:"),
+        (
+            "--method prefix --loss distill:",
+            "no file behind 'distill:'",
+        ),
+        ("--method prefix --reparam rnn", "'rnn'"),
+        ("--method prefix --schedule step", "'step'"),
+        ("--method prefix --optimizer adam", "'adam'"),
+        ("--method prefix --length 0", "at least 1"),
+        ("--method prefix --steps 0", "'0'"),
+        (
+            "--method prefix --steps 5 --epochs 1",
+            "cannot be used with",
+        ),
+        ("--method prefix --epochs 0", "above 0"),
+        ("--method prefix --lr 0", "above 0"),
+        ("--method prefix --lr nan", "above 0"),
+        ("--method prefix --weight-decay=-1", "0 or more"),
+        ("--method prefix --clip inf", "0 or more"),
+        ("--method prefix --memory 12Q", "for example 256M"),
+        ("--method prefix --memory 0", "at least one byte"),
+        ("--method prefix --patience 3", "--valid"),
+        ("--method prefix --eval-every 3", "--valid"),
+        ("--method p-tuning --template {v:4}", "no {prompt}"),
+        ("--resume a --method prefix", "--resume <FILE>"),
+        ("--resume a --lr 1", "--resume <FILE>"),
+        ("--resume a --batch 8", "--resume <FILE>"),
+        ("--resume a --seed 0", "--resume <FILE>"),
+        ("--resume a --memory 1G", "--resume <FILE>"),
+    ] {
+        let text = usage(&words(more));
+        assert!(text.contains(expected), "{more}: {text}");
+    }
+    // What it reads is never what it writes.
+    for flag in ["-o", "--plot", "--log"] {
+        let mut args = words("train --method prefix -m");
+        args.extend([MODEL, "--data", &rows]);
+        if flag != "-o" {
+            args.extend(["-o", out.to_str().unwrap()]);
+        }
+        args.extend([flag, rows.as_str()]);
+        let output = ggraft(&args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(stderr(&output).contains("is read by this command"));
+    }
+    assert!(fs::read_to_string(&rows).unwrap().contains("completion"));
+    for more in ["--plot a --log a", "--log out.gguf.ckpt"] {
+        let more = more.replace("out.gguf", out.to_str().unwrap());
+        let text = usage(&[&words("--method prefix")[..], &words(&more)].concat());
+        assert!(text.contains("written twice"), "{text}");
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn train_fails_before_it_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write_rows(folder.path(), &[json!({"prompt": "a", "completion": "b"})]);
+    let folder = folder.path().display();
+    let run = |more: &str| {
+        let line = format!("train --method prefix -t 1 {more}");
+        failure(&ggraft(&words(&line)))
+    };
+    for (more, expected) in [
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}/no/out.gguf"),
+            "there is no folder",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}"),
+            "is a directory",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o /dev/null"),
+            "not a regular file",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}/x --plot {folder}/no/x.svg"),
+            "there is no folder",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}/x --log {folder}/no/x.jsonl"),
+            "there is no folder",
+        ),
+        (
+            format!("-m {MODEL} --data /no/such/file -o {folder}/x"),
+            "/no/such/file: ",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} --valid /dev/null -o {folder}/x"),
+            "no rows",
+        ),
+        (
+            format!("-m {MODEL} --data Cargo.toml -o {folder}/x"),
+            "Cargo.toml:1: ",
+        ),
+        (
+            format!("-m Cargo.toml --data {rows} -o {folder}/x"),
+            "Cargo.toml",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}/x --init adapter:/no/such/file"),
+            "/no/such/file",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}/x --init adapter:{MODEL}"),
+            "not an adapter",
+        ),
+        (
+            format!("-m {MODEL} --data {rows} -o {folder}/x --loss distill:/no/such/file"),
+            "/no/such/file",
+        ),
+    ] {
+        let text = run(&more);
+        assert!(text.contains(expected), "{more}: {text}");
+    }
+    assert!(!Path::new(&format!("{folder}/x")).exists());
 }
 
 // ---- adapters, files, speed

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes to a temporary name in the target's folder, fsyncs, renames over `path`, fsyncs the folder.
 ///
@@ -17,37 +17,69 @@ pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let existing = match fs::metadata(path) {
-        Ok(meta) if !meta.is_file() => {
-            let what = if meta.is_dir() {
-                "is a directory"
-            } else {
-                "is not a regular file"
-            };
-            return Err(io::Error::new(ErrorKind::InvalidInput, what));
-        }
-        Ok(meta) => Some((fs::canonicalize(path)?, meta.permissions())),
-        Err(e) if e.kind() == ErrorKind::NotFound => None,
-        Err(e) => return Err(e),
-    };
-    let (path, permissions) = match &existing {
-        Some((real, permissions)) => (real.as_path(), Some(permissions)),
-        None => (path, None),
-    };
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-
-    let mut out = BufWriter::with_capacity(1 << 18, temporary_in(folder)?);
+    let target = Target::find(path)?;
+    let mut out = BufWriter::with_capacity(1 << 18, target.temporary()?);
     fill(&mut out)?;
     let temporary = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    if let Some(permissions) = permissions {
+    if let Some(permissions) = &target.permissions {
         temporary.as_file().set_permissions(permissions.clone())?;
     }
     temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|e| e.error)?;
-    sync_folder(folder)
+    temporary.persist(&target.path).map_err(|e| e.error)?;
+    sync_folder(target.folder())
+}
+
+/// Fails where [`write_atomic`] would fail for reasons that are there beforehand: `path` is a directory or no regular file,
+/// its folder is missing, or nothing can be created in it. For work that takes long and writes at its end.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    Target::find(path)?.temporary().map(drop)
+}
+
+/// What a file will be renamed over.
+struct Target {
+    /// With symbolic links followed, if it exists.
+    path: PathBuf,
+    /// Those of the file that is replaced.
+    permissions: Option<fs::Permissions>,
+}
+
+impl Target {
+    fn find(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Ok(meta) if !meta.is_file() => {
+                let what = if meta.is_dir() {
+                    "is a directory"
+                } else {
+                    "is not a regular file"
+                };
+                Err(io::Error::new(ErrorKind::InvalidInput, what))
+            }
+            Ok(meta) => Ok(Self {
+                path: fs::canonicalize(path)?,
+                permissions: Some(meta.permissions()),
+            }),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Self {
+                path: path.to_owned(),
+                permissions: None,
+            }),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        match self.path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        }
+    }
+
+    /// A new file beside it.
+    fn temporary(&self) -> io::Result<tempfile::NamedTempFile> {
+        temporary_in(self.folder())
+    }
 }
 
 /// A file that is deleted when dropped, readable by others: tempfile's own default is 0600.
@@ -88,7 +120,9 @@ mod tests {
     fn a_failed_write_leaves_the_old_content_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f");
+        check_writable(&path).unwrap();
         write_atomic(&path, |out| out.write_all(b"old")).unwrap();
+        check_writable(&path).unwrap();
 
         let failed = write_atomic(&path, |out| {
             out.write_all(&[0; 1 << 20])?;
@@ -108,8 +142,12 @@ mod tests {
     #[test]
     fn targets_that_a_rename_would_destroy_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let refused =
-            |path: &Path| write_atomic(path, |_| unreachable!("refused before")).unwrap_err();
+        let refused = |path: &Path| {
+            let early = check_writable(path).unwrap_err();
+            let late = write_atomic(path, |_| unreachable!("refused before")).unwrap_err();
+            assert_eq!(early.kind(), late.kind());
+            late
+        };
         assert_eq!(refused(folder.path()).to_string(), "is a directory");
         assert_eq!(
             refused(&folder.path().join("absent/f")).kind(),

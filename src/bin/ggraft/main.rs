@@ -14,16 +14,18 @@ mod interrupt;
 mod io;
 mod log;
 mod logits;
+mod plot;
 mod predict;
 mod run;
 mod score;
+mod train;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use failure::{Failure, Result};
 use std::process::ExitCode;
 
-/// Run a frozen GGUF language model with tiny trained adapters (prefix, prompt and P-tuning).
+/// Run a frozen GGUF language model with tiny trained adapters, and train them (prefix, prompt and P-tuning).
 ///
 /// The base model is mapped, never copied or changed; an adapter of a few hundred kilobytes makes it do one task well, and
 /// adapters are swapped in microseconds.
@@ -41,6 +43,7 @@ const EXAMPLES: &str = "Examples:
   ggraft run -m model.gguf -p \"Once upon a time\"
   ggraft run -m model.gguf -a pirate.gguf -p \"The rain has not stopped.\"
   ggraft chat -m model.gguf -a pirate.gguf -a butler.gguf
+  ggraft train -m model.gguf --method prefix --data train.jsonl -o mine.gguf
   ggraft import my-peft-folder -m model.gguf -o adapter.gguf
 
 `ggraft COMMAND --help` explains a command and shows examples.
@@ -50,6 +53,7 @@ Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usa
 enum Command {
     Run(run::Run),
     Chat(chat::Chat),
+    Train(train::Train),
     Logits(logits::Logits),
     Eval(eval::Eval),
     Predict(predict::Predict),
@@ -65,6 +69,7 @@ impl Command {
         match self {
             Self::Run(command) => command.execute(),
             Self::Chat(command) => command.execute(),
+            Self::Train(command) => command.execute(),
             Self::Logits(command) => command.execute(),
             Self::Eval(command) => command.execute(),
             Self::Predict(command) => command.execute(),

@@ -1,0 +1,439 @@
+//! The arguments of `ggraft train`: every default, and why.
+
+use super::Train;
+use crate::args::load_adapter;
+use crate::failure::{Failure, Result};
+use crate::io;
+use clap::{Args, ValueEnum};
+use ggraft::Model;
+use ggraft::adapter::{AdapterKind, Template};
+use ggraft::train::{Init, Objective, OptimizerKind, Reparam, Schedule, TrainOptions};
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+#[derive(Args)]
+#[command(next_help_heading = "Data")]
+pub(super) struct DataArgs {
+    /// The base model, a GGUF file (of a split model: any part)
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) model: PathBuf,
+    /// What is learned, one JSON object per line; `-` is standard input
+    #[arg(long, value_name = "TRAIN.jsonl")]
+    pub(super) data: PathBuf,
+    /// Rows that are not learned, to measure what has been: the adapter that predicts them best is the one that is kept
+    /// [default: none, the adapter of the last step is kept]
+    #[arg(long, value_name = "VALID.jsonl")]
+    pub(super) valid: Option<PathBuf>,
+    /// Cut rows after N tokens, the adapter's not counted: bounds memory and time [default: what the model was trained on]
+    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
+    max_len: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Method {
+    Prefix,
+    Prompt,
+    PTuning,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ReparamArg {
+    None,
+    Mlp,
+    Lstm,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Adapter")]
+pub(super) struct ShapeArgs {
+    /// prefix: K and V rows in every layer, the strongest; prompt: virtual tokens in front, the smallest file; p-tuning: virtual
+    /// tokens from an encoder, anywhere in a template
+    #[arg(
+        long,
+        value_name = "prefix|prompt|p-tuning",
+        hide_possible_values = true,
+        required_unless_present = "resume",
+        conflicts_with = "resume"
+    )]
+    method: Option<Method>,
+    /// Virtual tokens: more hold more, and cost context and time in every use [default: what --init or --template has, or 20,
+    /// as PEFT's examples]
+    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
+    length: Option<usize>,
+    /// Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:"..." (the words' embeddings, for a
+    /// prefix what the model makes of them) or adapter:FILE (trains it further) [default: for prefix and prompt a text, the
+    /// first training prompts, which the model can read from the first step on; for p-tuning random, as its encoder mixes
+    /// everything anyway]
+    #[arg(long, value_name = "INIT", value_parser = InitArg::from_str, conflicts_with = "resume")]
+    init: Option<InitArg>,
+    /// Train the rows through a network, which is folded into them when saved: none, mlp or (p-tuning) lstm [default: mlp for
+    /// p-tuning, which is defined by it; none otherwise, which trains faster and better from a text]
+    #[arg(
+        long,
+        value_name = "none|mlp|lstm",
+        hide_possible_values = true,
+        conflicts_with = "resume"
+    )]
+    reparam: Option<ReparamArg>,
+    /// Inner width of that network [default: the model's embedding width, as PEFT]
+    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
+    hidden: Option<usize>,
+    /// P-tuning: where the virtual tokens stand, for example "{v:10} {prompt} {v:10}" [default: all in front]
+    #[arg(long, value_name = "TEMPLATE", value_parser = Template::parse, conflicts_with = "resume")]
+    template: Option<Template>,
+    /// Prefix: leave the first N rows as --init made them; 1 keeps an attention sink where the model expects it
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "resume")]
+    freeze_first: usize,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Objective")]
+pub(super) struct ObjectiveArgs {
+    /// completion: the tokens that the model shall write; all: the prompt, too, for style and knowledge in texts;
+    /// distill:CONTEXT.txt: predict what the model predicts that has read this text, to put the text into the adapter
+    #[arg(
+        long,
+        value_name = "completion|all|distill:FILE",
+        default_value = "completion",
+        value_parser = LossArg::from_str,
+        conflicts_with = "resume"
+    )]
+    loss: LossArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ScheduleArg {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OptimizerArg {
+    Adamw,
+    Adafactor,
+    Sgd,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Schedule")]
+pub(super) struct ScheduleArgs {
+    /// Steps, each of --batch x --accum rows [default: 300, or three epochs if those are more: adapters are small and learn fast]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["epochs", "resume"])]
+    steps: Option<u64>,
+    /// Passes over the data instead of --steps; may be a fraction
+    #[arg(long, value_name = "N", value_parser = positive::<f64>, conflicts_with = "resume")]
+    epochs: Option<f64>,
+    /// Rows computed together. More make steps smoother and slower; 8 is what the defaults are tuned for
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = count,
+        conflicts_with = "resume"
+    )]
+    batch: usize,
+    /// Batches added up to one step: larger batches without more memory
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = count,
+        conflicts_with = "resume"
+    )]
+    accum: usize,
+    /// Learning rate at its highest [default: depends on method, --reparam and --optimizer, 0.003 to 0.3: adapters take far
+    /// higher rates than the weights of a model]
+    #[arg(long, value_name = "X", value_parser = positive::<f32>, conflicts_with = "resume")]
+    lr: Option<f32>,
+    /// How the rate goes down after the warm-up: constant, linear or cosine. Linear ends at 0, which settles the last steps
+    #[arg(
+        long,
+        value_name = "constant|linear|cosine",
+        hide_possible_values = true,
+        default_value = "linear",
+        conflicts_with = "resume"
+    )]
+    schedule: ScheduleArg,
+    /// Steps in which the rate rises from 0, so that the optimizer knows the gradients before it takes large steps [default: one
+    /// in 15 of all steps]
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    warmup: Option<u64>,
+    /// adamw needs the least tuning; adafactor (without parameter scaling) is Lester's for prompts; sgd is for experiments
+    #[arg(
+        long,
+        value_name = "adamw|adafactor|sgd",
+        hide_possible_values = true,
+        default_value = "adamw",
+        conflicts_with = "resume"
+    )]
+    optimizer: OptimizerArg,
+    /// Pull all numbers towards 0 by X times the rate in each step. 0: the rows have no reason to be near 0
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, conflicts_with = "resume")]
+    weight_decay: f32,
+    /// Largest norm of a step's gradient; 0 does not clip. 1, as usual: a single odd row cannot ruin the adapter
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative, conflicts_with = "resume")]
+    clip: f32,
+    /// Equal seeds give equal adapters
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "resume")]
+    seed: u64,
+    /// Measure the validation loss every N steps [default: ten times in all, which costs little]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "valid", conflicts_with = "resume")]
+    eval_every: Option<u64>,
+    /// Stop when N measurements in a row have not been the best one [default: never, the best adapter is kept anyway]
+    #[arg(long, value_name = "N", value_parser = count, requires = "valid", conflicts_with = "resume")]
+    patience: Option<usize>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Saving")]
+pub(super) struct SavingArgs {
+    /// The adapter file to write; it is replaced in one piece, so that it can always be read
+    #[arg(short, long, value_name = "OUT.gguf")]
+    pub(super) output: PathBuf,
+    /// Save the adapter to OUT.gguf and a checkpoint to OUT.gguf.ckpt every N steps; the checkpoint is removed when the training
+    /// has ended well [default: only Ctrl-C saves one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) checkpoint_every: Option<u64>,
+    /// Go on with the run that saved this checkpoint, with its options: apart from it, only -m, --data and --valid (the same
+    /// ones), -o, -t, --log, --plot and --checkpoint-every can be given
+    #[arg(long, value_name = "FILE")]
+    pub(super) resume: Option<PathBuf>,
+    /// Write one JSON object per step: losses, rate, gradient norm, tokens, seconds. With --resume it is continued
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(super) log: Option<PathBuf>,
+    /// Draw the loss curves, at every evaluation and at the end. A resumed run shows its first part if --log is there, too
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Computation")]
+pub(super) struct ComputationArgs {
+    /// Threads that compute [default: all cores]
+    #[arg(short, long, value_name = "N", value_parser = count)]
+    pub(super) threads: Option<usize>,
+    /// Memory for what the backward pass needs of the forward pass, for example 256M or 1.5G. What does not fit is computed
+    /// again, with equal results: less memory, up to a third more time [default: half of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "resume")]
+    memory: Option<u64>,
+}
+
+/// `--init`, before any file is read.
+#[derive(Clone)]
+enum InitArg {
+    Random,
+    Zeros,
+    Vocab,
+    Text(String),
+    Adapter(PathBuf),
+}
+
+impl FromStr for InitArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "random" => Ok(Self::Random),
+            None if text == "zeros" => Ok(Self::Zeros),
+            None if text == "vocab" => Ok(Self::Vocab),
+            Some(("text", "")) => Err("no text behind 'text:'".to_owned()),
+            Some(("text", text)) => Ok(Self::Text(text.to_owned())),
+            Some(("adapter", "")) => Err("no file behind 'adapter:'".to_owned()),
+            Some(("adapter", path)) => Ok(Self::Adapter(path.into())),
+            _ => Err("must be random, zeros, vocab, text:\"...\" or adapter:FILE".to_owned()),
+        }
+    }
+}
+
+impl InitArg {
+    fn load(&self, model: &Model) -> Result<Init> {
+        Ok(match self {
+            Self::Random => Init::Random,
+            Self::Zeros => Init::Zeros,
+            Self::Vocab => Init::Vocab,
+            Self::Text(text) => Init::Text(text.clone()),
+            Self::Adapter(path) => Init::Adapter(load_adapter(path, model, None)?),
+        })
+    }
+}
+
+/// Tokens whose probabilities the adapter learns to reproduce at each position: they hold nearly all of the mass.
+const DISTILL_TOP_K: usize = 20;
+
+/// `--loss`, before any file is read.
+#[derive(Clone)]
+enum LossArg {
+    Completion,
+    All,
+    Distill(PathBuf),
+}
+
+impl FromStr for LossArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "completion" => Ok(Self::Completion),
+            None if text == "all" => Ok(Self::All),
+            Some(("distill", "")) => Err("no file behind 'distill:'".to_owned()),
+            Some(("distill", path)) => Ok(Self::Distill(path.into())),
+            _ => Err("must be completion, all or distill:CONTEXT.txt".to_owned()),
+        }
+    }
+}
+
+impl LossArg {
+    fn load(&self) -> Result<Objective> {
+        Ok(match self {
+            Self::Completion => Objective::Completion,
+            Self::All => Objective::All,
+            Self::Distill(path) => Objective::Distill {
+                context: io::read_text(path)?,
+                top_k: DISTILL_TOP_K,
+            },
+        })
+    }
+}
+
+/// A number above 0.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// A finite number above 0.
+fn positive<T: FromStr<Err: Display> + Into<f64> + Copy>(text: &str) -> Result<T, String> {
+    let x: T = text.parse().map_err(|e: T::Err| e.to_string())?;
+    match x.into() {
+        value if value.is_finite() && value > 0.0 => Ok(x),
+        _ => Err("must be a finite number above 0".to_owned()),
+    }
+}
+
+/// A finite number, 0 or more.
+fn not_negative(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(x) if (0.0..=f32::MAX).contains(&x) => Ok(x),
+        Ok(_) => Err("must be a finite number, 0 or more".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Bytes, with a unit as GNU's tools have them.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || "must be a number of bytes, or one with K, M or G, for example 256M".to_owned();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..end].parse().map_err(|_| wrong())?;
+    let unit: f64 = match text[end..].trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        _ => return Err(wrong()),
+    };
+    match (number * unit).round() {
+        bytes if bytes < 1.0 => Err("must be at least one byte".to_owned()),
+        // Sizes beyond are none of this world, and the conversion is exact enough below.
+        bytes if bytes > 1e18 => Err("is more than any machine has".to_owned()),
+        bytes => Ok(bytes as u64),
+    }
+}
+
+impl Train {
+    /// What a new run is asked to do; reads the files that `--init` and `--loss` name.
+    pub(super) fn options(&self, model: &Model) -> Result<TrainOptions> {
+        let Self {
+            data,
+            shape,
+            schedule,
+            ..
+        } = self;
+        let mut options = TrainOptions::new(match shape.method {
+            Some(Method::Prefix) => AdapterKind::Prefix,
+            Some(Method::Prompt) => AdapterKind::Prompt,
+            Some(Method::PTuning) => AdapterKind::PTuning,
+            None => return Err(Failure::Usage("--method is missing".to_owned())),
+        });
+        options.length = shape.length;
+        let init = shape.init.as_ref();
+        options.init = init.map(|init| init.load(model)).transpose()?;
+        options.reparam = shape.reparam.map(|reparam| match reparam {
+            ReparamArg::None => Reparam::None,
+            ReparamArg::Mlp => Reparam::Mlp,
+            ReparamArg::Lstm => Reparam::Lstm,
+        });
+        options.hidden = shape.hidden;
+        options.template = shape.template.clone();
+        options.freeze_first = shape.freeze_first;
+        options.loss = self.objective.loss.load()?;
+        options.steps = schedule.steps;
+        options.epochs = schedule.epochs;
+        options.batch = schedule.batch;
+        options.accum = schedule.accum;
+        options.max_len = data.max_len;
+        options.lr = schedule.lr;
+        options.schedule = match schedule.schedule {
+            ScheduleArg::Constant => Schedule::Constant,
+            ScheduleArg::Linear => Schedule::Linear,
+            ScheduleArg::Cosine => Schedule::Cosine,
+        };
+        options.warmup = schedule.warmup;
+        options.optimizer = match schedule.optimizer {
+            OptimizerArg::Adamw => OptimizerKind::AdamW,
+            OptimizerArg::Adafactor => OptimizerKind::Adafactor,
+            OptimizerArg::Sgd => OptimizerKind::Sgd,
+        };
+        options.weight_decay = schedule.weight_decay;
+        options.clip = schedule.clip;
+        options.eval_every = schedule.eval_every;
+        options.patience = schedule.patience;
+        options.seed = schedule.seed;
+        options.threads = self.computation.threads;
+        options.memory = self.computation.memory;
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("256M", 256 << 20),
+            ("256m", 256 << 20),
+            ("800MiB", 800 << 20),
+            ("800 MB", 800_000_000),
+            ("1.5G", 3 << 29),
+            ("64k", 64 << 10),
+            ("2GB", 2_000_000_000),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "0",
+            "0.0001K",
+            "-1M",
+            "1T1",
+            "1e3",
+            "1.2.3M",
+            "999999999999G",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
