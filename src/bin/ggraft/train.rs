@@ -341,9 +341,6 @@ impl<'a> Run<'a> {
                 format!("{loss:.4} at step {step}, whose adapter was kept"),
             );
         }
-        if let Some(bytes) = summary.peak_bytes {
-            row("peak memory", size(bytes));
-        }
         let bytes = std::fs::metadata(output).map_or(0, |meta| meta.len());
         row(
             "adapter",
@@ -351,7 +348,7 @@ impl<'a> Run<'a> {
                 "{}: {}, {} numbers ({} trained), {}",
                 output.display(),
                 io::summary(adapter),
-                summary.adapter_numbers,
+                summary.adapter_values,
                 summary.trained_parameters,
                 size(bytes)
             ),

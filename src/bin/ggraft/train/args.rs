@@ -145,8 +145,8 @@ pub(super) struct ScheduleArgs {
     accum: usize,
     /// Learning rate at its highest [default: depends on method, --reparam and --optimizer, 0.003 to 0.3: adapters take far
     /// higher rates than the weights of a model]
-    #[arg(long, value_name = "X", value_parser = positive::<f32>, conflicts_with = "resume")]
-    lr: Option<f32>,
+    #[arg(long, value_name = "X", value_parser = positive::<f64>, conflicts_with = "resume")]
+    lr: Option<f64>,
     /// How the rate goes down after the warm-up: constant, linear or cosine. Linear ends at 0, which settles the last steps
     #[arg(
         long,
@@ -171,10 +171,10 @@ pub(super) struct ScheduleArgs {
     optimizer: OptimizerArg,
     /// Pull all numbers towards 0 by X times the rate in each step. 0: the rows have no reason to be near 0
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, conflicts_with = "resume")]
-    weight_decay: f32,
+    weight_decay: f64,
     /// Largest norm of a step's gradient; 0 does not clip. 1, as usual: a single odd row cannot ruin the adapter
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative, conflicts_with = "resume")]
-    clip: f32,
+    clip: f64,
     /// Equal seeds give equal adapters
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "resume")]
     seed: u64,
@@ -316,9 +316,9 @@ fn positive<T: FromStr<Err: Display> + Into<f64> + Copy>(text: &str) -> Result<T
 }
 
 /// A finite number, 0 or more.
-fn not_negative(text: &str) -> Result<f32, String> {
+fn not_negative(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(x) if (0.0..=f32::MAX).contains(&x) => Ok(x),
+        Ok(x) if (0.0..=f64::MAX).contains(&x) => Ok(x),
         Ok(_) => Err("must be a finite number, 0 or more".to_owned()),
         Err(e) => Err(e.to_string()),
     }
