@@ -61,9 +61,18 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
     for n in 0..tile.n {
         // SAFETY: row n of the tile; `row` holds MAX_COLUMNS values.
         unsafe { row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k) };
-        for (i, values) in row[..tile.k.next_multiple_of(NR)].as_chunks::<NR>().0.iter().enumerate() {
+        for (i, values) in row[..tile.k.next_multiple_of(NR)]
+            .as_chunks::<NR>()
+            .0
+            .iter()
+            .enumerate()
+        {
             // SAFETY: row n of panel i.
-            unsafe { to.add(i * panel + n * NR).cast::<[f32; NR]>().write(*values) };
+            unsafe {
+                to.add(i * panel + n * NR)
+                    .cast::<[f32; NR]>()
+                    .write(*values)
+            };
         }
     }
 }
@@ -110,7 +119,12 @@ mod bf16 {
 
     /// Calls `f` with each pair of blocks and where its words go.
     #[inline(always)]
-    unsafe fn blocks(tile: &Tile, to: *mut u32, panel: usize, f: impl Fn([*const u8; 2], *mut u32)) {
+    unsafe fn blocks(
+        tile: &Tile,
+        to: *mut u32,
+        panel: usize,
+        f: impl Fn([*const u8; 2], *mut u32),
+    ) {
         let (columns, bytes) = (tile.ty.block_size() as usize, tile.ty.type_size() as usize);
         let count = tile.k / columns;
         for n in (0..tile.n).step_by(2) {
@@ -221,11 +235,11 @@ mod bf16 {
     unsafe fn store_scaled(quants: [__m128i; 2], factors: [f32; 2], to: *mut u32) {
         // SAFETY: the caller has room for 16 words.
         unsafe {
-            let [a, b] = [0, 1].map(|i| {
+            let scaled = |i: usize| {
                 let q = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quants[i]));
                 _mm512_mul_ps(q, _mm512_set1_ps(factors[i]))
-            });
-            store_rounded(a, b, to);
+            };
+            store_rounded(scaled(0), scaled(1), to);
         }
     }
 
@@ -240,12 +254,15 @@ mod bf16 {
         }
     }
 
+    /// An F16 value of two rows. Put together as integers: a load of two bytes into a vector waits for the register's last
+    /// value, and with it for the blocks before.
     #[inline(always)]
-    unsafe fn f16(at: *const u8) -> f32 {
-        // SAFETY: the caller's two bytes.
+    unsafe fn f16(w: [*const u8; 2], offset: usize) -> [f32; 2] {
+        // SAFETY: the caller's bytes.
         unsafe {
-            let bits = at.cast::<u16>().read_unaligned();
-            _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
+            let [a, b] = w.map(|w| u32::from(w.add(offset).cast::<u16>().read_unaligned()));
+            let both = _mm_cvtph_ps(_mm_cvtsi32_si128((a | b << 16) as i32));
+            [_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both))]
         }
     }
 
@@ -275,7 +292,7 @@ mod bf16 {
         // SAFETY: the caller's blocks of 18 bytes, and 32 words.
         unsafe {
             let centred = _mm512_sub_ps(count(), _mm512_set1_ps(8.0));
-            let [a, b] = w.map(|w| _mm512_mul_ps(centred, _mm512_set1_ps(f16(w))));
+            let [a, b] = f16(w, 0).map(|d| _mm512_mul_ps(centred, _mm512_set1_ps(d)));
             let table = round(a, b);
             let nibbles = _mm512_permutexvar_epi8(vector(&const { spread(0, 16) }), load_16(w, 2));
             store_looked_up(table, nibbles, to);
@@ -288,7 +305,7 @@ mod bf16 {
     unsafe fn q8_0(w: [*const u8; 2], to: *mut u32) {
         // SAFETY: the caller's blocks of 34 bytes, and 32 words.
         unsafe {
-            let d = w.map(|w| f16(w));
+            let d = f16(w, 0);
             for i in [0, 16] {
                 let quants = w.map(|w| _mm_loadu_si128(w.add(2 + i).cast()));
                 store_scaled(quants, d, to.add(i));
@@ -360,7 +377,10 @@ mod bf16 {
             let spread = [const { spread(0, 32) }, const { spread(16, 32) }];
             for pair in 0..4 {
                 let quants = load_32(w, 48 + 32 * pair);
-                for (i, nibbles) in [quants, _mm512_srli_epi16::<4>(quants)].into_iter().enumerate() {
+                for (i, nibbles) in [quants, _mm512_srli_epi16::<4>(quants)]
+                    .into_iter()
+                    .enumerate()
+                {
                     let block = 2 * pair + i;
                     let [a, b] = [0, 1].map(|i| {
                         let scale = _mm512_set1_ps(scales[i][block]);
@@ -395,11 +415,12 @@ mod bf16 {
     unsafe fn q6_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
         // SAFETY: the caller's blocks of 210 bytes, and 8 x 32 words. 0xea is (a and b) or c.
         unsafe {
-            let factors = w.map(|w| {
-                let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w.add(192).cast()));
-                let d = _mm512_set1_ps(f16(w.add(208)));
+            let d = f16(w, 208);
+            let factors = [0, 1].map(|i| {
+                let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w[i].add(192).cast()));
+                let scales = _mm512_mul_ps(_mm512_set1_ps(d[i]), _mm512_cvtepi32_ps(scales));
                 let mut out = [0.0f32; 16];
-                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(d, _mm512_cvtepi32_ps(scales)));
+                _mm512_storeu_ps(out.as_mut_ptr(), scales);
                 out
             });
             for half in 0..2 {
@@ -424,14 +445,80 @@ mod bf16 {
                     let quants = _mm512_sub_epi8(quants, _mm512_set1_epi8(32));
                     let block = 4 * half + i;
                     let to = to.add(block * panel);
-                    let [a, b] = [0, 1].map(|j| factors.map(|f| f[2 * block + j]));
-                    let first = [_mm512_castsi512_si128(quants), _mm512_extracti32x4_epi32::<2>(quants)];
+                    let factor = |j: usize| [factors[0][2 * block + j], factors[1][2 * block + j]];
+                    let first = [
+                        _mm512_castsi512_si128(quants),
+                        _mm512_extracti32x4_epi32::<2>(quants),
+                    ];
                     let second = [
                         _mm512_extracti32x4_epi32::<1>(quants),
                         _mm512_extracti32x4_epi32::<3>(quants),
                     ];
-                    store_scaled(first, a, to);
-                    store_scaled(second, b, to.add(16));
+                    store_scaled(first, factor(0), to);
+                    store_scaled(second, factor(1), to.add(16));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    /// Every bit of a block is random but for its F16 factors.
+    #[test]
+    fn own_functions_equal_rounded_values_of_ggml() {
+        let factors: [(GgmlType, &[usize]); 5] = [
+            (GgmlType::Q4_0, &[0]),
+            (GgmlType::Q8_0, &[0]),
+            (GgmlType::Q4_K, &[0, 2]),
+            (GgmlType::Q5_K, &[0, 2]),
+            (GgmlType::Q6_K, &[208]),
+        ];
+        let (n, k, panel) = (5, 512, 3 * NR);
+        for (ty, offsets) in factors {
+            let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
+            let mut w: Vec<u8> = super::super::values(row_bytes * n, 9)
+                .into_iter()
+                .map(|x| (x * 128.0) as i8 as u8)
+                .collect();
+            for (i, block) in w.chunks_exact_mut(ty.type_size() as usize).enumerate() {
+                for &at in offsets {
+                    let factor = f16::from_f32(0.013 * (i + at + 1) as f32);
+                    block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+                }
+            }
+            for k0 in [0, 256] {
+                let tile = Tile {
+                    ty,
+                    rows: w.as_ptr(),
+                    row_bytes,
+                    n,
+                    k0,
+                    k: 256,
+                };
+                let mut pairs = vec![0u32; 256 / NR * panel];
+                let mut row = [0.0f32; 256];
+                // SAFETY: a tile of the rows above, and room for n / 2 rounded up rows in each panel.
+                unsafe { to_bf16_pairs(&tile, pairs.as_mut_ptr(), panel) };
+                for i in 0..n {
+                    // SAFETY: 256 columns of row i.
+                    unsafe { row_to_f32(ty, tile.row(i), row.as_mut_ptr(), 256) };
+                    for (j, &x) in row.iter().enumerate() {
+                        let word = pairs[j / NR * panel + i / 2 * NR + j % NR];
+                        let got = if i % 2 == 0 {
+                            word as u16
+                        } else {
+                            (word >> 16) as u16
+                        };
+                        assert_eq!(
+                            got,
+                            bf16::from_f32(x).to_bits(),
+                            "{ty}, row {i}, column {j}"
+                        );
+                    }
                 }
             }
         }

@@ -18,7 +18,10 @@ impl Precision {
     /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway:
     /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
     pub(crate) fn of(ty: GgmlType) -> Self {
-        let fast = cfg!(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"));
+        let fast = cfg!(all(
+            target_feature = "avx512bf16",
+            target_feature = "avx512vbmi"
+        ));
         if fast && (ty.is_quantized() || ty == GgmlType::BF16) {
             Self::Bf16
         } else {
@@ -66,7 +69,10 @@ impl Scratch {
             lines.as_mut_ptr().cast()
         };
         let (t, panels) = (T_CHUNK.min(t), K_TILE.div_ceil(NR));
-        (room(&mut self.dy, t * A_STRIDE), room(&mut self.w, panels * PANEL))
+        (
+            room(&mut self.dy, t * A_STRIDE),
+            room(&mut self.w, panels * PANEL),
+        )
     }
 }
 
@@ -95,7 +101,10 @@ pub(crate) unsafe fn mul_mat_back(
 ) {
     // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
     let panels = k.div_ceil(NR);
-    let (begin, end) = (panels * ith / nth * NR, k.min(panels * (ith + 1) / nth * NR));
+    let (begin, end) = (
+        panels * ith / nth * NR,
+        k.min(panels * (ith + 1) / nth * NR),
+    );
     if begin >= end {
         return;
     }
@@ -119,7 +128,16 @@ pub(crate) unsafe fn mul_mat_back(
             for n0 in (0..n).step_by(n_block) {
                 let depth = n_block.min(n - n0);
                 // SAFETY: depth <= n_block columns of dY from n0 on; the scratch holds T_CHUNK rows.
-                unsafe { convert(precision, dy.add(t0 * dy_stride + n0), dy_stride, rows, depth, a) };
+                unsafe {
+                    convert(
+                        precision,
+                        dy.add(t0 * dy_stride + n0),
+                        dy_stride,
+                        rows,
+                        depth,
+                        a,
+                    )
+                };
                 for k0 in (first..end).step_by(K_TILE) {
                     let tile = Tile {
                         ty,
@@ -150,7 +168,17 @@ pub(crate) unsafe fn mul_mat_back(
                                         row: A_STRIDE,
                                         col: 1,
                                     };
-                                    gemm::panel(n0 > 0, rows, nr, depth, a, b.cast(), NR, c, dx_stride);
+                                    gemm::panel(
+                                        n0 > 0,
+                                        rows,
+                                        nr,
+                                        depth,
+                                        a,
+                                        b.cast(),
+                                        NR,
+                                        c,
+                                        dx_stride,
+                                    );
                                 }
                                 Precision::Bf16 => {
                                     let pairs = depth.div_ceil(2);
@@ -169,7 +197,14 @@ pub(crate) unsafe fn mul_mat_back(
 ///
 /// # Safety
 /// The rows must be valid, `to` hold rows of [`A_STRIDE`] words.
-unsafe fn convert(precision: Precision, dy: *const f32, dy_stride: usize, rows: usize, n: usize, to: *mut u32) {
+unsafe fn convert(
+    precision: Precision,
+    dy: *const f32,
+    dy_stride: usize,
+    rows: usize,
+    n: usize,
+    to: *mut u32,
+) {
     for t in 0..rows {
         // SAFETY: row t of both.
         unsafe {
@@ -314,5 +349,183 @@ mod bf16 {
         _: usize,
     ) {
         unreachable!("Precision::of never says BF16")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::values;
+    use super::*;
+    use crate::ggml::quantize_rows;
+    use half::bf16;
+
+    const TYPES: [GgmlType; 15] = [
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q2_K,
+        GgmlType::Q3_K,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+        GgmlType::IQ4_NL,
+        GgmlType::IQ4_XS,
+    ];
+
+    /// Weights and gradients: `ne = [k, n]` and `ne = [n, t]`.
+    struct Case {
+        ty: GgmlType,
+        k: usize,
+        n: usize,
+        t: usize,
+        w: Vec<u8>,
+        dy: Vec<f32>,
+    }
+
+    impl Case {
+        fn new(ty: GgmlType, k: usize, n: usize, t: usize) -> Self {
+            let mut w = Vec::new();
+            quantize_rows(ty, &values(k * n, 1), k, &mut w);
+            let dy = values(n * t, 2);
+            Self { ty, k, n, t, w, dy }
+        }
+
+        /// Rows `from..to` of dX, computed in `nth` parts.
+        fn rows(&self, from: usize, to: usize, nth: usize) -> Vec<f32> {
+            let mut dx = vec![f32::NAN; (to - from) * self.k];
+            let row_bytes = self.w.len() / self.n;
+            for ith in 0..nth {
+                let (w, dy) = (self.w.as_ptr(), self.dy[from * self.n..].as_ptr());
+                let (k, n, t) = (self.k, self.n, to - from);
+                let dx = dx.as_mut_ptr();
+                // SAFETY: the matrices have these sizes.
+                unsafe { mul_mat_back(self.ty, w, row_bytes, k, n, dy, n, dx, k, t, ith, nth) };
+            }
+            dx
+        }
+
+        /// dX by definition and the sum of absolute values in it, rounded beforehand to what `precision` multiplies.
+        fn naive(&self) -> Vec<(f64, f64)> {
+            let rounded = |x: f32| match Precision::of(self.ty) {
+                Precision::F32 => f64::from(x),
+                Precision::Bf16 => bf16::from_f32(x).to_f64(),
+            };
+            let mut sums = vec![(0.0, 0.0); self.t * self.k];
+            let mut row = vec![0.0; self.k];
+            for (n, bytes) in self.w.chunks_exact(self.w.len() / self.n).enumerate() {
+                // SAFETY: a row of k values.
+                unsafe { dequant::row_to_f32(self.ty, bytes.as_ptr(), row.as_mut_ptr(), self.k) };
+                let row: Vec<f64> = row.iter().map(|&w| rounded(w)).collect();
+                for (t, sums) in sums.chunks_exact_mut(self.k).enumerate() {
+                    let dy = rounded(self.dy[t * self.n + n]);
+                    for (sum, w) in sums.iter_mut().zip(&row) {
+                        *sum = (sum.0 + w * dy, sum.1 + (w * dy).abs());
+                    }
+                }
+            }
+            sums
+        }
+
+        fn check(&self) {
+            let dx = self.rows(0, self.t, 1);
+            for (i, (got, (want, size))) in dx.iter().zip(self.naive()).enumerate() {
+                let err = (f64::from(*got) - want).abs();
+                let Self { ty, k, n, t, .. } = self;
+                assert!(
+                    err <= 2e-6 * size + 1e-9,
+                    "{ty} {k} x {n} x {t} at {i}: {got} for {want}"
+                );
+            }
+        }
+    }
+
+    fn same_bits(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+    }
+
+    #[test]
+    fn every_type_equals_the_definition() {
+        for ty in TYPES {
+            let widths: &[usize] = match ty.block_size() {
+                1 => &[77, 40, 288],
+                32 => &[32, 96, 288],
+                _ => &[256, 768],
+            };
+            for &k in widths {
+                Case::new(ty, k, 33, 5).check();
+            }
+            Case::new(ty, widths[0], 67, 13).check();
+            Case::new(ty, widths[0], 2, 37).check();
+            Case::new(ty, widths[0], 1, 1).check();
+        }
+    }
+
+    #[test]
+    fn long_reductions_and_many_rows() {
+        for ty in [GgmlType::F32, GgmlType::BF16, GgmlType::Q8_0] {
+            Case::new(ty, 64, 2 * N_WORDS * 2 + 7, 3).check();
+            Case::new(ty, 32, 3, T_CHUNK + 29).check();
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_parts_or_rows() {
+        for ty in [
+            GgmlType::F32,
+            GgmlType::F16,
+            GgmlType::Q8_0,
+            GgmlType::Q4_K,
+            GgmlType::Q3_K,
+        ] {
+            let case = Case::new(ty, 768, 2 * N_WORDS + 51, 37);
+            let whole = case.rows(0, case.t, 1);
+            for nth in [2, 3, 7] {
+                assert!(
+                    same_bits(&case.rows(0, case.t, nth), &whole),
+                    "{ty} in {nth} parts"
+                );
+            }
+            for (from, to) in [(0, 1), (5, 18), (36, 37), (2, 36)] {
+                let expected = &whole[from * case.k..to * case.k];
+                assert!(
+                    same_bits(&case.rows(from, to, 2), expected),
+                    "{ty}, rows {from}..{to}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn more_parts_than_columns_and_no_rows() {
+        let case = Case::new(GgmlType::Q8_0, 32, 3, 2);
+        assert!(same_bits(&case.rows(0, 2, 5), &case.rows(0, 2, 1)));
+        let mut dx = [f32::NAN; 64];
+        let (nothing, dx_ptr) = (
+            std::ptr::NonNull::<f32>::dangling().as_ptr(),
+            dx.as_mut_ptr(),
+        );
+        // SAFETY: no row of W and no column of dY is read.
+        unsafe {
+            mul_mat_back(
+                GgmlType::Q8_0,
+                nothing.cast(),
+                34,
+                32,
+                0,
+                nothing,
+                0,
+                dx_ptr,
+                32,
+                2,
+                0,
+                1,
+            )
+        };
+        assert_eq!(dx, [0.0; 64]);
     }
 }
