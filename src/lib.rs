@@ -43,6 +43,9 @@ mod graph;
 pub mod infer;
 pub mod model;
 
+#[doc(hidden)]
+pub use ggml::kernels::measure;
+
 pub use adapter::Adapter;
 pub use error::{Error, Result};
 pub use infer::{Session, SessionOptions};

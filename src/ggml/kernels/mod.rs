@@ -7,6 +7,7 @@
 mod dequant;
 pub(crate) mod exp;
 pub(crate) mod gemm;
+pub mod measure;
 mod mul_mat_back;
 
 pub(crate) use mul_mat_back::mul_mat_back;
