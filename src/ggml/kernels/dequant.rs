@@ -31,6 +31,28 @@ impl Tile {
         // SAFETY: the caller's promise.
         unsafe { self.rows.add(n * self.row_bytes + bytes) }
     }
+
+    /// Has a row that is read soon fetched from memory: rows lie too far apart for the CPU to guess.
+    ///
+    /// # Safety
+    /// `n` must be a row of the matrix.
+    #[inline(always)]
+    unsafe fn prefetch_after(&self, n: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            /// Rows between the one that is read and the one that is fetched.
+            const AHEAD: usize = 16;
+            let bytes = self.k / self.ty.block_size() as usize * self.ty.type_size() as usize;
+            // SAFETY: the caller's row; addresses outside of the matrix are not fetched.
+            unsafe {
+                let ahead = self.row(n).wrapping_add(AHEAD * self.row_bytes);
+                for line in (0..bytes).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+                }
+            }
+        }
+    }
 }
 
 /// Whole blocks of a row as F32, by ggml.
@@ -60,7 +82,10 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
     let mut row = [0.0f32; MAX_COLUMNS];
     for n in 0..tile.n {
         // SAFETY: row n of the tile; `row` holds MAX_COLUMNS values.
-        unsafe { row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k) };
+        unsafe {
+            tile.prefetch_after(n);
+            row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k);
+        }
         for (i, values) in row[..tile.k.next_multiple_of(NR)]
             .as_chunks::<NR>()
             .0
@@ -94,10 +119,6 @@ mod bf16 {
     use super::{GgmlType, MAX_COLUMNS, NR, Tile, row_to_f32};
     use std::arch::x86_64::*;
 
-    /// Rows between a row that is read and the one that is fetched from memory meanwhile: rows lie too far apart for the
-    /// CPU to guess.
-    const AHEAD: usize = 16;
-
     /// Writes a tile as panels of [`NR`] columns, `panel` words apart: a row of [`NR`] words for each pair of rows of the
     /// tile, the first one's value in the lower half. An odd last row is its own partner.
     ///
@@ -107,6 +128,9 @@ mod bf16 {
         // SAFETY: the caller's promise; each function reads one block of its type.
         unsafe {
             match tile.ty {
+                GgmlType::BF16 if tile.k.is_multiple_of(NR) => {
+                    blocks(tile, to, panel, |w, to| bf16(w, to));
+                }
                 GgmlType::Q4_0 => blocks(tile, to, panel, |w, to| q4_0(w, to)),
                 GgmlType::Q8_0 => blocks(tile, to, panel, |w, to| q8_0(w, to)),
                 GgmlType::Q4_K => blocks(tile, to, panel, |w, to| q4_k(w, to, panel)),
@@ -117,7 +141,7 @@ mod bf16 {
         }
     }
 
-    /// Calls `f` with each pair of blocks and where its words go.
+    /// Calls `f` with each pair of blocks, or of [`NR`] values if blocks are smaller, and where its words go.
     #[inline(always)]
     unsafe fn blocks(
         tile: &Tile,
@@ -125,19 +149,16 @@ mod bf16 {
         panel: usize,
         f: impl Fn([*const u8; 2], *mut u32),
     ) {
-        let (columns, bytes) = (tile.ty.block_size() as usize, tile.ty.type_size() as usize);
-        let count = tile.k / columns;
+        let columns = NR.max(tile.ty.block_size() as usize);
+        let bytes = columns / tile.ty.block_size() as usize * tile.ty.type_size() as usize;
         for n in (0..tile.n).step_by(2) {
+            let second = (n + 1).min(tile.n - 1);
             // SAFETY: rows of the tile, their blocks, and the panels of a block.
             unsafe {
-                let w = [tile.row(n), tile.row((n + 1).min(tile.n - 1))];
-                for row in w {
-                    for line in (0..count * bytes).step_by(64) {
-                        let ahead = row.wrapping_add(AHEAD * tile.row_bytes + line);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
-                }
-                for block in 0..count {
+                tile.prefetch_after(n);
+                tile.prefetch_after(second);
+                let w = [tile.row(n), tile.row(second)];
+                for block in 0..tile.k / columns {
                     let to = to.add(block * (columns / NR) * panel + n / 2 * NR);
                     f(w.map(|w| w.add(block * bytes)), to);
                 }
@@ -152,7 +173,9 @@ mod bf16 {
             for (i, row) in rows.iter_mut().enumerate() {
                 // SAFETY: a row of the tile.
                 unsafe {
-                    let from = tile.row((n + i).min(tile.n - 1));
+                    let n = (n + i).min(tile.n - 1);
+                    tile.prefetch_after(n);
+                    let from = tile.row(n);
                     row_to_f32(tile.ty, from, row.as_mut_ptr(), tile.k);
                 }
             }
@@ -283,6 +306,18 @@ mod bf16 {
         unsafe {
             let [a, b] = w.map(|w| _mm256_loadu_si256(w.add(offset).cast()));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
+        }
+    }
+
+    /// 32 values.
+    #[inline(always)]
+    unsafe fn bf16(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's 64 bytes, and 32 words.
+        unsafe {
+            for i in [0, 16] {
+                let words = _mm512_permutexvar_epi16(vector(&INTERLEAVE), load_32(w, 2 * i));
+                _mm512_storeu_si512(to.add(i).cast(), words);
+            }
         }
     }
 
