@@ -478,14 +478,12 @@ mod bf16 {
                 out
             };
             let scales = [scales(0), scales(1)];
-            for block in 0..8 {
+            let table = |block: usize| {
                 let row = |i: usize| _mm512_mul_ps(values, _mm512_set1_ps(scales[i][block]));
-                store_nibbles(
-                    round(row(0), row(1)),
-                    w,
-                    8 + 16 * block,
-                    to.add(block * panel),
-                );
+                round(row(0), row(1))
+            };
+            for block in 0..8 {
+                store_nibbles(table(block), w, 8 + 16 * block, to.add(block * panel));
             }
         }
     }
