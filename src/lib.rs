@@ -44,6 +44,9 @@ pub mod infer;
 pub mod model;
 pub mod train;
 
+#[doc(hidden)]
+pub use ggml::kernels::measure;
+
 pub use adapter::Adapter;
 pub use error::{Error, Result};
 pub use infer::{Session, SessionOptions};

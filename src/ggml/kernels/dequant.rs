@@ -31,6 +31,28 @@ impl Tile {
         // SAFETY: the caller's promise.
         unsafe { self.rows.add(n * self.row_bytes + bytes) }
     }
+
+    /// Has a row that is read soon fetched from memory: rows lie too far apart for the CPU to guess.
+    ///
+    /// # Safety
+    /// `n` must be a row of the matrix.
+    #[inline(always)]
+    unsafe fn prefetch_after(&self, n: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            /// Rows between the one that is read and the one that is fetched.
+            const AHEAD: usize = 16;
+            let bytes = self.k / self.ty.block_size() as usize * self.ty.type_size() as usize;
+            // SAFETY: the caller's row; addresses outside of the matrix are not fetched.
+            unsafe {
+                let ahead = self.row(n).wrapping_add(AHEAD * self.row_bytes);
+                for line in (0..bytes).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+                }
+            }
+        }
+    }
 }
 
 /// Whole blocks of a row as F32, by ggml.
@@ -60,7 +82,10 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
     let mut row = [0.0f32; MAX_COLUMNS];
     for n in 0..tile.n {
         // SAFETY: row n of the tile; `row` holds MAX_COLUMNS values.
-        unsafe { row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k) };
+        unsafe {
+            tile.prefetch_after(n);
+            row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k);
+        }
         for (i, values) in row[..tile.k.next_multiple_of(NR)]
             .as_chunks::<NR>()
             .0
@@ -94,10 +119,6 @@ mod bf16 {
     use super::{GgmlType, MAX_COLUMNS, NR, Tile, row_to_f32};
     use std::arch::x86_64::*;
 
-    /// Rows between a row that is read and the one that is fetched from memory meanwhile: rows lie too far apart for the
-    /// CPU to guess.
-    const AHEAD: usize = 16;
-
     /// Writes a tile as panels of [`NR`] columns, `panel` words apart: a row of [`NR`] words for each pair of rows of the
     /// tile, the first one's value in the lower half. An odd last row is its own partner.
     ///
@@ -107,17 +128,27 @@ mod bf16 {
         // SAFETY: the caller's promise; each function reads one block of its type.
         unsafe {
             match tile.ty {
+                GgmlType::BF16 if tile.k.is_multiple_of(NR) => {
+                    blocks(tile, to, panel, |w, to| bf16(w, to));
+                }
                 GgmlType::Q4_0 => blocks(tile, to, panel, |w, to| q4_0(w, to)),
+                GgmlType::Q4_1 => blocks(tile, to, panel, |w, to| q4_1(w, to)),
+                GgmlType::Q5_0 => blocks(tile, to, panel, |w, to| q5_0(w, to)),
+                GgmlType::Q5_1 => blocks(tile, to, panel, |w, to| q5_1(w, to)),
                 GgmlType::Q8_0 => blocks(tile, to, panel, |w, to| q8_0(w, to)),
+                GgmlType::Q2_K => blocks(tile, to, panel, |w, to| q2_k(w, to, panel)),
+                GgmlType::Q3_K => blocks(tile, to, panel, |w, to| q3_k(w, to, panel)),
                 GgmlType::Q4_K => blocks(tile, to, panel, |w, to| q4_k(w, to, panel)),
                 GgmlType::Q5_K => blocks(tile, to, panel, |w, to| q5_k(w, to, panel)),
                 GgmlType::Q6_K => blocks(tile, to, panel, |w, to| q6_k(w, to, panel)),
+                GgmlType::IQ4_NL => blocks(tile, to, panel, |w, to| iq4_nl(w, to)),
+                GgmlType::IQ4_XS => blocks(tile, to, panel, |w, to| iq4_xs(w, to, panel)),
                 _ => any(tile, to, panel),
             }
         }
     }
 
-    /// Calls `f` with each pair of blocks and where its words go.
+    /// Calls `f` with each pair of blocks, or of [`NR`] values if blocks are smaller, and where its words go.
     #[inline(always)]
     unsafe fn blocks(
         tile: &Tile,
@@ -125,19 +156,16 @@ mod bf16 {
         panel: usize,
         f: impl Fn([*const u8; 2], *mut u32),
     ) {
-        let (columns, bytes) = (tile.ty.block_size() as usize, tile.ty.type_size() as usize);
-        let count = tile.k / columns;
+        let columns = NR.max(tile.ty.block_size() as usize);
+        let bytes = columns / tile.ty.block_size() as usize * tile.ty.type_size() as usize;
         for n in (0..tile.n).step_by(2) {
+            let second = (n + 1).min(tile.n - 1);
             // SAFETY: rows of the tile, their blocks, and the panels of a block.
             unsafe {
-                let w = [tile.row(n), tile.row((n + 1).min(tile.n - 1))];
-                for row in w {
-                    for line in (0..count * bytes).step_by(64) {
-                        let ahead = row.wrapping_add(AHEAD * tile.row_bytes + line);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
-                }
-                for block in 0..count {
+                tile.prefetch_after(n);
+                tile.prefetch_after(second);
+                let w = [tile.row(n), tile.row(second)];
+                for block in 0..tile.k / columns {
                     let to = to.add(block * (columns / NR) * panel + n / 2 * NR);
                     f(w.map(|w| w.add(block * bytes)), to);
                 }
@@ -152,7 +180,9 @@ mod bf16 {
             for (i, row) in rows.iter_mut().enumerate() {
                 // SAFETY: a row of the tile.
                 unsafe {
-                    let from = tile.row((n + i).min(tile.n - 1));
+                    let n = (n + i).min(tile.n - 1);
+                    tile.prefetch_after(n);
+                    let from = tile.row(n);
                     row_to_f32(tile.ty, from, row.as_mut_ptr(), tile.k);
                 }
             }
@@ -235,11 +265,30 @@ mod bf16 {
     unsafe fn store_scaled(quants: [__m128i; 2], factors: [f32; 2], to: *mut u32) {
         // SAFETY: the caller has room for 16 words.
         unsafe {
-            let [a, b] = [0, 1].map(|i| {
+            let scaled = |i: usize| {
                 let q = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quants[i]));
                 _mm512_mul_ps(q, _mm512_set1_ps(factors[i]))
-            });
-            store_rounded(a, b, to);
+            };
+            store_rounded(scaled(0), scaled(1), to);
+        }
+    }
+
+    /// 32 columns of two rows: `f` of quants, row and half, for 16 columns each. 32 signed bytes of each row.
+    #[inline(always)]
+    unsafe fn store_bytes(
+        quants: __m512i,
+        to: *mut u32,
+        f: impl Fn(__m512, usize, usize) -> __m512,
+    ) {
+        // SAFETY: the caller has room for 32 words.
+        unsafe {
+            let values = |q| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q));
+            let row0 = values(_mm512_castsi512_si128(quants));
+            let row1 = values(_mm512_extracti32x4_epi32::<2>(quants));
+            store_rounded(f(row0, 0, 0), f(row1, 1, 0), to);
+            let row0 = values(_mm512_extracti32x4_epi32::<1>(quants));
+            let row1 = values(_mm512_extracti32x4_epi32::<3>(quants));
+            store_rounded(f(row0, 0, 1), f(row1, 1, 1), to.add(16));
         }
     }
 
@@ -254,12 +303,55 @@ mod bf16 {
         }
     }
 
+    /// 32 columns of two rows: 16 bytes of quants, first the lower halves.
     #[inline(always)]
-    unsafe fn f16(at: *const u8) -> f32 {
-        // SAFETY: the caller's two bytes.
+    unsafe fn store_nibbles(table: __m512i, w: [*const u8; 2], offset: usize, to: *mut u32) {
+        // SAFETY: the caller's bytes and words.
         unsafe {
-            let bits = at.cast::<u16>().read_unaligned();
-            _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
+            let quants = load_16(w, offset);
+            let nibbles = _mm512_permutexvar_epi8(vector(&const { spread(0, 16) }), quants);
+            store_looked_up(table, nibbles, to);
+            store_looked_up(table, _mm512_srli_epi16::<4>(nibbles), to.add(16));
+        }
+    }
+
+    /// 32 columns of two rows: 32 fifth bits, then 16 bytes of lower bits as in `store_nibbles`. A table for each row.
+    #[inline(always)]
+    unsafe fn store_five_bits(
+        tables: [__m512i; 2],
+        w: [*const u8; 2],
+        offset: usize,
+        to: *mut u32,
+    ) {
+        // SAFETY: the caller's bytes and words. 0xea is (a and b) or c.
+        unsafe {
+            let [a, b] = w.map(|w| w.add(offset).cast::<u32>().read_unaligned());
+            let quants = load_16(w, offset + 4);
+            let nibbles = _mm512_permutexvar_epi8(vector(&const { spread(0, 16) }), quants);
+            let (low, second) = (_mm512_set1_epi16(15), _mm512_set1_epi32(32 << 16));
+            for (i, nibbles) in [nibbles, _mm512_srli_epi16::<4>(nibbles)]
+                .into_iter()
+                .enumerate()
+            {
+                let (a, b) = (a >> (16 * i), b >> (16 * i));
+                let fifth = _pdep_u32(a, 0x5555_5555) | _pdep_u32(b, 0xaaaa_aaaa);
+                let index = _mm512_ternarylogic_epi32::<0xea>(nibbles, low, second);
+                let index = _mm512_or_si512(index, _mm512_maskz_set1_epi16(fifth, 16));
+                let words = _mm512_permutex2var_epi16(tables[0], index, tables[1]);
+                _mm512_storeu_si512(to.add(16 * i).cast(), words);
+            }
+        }
+    }
+
+    /// An F16 value of two rows. Put together as integers: a load of two bytes into a vector waits for the register's last
+    /// value, and with it for the blocks before.
+    #[inline(always)]
+    unsafe fn f16(w: [*const u8; 2], offset: usize) -> [f32; 2] {
+        // SAFETY: the caller's bytes.
+        unsafe {
+            let [a, b] = w.map(|w| u32::from(w.add(offset).cast::<u16>().read_unaligned()));
+            let both = _mm_cvtph_ps(_mm_cvtsi32_si128((a | b << 16) as i32));
+            [_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both))]
         }
     }
 
@@ -283,17 +375,116 @@ mod bf16 {
         }
     }
 
+    /// 32 values.
+    #[inline(always)]
+    unsafe fn bf16(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's 64 bytes, and 32 words.
+        unsafe {
+            for i in [0, 16] {
+                let words = _mm512_permutexvar_epi16(vector(&INTERLEAVE), load_32(w, 2 * i));
+                _mm512_storeu_si512(to.add(i).cast(), words);
+            }
+        }
+    }
+
     /// F16 d; 32 quants of 4 bits, first the lower halves of the bytes: `d * (q - 8)`.
     #[inline(always)]
     unsafe fn q4_0(w: [*const u8; 2], to: *mut u32) {
         // SAFETY: the caller's blocks of 18 bytes, and 32 words.
         unsafe {
             let centred = _mm512_sub_ps(count(), _mm512_set1_ps(8.0));
-            let [a, b] = w.map(|w| _mm512_mul_ps(centred, _mm512_set1_ps(f16(w))));
-            let table = round(a, b);
-            let nibbles = _mm512_permutexvar_epi8(vector(&const { spread(0, 16) }), load_16(w, 2));
-            store_looked_up(table, nibbles, to);
-            store_looked_up(table, _mm512_srli_epi16::<4>(nibbles), to.add(16));
+            let [a, b] = f16(w, 0).map(|d| _mm512_mul_ps(centred, _mm512_set1_ps(d)));
+            store_nibbles(round(a, b), w, 2, to);
+        }
+    }
+
+    /// F16 d and m; quants as in Q4_0: `d * q + m`.
+    #[inline(always)]
+    unsafe fn q4_1(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's blocks of 20 bytes, and 32 words.
+        unsafe {
+            let (d, m) = (f16(w, 0), f16(w, 2));
+            let row =
+                |i: usize| _mm512_fmadd_ps(count(), _mm512_set1_ps(d[i]), _mm512_set1_ps(m[i]));
+            store_nibbles(round(row(0), row(1)), w, 4, to);
+        }
+    }
+
+    /// F16 d; 32 fifth bits; quants as in Q4_0: `d * (q - 16)`.
+    #[inline(always)]
+    unsafe fn q5_0(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's blocks of 22 bytes, and 32 words.
+        unsafe {
+            let below = _mm512_sub_ps(count(), _mm512_set1_ps(16.0));
+            let tables = f16(w, 0).map(|d| {
+                let d = _mm512_set1_ps(d);
+                round(_mm512_mul_ps(below, d), _mm512_mul_ps(count(), d))
+            });
+            store_five_bits(tables, w, 2, to);
+        }
+    }
+
+    /// F16 d and m; 32 fifth bits; quants as in Q4_0: `d * q + m`.
+    #[inline(always)]
+    unsafe fn q5_1(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's blocks of 24 bytes, and 32 words.
+        unsafe {
+            let above = _mm512_add_ps(count(), _mm512_set1_ps(16.0));
+            let (d, m) = (f16(w, 0), f16(w, 2));
+            let row = |i: usize| {
+                let (d, m) = (_mm512_set1_ps(d[i]), _mm512_set1_ps(m[i]));
+                round(_mm512_fmadd_ps(count(), d, m), _mm512_fmadd_ps(above, d, m))
+            };
+            store_five_bits([row(0), row(1)], w, 4, to);
+        }
+    }
+
+    /// The 16 values of the non-linear types.
+    const NON_LINEAR: [f32; 16] = [
+        -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0,
+        69.0, 89.0, 113.0,
+    ];
+
+    /// F16 d; quants as in Q4_0: `d * value(q)`.
+    #[inline(always)]
+    unsafe fn iq4_nl(w: [*const u8; 2], to: *mut u32) {
+        // SAFETY: the caller's blocks of 18 bytes, and 32 words.
+        unsafe {
+            let values = _mm512_castsi512_ps(vector(&NON_LINEAR));
+            let [a, b] = f16(w, 0).map(|d| _mm512_mul_ps(values, _mm512_set1_ps(d)));
+            store_nibbles(round(a, b), w, 2, to);
+        }
+    }
+
+    /// F16 d; upper 2 bits of 8 scales, lower 4 bits of them, 8 x 16 bytes of quants: `d * (scale - 32) * value(q)`.
+    #[inline(always)]
+    unsafe fn iq4_xs(w: [*const u8; 2], to: *mut u32, panel: usize) {
+        // SAFETY: the caller's blocks of 136 bytes, and 8 x 32 words.
+        unsafe {
+            let values = _mm512_castsi512_ps(vector(&NON_LINEAR));
+            let d = f16(w, 0);
+            let scales = |i: usize| {
+                let upper =
+                    _mm256_set1_epi32(i32::from(w[i].add(2).cast::<u16>().read_unaligned()));
+                let lower = _mm256_set1_epi32(w[i].add(4).cast::<i32>().read_unaligned());
+                let upper = _mm256_srlv_epi32(upper, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+                let lower =
+                    _mm256_srlv_epi32(lower, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+                let upper = _mm256_slli_epi32::<4>(_mm256_and_si256(upper, _mm256_set1_epi32(3)));
+                let both = _mm256_or_si256(upper, _mm256_and_si256(lower, _mm256_set1_epi32(15)));
+                let both = _mm256_cvtepi32_ps(_mm256_sub_epi32(both, _mm256_set1_epi32(32)));
+                let mut out = [0.0f32; 8];
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(both, _mm256_set1_ps(d[i])));
+                out
+            };
+            let scales = [scales(0), scales(1)];
+            let table = |block: usize| {
+                let row = |i: usize| _mm512_mul_ps(values, _mm512_set1_ps(scales[i][block]));
+                round(row(0), row(1))
+            };
+            for block in 0..8 {
+                store_nibbles(table(block), w, 8 + 16 * block, to.add(block * panel));
+            }
         }
     }
 
@@ -302,7 +493,7 @@ mod bf16 {
     unsafe fn q8_0(w: [*const u8; 2], to: *mut u32) {
         // SAFETY: the caller's blocks of 34 bytes, and 32 words.
         unsafe {
-            let d = w.map(|w| f16(w));
+            let d = f16(w, 0);
             for i in [0, 16] {
                 let quants = w.map(|w| _mm_loadu_si128(w.add(2 + i).cast()));
                 store_scaled(quants, d, to.add(i));
@@ -412,14 +603,12 @@ mod bf16 {
     unsafe fn q6_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
         // SAFETY: the caller's blocks of 210 bytes, and 8 x 32 words. 0xea is (a and b) or c.
         unsafe {
-            let factors = w.map(|w| {
-                let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w.add(192).cast()));
-                let d = _mm512_set1_ps(f16(w.add(208)));
+            let d = f16(w, 208);
+            let factors = [0, 1].map(|i| {
+                let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(w[i].add(192).cast()));
+                let scales = _mm512_mul_ps(_mm512_set1_ps(d[i]), _mm512_cvtepi32_ps(scales));
                 let mut out = [0.0f32; 16];
-                _mm512_storeu_ps(
-                    out.as_mut_ptr(),
-                    _mm512_mul_ps(d, _mm512_cvtepi32_ps(scales)),
-                );
+                _mm512_storeu_ps(out.as_mut_ptr(), scales);
                 out
             });
             for half in 0..2 {
@@ -443,18 +632,158 @@ mod bf16 {
                     let quants = _mm512_ternarylogic_epi32::<0xea>(nibbles[i], low, top);
                     let quants = _mm512_sub_epi8(quants, _mm512_set1_epi8(32));
                     let block = 4 * half + i;
-                    let to = to.add(block * panel);
-                    let [a, b] = [0, 1].map(|j| factors.map(|f| f[2 * block + j]));
-                    let first = [
-                        _mm512_castsi512_si128(quants),
-                        _mm512_extracti32x4_epi32::<2>(quants),
-                    ];
-                    let second = [
-                        _mm512_extracti32x4_epi32::<1>(quants),
-                        _mm512_extracti32x4_epi32::<3>(quants),
-                    ];
-                    store_scaled(first, a, to);
-                    store_scaled(second, b, to.add(16));
+                    store_bytes(quants, to.add(block * panel), |q, row, side| {
+                        _mm512_mul_ps(q, _mm512_set1_ps(factors[row][2 * block + side]))
+                    });
+                }
+            }
+        }
+    }
+
+    /// 16 bytes, each 4 bits of scale and of minimum; 64 bytes of quants of 2 bits, F16 d and dmin:
+    /// `d * scale * q - dmin * minimum`. 4 x 32 columns share 32 bytes.
+    #[inline(always)]
+    unsafe fn q2_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
+        // SAFETY: the caller's blocks of 84 bytes, and 8 x 32 words.
+        unsafe {
+            let (d, dmin) = (f16(w, 80), f16(w, 82));
+            let factors = |i: usize| {
+                let both = _mm512_cvtepu8_epi32(_mm_loadu_si128(w[i].cast()));
+                let scales = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+                let minima = _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(both));
+                let mut out = [[0.0f32; 16]; 2];
+                _mm512_storeu_ps(
+                    out[0].as_mut_ptr(),
+                    _mm512_mul_ps(scales, _mm512_set1_ps(d[i])),
+                );
+                _mm512_storeu_ps(
+                    out[1].as_mut_ptr(),
+                    _mm512_mul_ps(minima, _mm512_set1_ps(dmin[i])),
+                );
+                out
+            };
+            let factors = [factors(0), factors(1)];
+            for half in 0..2 {
+                let mut bits = load_32(w, 16 + 32 * half);
+                for block in 4 * half..4 * half + 4 {
+                    let quants = _mm512_and_si512(bits, _mm512_set1_epi8(3));
+                    store_bytes(quants, to.add(block * panel), |q, row, side| {
+                        let [scales, minima] = &factors[row];
+                        let at = 2 * block + side;
+                        _mm512_fmsub_ps(q, _mm512_set1_ps(scales[at]), _mm512_set1_ps(minima[at]))
+                    });
+                    bits = _mm512_srli_epi16::<2>(bits);
+                }
+            }
+        }
+    }
+
+    /// 32 bytes of third bits: bit `i` of each byte belongs to columns `32 * i..`; 64 bytes of lower 2 bits as in Q2_K; 16
+    /// scales of 6 bits in 12 bytes, F16 d: `d * (scale - 32) * (q - 4)`.
+    #[inline(always)]
+    unsafe fn q3_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
+        // SAFETY: the caller's blocks of 110 bytes, and 8 x 32 words. 0xea is (a and b) or c.
+        unsafe {
+            let d = f16(w, 108);
+            let factors = |i: usize| {
+                let [a, b, c] = w[i].add(96).cast::<[u32; 3]>().read_unaligned();
+                let scale =
+                    |low: u32, high: u32| (low & 0x0f0f_0f0f | (high & 0x0303_0303) << 4) as i32;
+                let scales = _mm_setr_epi32(
+                    scale(a, c),
+                    scale(b, c >> 2),
+                    scale(a >> 4, c >> 4),
+                    scale(b >> 4, c >> 6),
+                );
+                let scales = _mm512_cvtepi8_epi32(_mm_sub_epi8(scales, _mm_set1_epi8(32)));
+                let scales = _mm512_mul_ps(_mm512_cvtepi32_ps(scales), _mm512_set1_ps(d[i]));
+                let mut out = [0.0f32; 16];
+                _mm512_storeu_ps(out.as_mut_ptr(), scales);
+                out
+            };
+            let factors = [factors(0), factors(1)];
+            let third = load_32(w, 0);
+            for half in 0..2 {
+                let mut bits = load_32(w, 32 + 32 * half);
+                for block in 4 * half..4 * half + 4 {
+                    let bit = _mm512_test_epi8_mask(third, _mm512_set1_epi8(1 << block));
+                    let top = _mm512_maskz_set1_epi8(bit, 4);
+                    let quants = _mm512_ternarylogic_epi32::<0xea>(bits, _mm512_set1_epi8(3), top);
+                    let quants = _mm512_sub_epi8(quants, _mm512_set1_epi8(4));
+                    store_bytes(quants, to.add(block * panel), |q, row, side| {
+                        _mm512_mul_ps(q, _mm512_set1_ps(factors[row][2 * block + side]))
+                    });
+                    bits = _mm512_srli_epi16::<2>(bits);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    /// Every bit of a block is random but for its F16 factors.
+    #[test]
+    fn own_functions_equal_rounded_values_of_ggml() {
+        let factors: [(GgmlType, &[usize]); 12] = [
+            (GgmlType::Q4_0, &[0]),
+            (GgmlType::Q8_0, &[0]),
+            (GgmlType::Q4_K, &[0, 2]),
+            (GgmlType::Q5_K, &[0, 2]),
+            (GgmlType::Q6_K, &[208]),
+            (GgmlType::Q4_1, &[0, 2]),
+            (GgmlType::Q5_0, &[0]),
+            (GgmlType::Q5_1, &[0, 2]),
+            (GgmlType::Q2_K, &[80, 82]),
+            (GgmlType::Q3_K, &[108]),
+            (GgmlType::IQ4_NL, &[0]),
+            (GgmlType::IQ4_XS, &[0]),
+        ];
+        let (n, k, panel) = (5, 512, 3 * NR);
+        for (ty, offsets) in factors {
+            let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
+            let mut w: Vec<u8> = super::super::values(row_bytes * n, 9)
+                .into_iter()
+                .map(|x| (x * 128.0) as i8 as u8)
+                .collect();
+            for (i, block) in w.chunks_exact_mut(ty.type_size() as usize).enumerate() {
+                for &at in offsets {
+                    let factor = f16::from_f32(0.013 * (i + at + 1) as f32);
+                    block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+                }
+            }
+            for k0 in [0, 256] {
+                let tile = Tile {
+                    ty,
+                    rows: w.as_ptr(),
+                    row_bytes,
+                    n,
+                    k0,
+                    k: 256,
+                };
+                let mut pairs = vec![0u32; 256 / NR * panel];
+                let mut row = [0.0f32; 256];
+                // SAFETY: a tile of the rows above, and room for n / 2 rounded up rows in each panel.
+                unsafe { to_bf16_pairs(&tile, pairs.as_mut_ptr(), panel) };
+                for i in 0..n {
+                    // SAFETY: 256 columns of row i.
+                    unsafe { row_to_f32(ty, tile.row(i), row.as_mut_ptr(), 256) };
+                    for (j, &x) in row.iter().enumerate() {
+                        let word = pairs[j / NR * panel + i / 2 * NR + j % NR];
+                        let got = if i % 2 == 0 {
+                            word as u16
+                        } else {
+                            (word >> 16) as u16
+                        };
+                        assert_eq!(
+                            got,
+                            bf16::from_f32(x).to_bits(),
+                            "{ty}, row {i}, column {j}"
+                        );
+                    }
                 }
             }
         }

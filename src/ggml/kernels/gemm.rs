@@ -345,16 +345,8 @@ mod portable {
 
 #[cfg(test)]
 mod tests {
+    use super::super::values;
     use super::*;
-
-    /// Small reproducible values in -1..1.
-    fn values(n: usize, mut state: u32) -> Vec<f32> {
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
 
     fn check(accumulate: bool, m: usize, n: usize, k: usize, transposed: bool, pad: usize) {
         let (rsa, csa) = if transposed {

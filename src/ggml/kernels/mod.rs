@@ -7,8 +7,19 @@
 mod dequant;
 pub(crate) mod exp;
 pub(crate) mod gemm;
+pub mod measure;
 mod mul_mat_back;
 
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::gemm;
 pub(crate) use mul_mat_back::mul_mat_back;
+
+/// Reproducible values in -1..1.
+#[cfg(test)]
+fn values(n: usize, mut state: u32) -> Vec<f32> {
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}

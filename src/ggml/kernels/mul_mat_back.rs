@@ -4,6 +4,7 @@ use super::dequant::{self, Tile};
 use super::gemm::{self, NR, Strided};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// What weights and gradients are rounded to before they are multiplied. Sums are F32 in both cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,119 +100,158 @@ pub(crate) unsafe fn mul_mat_back(
     ith: usize,
     nth: usize,
 ) {
-    // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
-    let panels = k.div_ceil(NR);
-    let (begin, end) = (
-        panels * ith / nth * NR,
-        k.min(panels * (ith + 1) / nth * NR),
-    );
-    if begin >= end {
-        return;
-    }
-    let align = NR.max(ty.block_size() as usize);
-    let (first, last) = (begin / align * align, k.min(end.next_multiple_of(align)));
-    let precision = Precision::of(ty);
-    let n_block = match precision {
-        Precision::F32 => N_WORDS,
-        Precision::Bf16 => 2 * N_WORDS,
+    let product = Product {
+        ty,
+        w,
+        row_bytes,
+        k,
+        n,
+        dy,
+        dy_stride,
+        dx,
+        dx_stride,
+        t,
     };
-    SCRATCH.with_borrow_mut(|scratch| {
-        let (a, b) = scratch.words(t);
-        for t0 in (0..t).step_by(T_CHUNK) {
-            let rows = T_CHUNK.min(t - t0);
-            if n == 0 {
-                for row in t0..t0 + rows {
-                    // SAFETY: our columns of a row of dX.
-                    unsafe { dx.add(row * dx_stride + begin).write_bytes(0, end - begin) };
+    // SAFETY: the caller's promise.
+    unsafe { product.part(Precision::of(ty), ith, nth) }
+}
+
+/// The operands of [`mul_mat_back`].
+struct Product {
+    ty: GgmlType,
+    w: *const u8,
+    row_bytes: usize,
+    k: usize,
+    n: usize,
+    dy: *const f32,
+    dy_stride: usize,
+    dx: *mut f32,
+    dx_stride: usize,
+    t: usize,
+}
+
+impl Product {
+    /// # Safety
+    /// As [`mul_mat_back`].
+    unsafe fn part(&self, precision: Precision, ith: usize, nth: usize) {
+        // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
+        let panels = self.k.div_ceil(NR);
+        let (begin, end) = (panels * ith / nth * NR, panels * (ith + 1) / nth * NR);
+        let columns = begin..end.min(self.k);
+        if columns.is_empty() {
+            return;
+        }
+        let n_block = match precision {
+            Precision::F32 => N_WORDS,
+            Precision::Bf16 => 2 * N_WORDS,
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let (a, b) = scratch.words(self.t);
+            for t0 in (0..self.t).step_by(T_CHUNK) {
+                let rows = t0..self.t.min(t0 + T_CHUNK);
+                if self.n == 0 {
+                    for t in rows.clone() {
+                        // SAFETY: our columns of row t of dX.
+                        unsafe {
+                            let row = self.dx.add(t * self.dx_stride + begin);
+                            row.write_bytes(0, columns.len());
+                        }
+                    }
+                }
+                for n0 in (0..self.n).step_by(n_block) {
+                    let depth = n0..self.n.min(n0 + n_block);
+                    // SAFETY: at most as many rows and columns as the scratch holds, of matrices that are valid.
+                    unsafe {
+                        self.convert(precision, &rows, &depth, a);
+                        self.multiply(precision, &rows, &depth, &columns, a, b);
+                    }
                 }
             }
-            for n0 in (0..n).step_by(n_block) {
-                let depth = n_block.min(n - n0);
-                // SAFETY: depth <= n_block columns of dY from n0 on; the scratch holds T_CHUNK rows.
-                unsafe {
-                    convert(
-                        precision,
-                        dy.add(t0 * dy_stride + n0),
-                        dy_stride,
-                        rows,
-                        depth,
-                        a,
-                    )
-                };
-                for k0 in (first..end).step_by(K_TILE) {
-                    let tile = Tile {
-                        ty,
-                        // SAFETY: row n0 of W.
-                        rows: unsafe { w.add(n0 * row_bytes) },
-                        row_bytes,
-                        n: depth,
-                        k0,
-                        k: K_TILE.min(last - k0),
-                    };
-                    // SAFETY: the tile lies in W; the scratch holds its panels.
-                    unsafe {
-                        match precision {
-                            Precision::F32 => dequant::to_f32(&tile, b.cast(), PANEL),
-                            Precision::Bf16 => dequant::to_bf16_pairs(&tile, b, PANEL),
-                        }
-                    }
-                    for j in (k0.max(begin)..end.min(k0 + K_TILE)).step_by(NR) {
-                        // SAFETY: columns j..j + NR of dX, as far as there are.
-                        unsafe {
-                            let b = b.add((j - k0) / NR * PANEL);
-                            let c = dx.add(t0 * dx_stride + j);
-                            let nr = NR.min(end - j);
-                            match precision {
-                                Precision::F32 => {
-                                    let a = Strided {
-                                        data: a.cast(),
-                                        row: A_STRIDE,
-                                        col: 1,
-                                    };
-                                    gemm::panel(
-                                        n0 > 0,
-                                        rows,
-                                        nr,
-                                        depth,
-                                        a,
-                                        b.cast(),
-                                        NR,
-                                        c,
-                                        dx_stride,
-                                    );
-                                }
-                                Precision::Bf16 => {
-                                    let pairs = depth.div_ceil(2);
-                                    bf16::panel(n0 > 0, rows, nr, pairs, a, b, c, dx_stride);
-                                }
-                            }
-                        }
-                    }
+        });
+    }
+
+    /// Writes rows `rows` and columns `depth` of dY to `a`, as F32 or as pairs of BF16.
+    ///
+    /// # Safety
+    /// `a` must hold the rows, [`A_STRIDE`] words apart.
+    unsafe fn convert(
+        &self,
+        precision: Precision,
+        rows: &Range<usize>,
+        depth: &Range<usize>,
+        a: *mut u32,
+    ) {
+        for (i, t) in rows.clone().enumerate() {
+            // SAFETY: row t of dY, row i of the scratch.
+            unsafe {
+                let from = self.dy.add(t * self.dy_stride + depth.start);
+                let to = a.add(i * A_STRIDE);
+                match precision {
+                    Precision::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), depth.len()),
+                    Precision::Bf16 => bf16::convert_row(from, depth.len(), to),
                 }
             }
         }
-    });
-}
+    }
 
-/// Writes `rows` rows of `n` values to `to`, as F32 or as pairs of BF16.
-///
-/// # Safety
-/// The rows must be valid, `to` hold rows of [`A_STRIDE`] words.
-unsafe fn convert(
-    precision: Precision,
-    dy: *const f32,
-    dy_stride: usize,
-    rows: usize,
-    n: usize,
-    to: *mut u32,
-) {
-    for t in 0..rows {
-        // SAFETY: row t of both.
-        unsafe {
-            let (from, to) = (dy.add(t * dy_stride), to.add(t * A_STRIDE));
-            match precision {
-                Precision::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), n),
-                Precision::Bf16 => bf16::convert_row(from, n, to),
+    /// Sets columns `columns` of rows `rows` of dX to the part of the sum that lies in rows `depth` of W, or adds it to what
+    /// the parts before gave.
+    ///
+    /// # Safety
+    /// `a` must hold converted dY, `b` have room for a tile of W.
+    unsafe fn multiply(
+        &self,
+        precision: Precision,
+        rows: &Range<usize>,
+        depth: &Range<usize>,
+        columns: &Range<usize>,
+        a: *const u32,
+        b: *mut u32,
+    ) {
+        let accumulate = depth.start > 0;
+        let (m, n) = (rows.len(), depth.len());
+        // Whole blocks around the columns.
+        let align = NR.max(self.ty.block_size() as usize);
+        let first = columns.start / align * align;
+        let last = self.k.min(columns.end.next_multiple_of(align));
+        for k0 in (first..last).step_by(K_TILE) {
+            let k = K_TILE.min(last - k0);
+            let tile = Tile {
+                ty: self.ty,
+                // SAFETY: a row of W.
+                rows: unsafe { self.w.add(depth.start * self.row_bytes) },
+                row_bytes: self.row_bytes,
+                n,
+                k0,
+                k,
+            };
+            // SAFETY: the tile lies in W; the scratch holds its panels.
+            unsafe {
+                match precision {
+                    Precision::F32 => dequant::to_f32(&tile, b.cast(), PANEL),
+                    Precision::Bf16 => dequant::to_bf16_pairs(&tile, b, PANEL),
+                }
+            }
+            for j in (k0.max(columns.start)..columns.end.min(k0 + k)).step_by(NR) {
+                let nr = NR.min(columns.end - j);
+                // SAFETY: columns j..j + nr of dX, the same of the tile.
+                unsafe {
+                    let b = b.add((j - k0) / NR * PANEL);
+                    let (c, ldc) = (self.dx.add(rows.start * self.dx_stride + j), self.dx_stride);
+                    match precision {
+                        Precision::F32 => {
+                            let a = Strided {
+                                data: a.cast(),
+                                row: A_STRIDE,
+                                col: 1,
+                            };
+                            gemm::panel(accumulate, m, nr, n, a, b.cast(), NR, c, ldc);
+                        }
+                        Precision::Bf16 => {
+                            bf16::panel(accumulate, m, nr, n.div_ceil(2), a, b, c, ldc)
+                        }
+                    }
+                }
             }
         }
     }
@@ -349,5 +389,206 @@ mod bf16 {
         _: usize,
     ) {
         unreachable!("Precision::of never says BF16")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::values;
+    use super::*;
+    use crate::ggml::quantize_rows;
+    use half::bf16;
+
+    const TYPES: [GgmlType; 15] = [
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q2_K,
+        GgmlType::Q3_K,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+        GgmlType::IQ4_NL,
+        GgmlType::IQ4_XS,
+    ];
+
+    /// Weights and gradients: `ne = [k, n]` and `ne = [n, t]`.
+    struct Case {
+        ty: GgmlType,
+        precision: Precision,
+        k: usize,
+        n: usize,
+        t: usize,
+        w: Vec<u8>,
+        dy: Vec<f32>,
+    }
+
+    impl Case {
+        fn new(ty: GgmlType, k: usize, n: usize, t: usize) -> Self {
+            let mut w = Vec::new();
+            quantize_rows(ty, &values(k * n, 1), k, &mut w);
+            Self {
+                ty,
+                precision: Precision::of(ty),
+                k,
+                n,
+                t,
+                w,
+                dy: values(n * t, 2),
+            }
+        }
+
+        /// As on a CPU without dot products of BF16.
+        fn exact(self) -> Self {
+            let precision = Precision::F32;
+            Self { precision, ..self }
+        }
+
+        /// Rows `from..to` of dX, computed in `nth` parts.
+        fn rows(&self, from: usize, to: usize, nth: usize) -> Vec<f32> {
+            let mut dx = vec![f32::NAN; (to - from) * self.k];
+            let product = Product {
+                ty: self.ty,
+                w: self.w.as_ptr(),
+                row_bytes: self.w.len() / self.n,
+                k: self.k,
+                n: self.n,
+                dy: self.dy[from * self.n..].as_ptr(),
+                dy_stride: self.n,
+                dx: dx.as_mut_ptr(),
+                dx_stride: self.k,
+                t: to - from,
+            };
+            for ith in 0..nth {
+                // SAFETY: the matrices have these sizes.
+                unsafe { product.part(self.precision, ith, nth) };
+            }
+            dx
+        }
+
+        /// dX by definition and the sum of absolute values in it, of values rounded as `precision` says.
+        fn naive(&self) -> Vec<(f64, f64)> {
+            let rounded = |x: f32| match self.precision {
+                Precision::F32 => f64::from(x),
+                Precision::Bf16 => bf16::from_f32(x).to_f64(),
+            };
+            let mut sums = vec![(0.0, 0.0); self.t * self.k];
+            let mut row = vec![0.0; self.k];
+            for (n, bytes) in self.w.chunks_exact(self.w.len() / self.n).enumerate() {
+                // SAFETY: a row of k values.
+                unsafe { dequant::row_to_f32(self.ty, bytes.as_ptr(), row.as_mut_ptr(), self.k) };
+                let row: Vec<f64> = row.iter().map(|&w| rounded(w)).collect();
+                for (t, sums) in sums.chunks_exact_mut(self.k).enumerate() {
+                    let dy = rounded(self.dy[t * self.n + n]);
+                    for (sum, w) in sums.iter_mut().zip(&row) {
+                        *sum = (sum.0 + w * dy, sum.1 + (w * dy).abs());
+                    }
+                }
+            }
+            sums
+        }
+
+        fn check(&self) {
+            let dx = self.rows(0, self.t, 1);
+            for (i, (got, (want, size))) in dx.iter().zip(self.naive()).enumerate() {
+                let err = (f64::from(*got) - want).abs();
+                let Self { ty, k, n, t, .. } = self;
+                assert!(
+                    err <= 2e-6 * size + 1e-9,
+                    "{ty} {k} x {n} x {t} at {i}: {got} for {want}"
+                );
+            }
+        }
+    }
+
+    fn same_bits(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+    }
+
+    #[test]
+    fn every_type_equals_the_definition() {
+        for ty in TYPES {
+            let widths: &[usize] = match ty.block_size() {
+                1 => &[77, 40, 288],
+                32 => &[32, 96, 288],
+                _ => &[256, 768],
+            };
+            for &k in widths {
+                Case::new(ty, k, 33, 5).check();
+                Case::new(ty, k, 9, 3).exact().check();
+            }
+            Case::new(ty, widths[0], 67, 13).check();
+            Case::new(ty, widths[0], 2, 37).check();
+            Case::new(ty, widths[0], 1, 1).check();
+        }
+    }
+
+    #[test]
+    fn long_reductions_and_many_rows() {
+        for ty in [GgmlType::F32, GgmlType::BF16, GgmlType::Q8_0] {
+            Case::new(ty, 64, 4 * N_WORDS + 7, 3).check();
+            Case::new(ty, 32, 3, T_CHUNK + 29).check();
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_parts_or_rows() {
+        for ty in [
+            GgmlType::F32,
+            GgmlType::F16,
+            GgmlType::Q8_0,
+            GgmlType::Q4_K,
+            GgmlType::Q3_K,
+        ] {
+            let case = Case::new(ty, 768, 2 * N_WORDS + 51, 37);
+            let whole = case.rows(0, case.t, 1);
+            for nth in [2, 3, 7] {
+                assert!(
+                    same_bits(&case.rows(0, case.t, nth), &whole),
+                    "{ty} in {nth} parts"
+                );
+            }
+            for (from, to) in [(0, 1), (5, 18), (36, 37), (2, 36)] {
+                let expected = &whole[from * case.k..to * case.k];
+                assert!(
+                    same_bits(&case.rows(from, to, 2), expected),
+                    "{ty}, rows {from}..{to}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn more_parts_than_columns_and_no_rows() {
+        let case = Case::new(GgmlType::Q8_0, 32, 3, 2);
+        assert!(same_bits(&case.rows(0, 2, 5), &case.rows(0, 2, 1)));
+        let mut dx = [f32::NAN; 64];
+        let (nothing, dx_ptr) = (
+            std::ptr::NonNull::<f32>::dangling().as_ptr(),
+            dx.as_mut_ptr(),
+        );
+        // SAFETY: no row of W and no column of dY is read.
+        unsafe {
+            mul_mat_back(
+                GgmlType::Q8_0,
+                nothing.cast(),
+                34,
+                32,
+                0,
+                nothing,
+                0,
+                dx_ptr,
+                32,
+                2,
+                0,
+                1,
+            )
+        };
+        assert_eq!(dx, [0.0; 64]);
     }
 }

@@ -1,0 +1,159 @@
+//! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
+
+use super::mul_mat_back;
+use crate::file::types::GgmlType;
+use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Seconds that products of a matrix W (`ne = [k, n]`) take, the best of some rounds. All have `2 * k * n * t` operations.
+#[derive(Clone, Copy, Debug)]
+pub struct Seconds {
+    /// Ours: `dX = W^T dY` with W in its own type, dY `ne = [n, t]`.
+    pub back: f64,
+    /// ggml's `mul_mat` of the same shape if W^T were kept as BF16: `ne = [n, k]` times `ne = [n, t]`.
+    pub ggml_bf16: f64,
+    /// ggml's `mul_mat` of the forward pass: W in its own type times `ne = [k, t]`.
+    pub ggml_forward: f64,
+}
+
+/// Measures products of a random matrix W of type `ty` (`ne = [k, n]`) with `t` rows. The three take turns, so that a drift
+/// of the machine's speed hits all alike.
+///
+/// # Panics
+/// If `k` or `n` is no multiple of 32, or `k` of the type's block size.
+pub fn mul_mat_back_seconds(
+    ty: GgmlType,
+    k: usize,
+    n: usize,
+    t: usize,
+    n_threads: usize,
+    rounds: usize,
+) -> Seconds {
+    let pool = ThreadPool::new(n_threads);
+    let w = weights(ty, k, n);
+    let mut bf16 = Product::new(GgmlType::BF16, n, k, t, &weights(GgmlType::BF16, n, k));
+    let mut forward = Product::new(ty, k, n, t, &w);
+    let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
+    let mut best = [f64::INFINITY; 3];
+    for _ in 0..rounds {
+        let now = [
+            back(ty, &w, &dy, &mut dx, [k, n, t], n_threads),
+            bf16.compute(&pool),
+            forward.compute(&pool),
+        ];
+        for (best, now) in best.iter_mut().zip(now) {
+            *best = best.min(now.as_secs_f64());
+        }
+    }
+    let [back, ggml_bf16, ggml_forward] = best;
+    Seconds {
+        back,
+        ggml_bf16,
+        ggml_forward,
+    }
+}
+
+/// Values in -1..1 without a period that a matrix could have.
+fn values(n: usize) -> Vec<f32> {
+    let value = |i: usize| (i.wrapping_mul(2_654_435_761) >> 8 & 0xffff) as f32 / 32_768.0 - 1.0;
+    (0..n).map(value).collect()
+}
+
+/// `rows` rows of `width` values: some are quantized, which is slow, and repeated.
+fn weights(ty: GgmlType, width: usize, rows: usize) -> Vec<u8> {
+    const DIFFERENT: usize = 32;
+    let mut some = Vec::new();
+    quantize_rows(ty, &values(DIFFERENT * width), width, &mut some);
+    some.repeat(rows.div_ceil(DIFFERENT))
+}
+
+/// One `mul_mat` of ggml.
+struct Product {
+    graph: Graph,
+}
+
+impl Product {
+    /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`.
+    fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8]) -> Self {
+        let ctx = Context::new(8, true);
+        let w = ctx.new_tensor(ty, &[k, n]).input();
+        let x = ctx.new_tensor(GgmlType::F32, &[k, t]).input();
+        let y = ctx.mul_mat(&w, &x).output();
+        let mut graph = Graph::new(ctx, 8, &[y], GraphMemory::new()).expect("memory");
+        let bytes = graph.bytes_mut(&w);
+        bytes.copy_from_slice(&weights[..bytes.len()]);
+        graph.slice_mut::<f32>(&x).copy_from_slice(&values(k * t));
+        Self { graph }
+    }
+
+    fn compute(&mut self, pool: &ThreadPool) -> Duration {
+        let start = Instant::now();
+        self.graph.compute(pool, None).expect("memory");
+        let time = start.elapsed();
+        // Workers poll for a while and would slow down what comes next.
+        std::thread::sleep(Duration::from_millis(10));
+        time
+    }
+}
+
+/// The second of two products: the first one gives each thread its memory.
+fn back(
+    ty: GgmlType,
+    w: &[u8],
+    dy: &[f32],
+    dx: &mut [f32],
+    [k, n, t]: [usize; 3],
+    n_threads: usize,
+) -> Duration {
+    /// dX, shared by threads that write parts of it.
+    struct Shared(*mut f32);
+    // SAFETY: the parts are disjoint.
+    unsafe impl Sync for Shared {}
+    let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
+    assert!(w.len() >= n * row_bytes && dy.len() >= n * t && dx.len() >= k * t);
+    let dx = &Shared(dx.as_mut_ptr());
+    let arrived = &AtomicUsize::new(0);
+    let part = move |ith: usize| {
+        let run = || {
+            // SAFETY: the matrices have these sizes (asserted above); every thread runs a part of its own.
+            unsafe {
+                let (w, dy) = (w.as_ptr(), dy.as_ptr());
+                mul_mat_back(ty, w, row_bytes, k, n, dy, n, dx.0, k, t, ith, n_threads);
+            }
+        };
+        let wait = |turn: usize| {
+            arrived.fetch_add(1, Ordering::AcqRel);
+            while arrived.load(Ordering::Acquire) < turn * n_threads {
+                std::hint::spin_loop();
+            }
+        };
+        run();
+        wait(1);
+        let start = Instant::now();
+        run();
+        wait(2);
+        start.elapsed()
+    };
+    std::thread::scope(|scope| {
+        for ith in 1..n_threads {
+            scope.spawn(move || part(ith));
+        }
+        part(0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_three_are_measured() {
+        let s = mul_mat_back_seconds(GgmlType::Q8_0, 64, 96, 3, 2, 1);
+        assert!(
+            [s.back, s.ggml_bf16, s.ggml_forward]
+                .iter()
+                .all(|t| t.is_finite() && *t > 0.0)
+        );
+    }
+}
