@@ -15,13 +15,34 @@ fn main() {
     o.batch = 1;
     o.steps = Some(4);
     let ids: Vec<i32> = (0..t).map(|i| ((i * 7919) % 1000) as i32 + 3).collect();
-    let e = Example { given: vec![], then: ids.iter().enumerate().map(|(i, &id)| (id, i >= t - last)).collect(), weight: 1.0, bos: false };
+    let e = Example {
+        given: vec![],
+        then: ids
+            .iter()
+            .enumerate()
+            .map(|(i, &id)| (id, i >= t - last))
+            .collect(),
+        weight: 1.0,
+        bos: false,
+    };
     let mut tr = Trainer::new(&model, o, vec![e], vec![]).unwrap();
     while let Some(r) = tr.step().unwrap() {
-        println!("step {} loss {:.5} gn {:.9} {:.2} s {:.1} tok/s", r.step, r.loss, r.grad_norm, r.seconds, t as f64 / r.seconds);
+        println!(
+            "step {} loss {:.5} gn {:.9} {:.2} s {:.1} tok/s",
+            r.step,
+            r.loss,
+            r.grad_norm,
+            r.seconds,
+            t as f64 / r.seconds
+        );
     }
     println!("recomputed {}", tr.summary().recomputed_layers);
-    for l in std::fs::read_to_string("/proc/self/status").unwrap().lines() {
-        if l.starts_with("VmHWM") || l.starts_with("RssAnon") || l.starts_with("RssFile") { println!("{l}"); }
+    for l in std::fs::read_to_string("/proc/self/status")
+        .unwrap()
+        .lines()
+    {
+        if l.starts_with("VmHWM") || l.starts_with("RssAnon") || l.starts_with("RssFile") {
+            println!("{l}");
+        }
     }
 }

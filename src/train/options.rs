@@ -108,7 +108,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Threads. Default: all cores.
     pub threads: Option<usize>,
-    /// Bytes for activations: layers beyond what fits keep only their input and are computed twice. Default: 768 MiB.
+    /// Bytes for activations: layers beyond what fits keep only their input and are computed twice. Default: 800 MiB,
+    /// which holds all of a model of a billion parameters at 512 tokens.
     pub memory: Option<u64>,
     /// Context length for which the adapter is meant, which decides LongRoPE's factors. Default: the model's.
     pub n_ctx: Option<usize>,

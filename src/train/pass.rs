@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Logits of so many bytes exist at a time: large enough to use the caches when the output matrix is multiplied backwards,
 /// small beside the activations of a model with a large vocabulary.
-const LOGIT_BYTES: usize = 64 << 20;
+const LOGIT_BYTES: usize = 32 << 20;
 
 /// What is trained, in the form in which the graph reads it.
 pub(crate) enum Variables {
@@ -695,6 +695,8 @@ mod tests {
                     slots,
                     targets,
                     weight: 1.0,
+                    example: 0,
+                    follows: front,
                 };
                 let packed = Packed::new(&[&s]);
                 let n = packed.outputs.len();

@@ -25,7 +25,7 @@ const DEFAULT_STEPS: u64 = 600;
 /// Evaluations of a run where nothing else decides.
 const DEFAULT_EVALUATIONS: u64 = 20;
 /// Bytes for activations where nothing else decides.
-const DEFAULT_MEMORY: u64 = 768 << 20;
+const DEFAULT_MEMORY: u64 = 800 << 20;
 /// Tokens in one graph, if the rows are not longer: enough to multiply matrices at full speed. Larger batches are computed
 /// in several graphs, so that memory does not grow with the batch.
 const MAX_TOKENS: usize = 1024;

@@ -61,50 +61,51 @@ impl Kernel for ActivationBack {
     }
 }
 
-/// `[dgate, dup]` of `y = f(gate) * up`. Operands: gate, up, dy -> `ne = [F, T, 2]`; or gate-up `ne = [2F, T]`, dy -> the same
-/// shape.
+/// Gradients of `y = f(gate) * up` in the place of gate and up, which nothing reads any more: they are the largest
+/// activations of a layer. Operands: gate, up, dy; or gate-up `ne = [2F, T]`, dy. The result is the gradient of the first
+/// operand in its memory; that of up is written to up's own.
 struct GatedBack {
     f: Activated,
     fused: bool,
 }
 
 impl GatedBack {
-    fn row(&self, gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    /// Replaces a row of each by its gradient.
+    fn row(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
         let f = self.f;
-        for ((((&g, &u), &dy), dgate), dup) in gate.iter().zip(up).zip(dy).zip(dgate).zip(dup) {
-            let (value, slope) = f.value_and_slope(g);
-            *dgate = u * slope * dy;
-            *dup = value * dy;
+        for ((g, u), &dy) in gate.iter_mut().zip(up).zip(dy) {
+            let (value, slope) = f.value_and_slope(*g);
+            *g = *u * slope * dy;
+            *u = value * dy;
         }
     }
 }
 
 impl Kernel for GatedBack {
     fn run(&self, op: &Op<'_>) {
-        if self.fused {
-            let (x, dy) = (op.operand(0), op.operand(1));
-            let [width, t, ..] = x.ne;
-            let (first, dst) = op.share_mut(t);
-            for (i, dx) in (first..).zip(dst.chunks_exact_mut(width)) {
-                let (gate, up) = x.row(i, 0).split_at(width / 2);
-                let (dgate, dup) = dx.split_at_mut(width / 2);
-                self.row(gate, up, dy.row(i, 0), dgate, dup);
+        let [width, t, ..] = op.ne();
+        let (first, gates) = op.share_mut(t);
+        let dy = op.operand(if self.fused { 1 } else { 2 });
+        for (i, gate) in (first..).zip(gates.chunks_exact_mut(width)) {
+            if self.fused {
+                let (gate, up) = gate.split_at_mut(width / 2);
+                self.row(gate, up, dy.row(i, 0));
+            } else {
+                // SAFETY: row i of up, which has the shape of gate and which only this thread reads and writes.
+                let up = unsafe {
+                    std::slice::from_raw_parts_mut(op.second_dst(1).add(i * width), width)
+                };
+                self.row(gate, up, dy.row(i, 0));
             }
-            return;
-        }
-        let (gate, up, dy) = (op.operand(0), op.operand(1), op.operand(2));
-        let [width, t, ..] = gate.ne;
-        for i in op.share(t) {
-            // SAFETY: row i of either half of the result `ne = [F, T, 2]`, written by this thread alone.
-            let (dgate, dup) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(op.dst().add(i * width), width),
-                    std::slice::from_raw_parts_mut(op.dst().add((t + i) * width), width),
-                )
-            };
-            self.row(gate.row(i, 0), up.row(i, 0), dy.row(i, 0), dgate, dup);
         }
     }
+}
+
+/// Does nothing: the result is the operand's memory after the second operand was computed.
+struct After;
+
+impl Kernel for After {
+    fn run(&self, _: &Op<'_>) {}
 }
 
 /// `dx` of `y = cap tanh(s x / cap)`, from y. Operands: y, dy.
@@ -135,7 +136,8 @@ impl Context {
         self.custom(ActivationBack(f), &[x, dy], x.ne())
     }
 
-    /// Gradients of `f(gate) * up` with respect to gate and up (for a fused gate one tensor, `None` beside it).
+    /// Gradients of `f(gate) * up` with respect to gate and up (for a fused gate one tensor, `None` beside it), in the place of
+    /// these: no operation that comes later may read them.
     pub(crate) fn gated_back(
         self: &Arc<Self>,
         f: Activated,
@@ -145,15 +147,13 @@ impl Context {
         match gate {
             Gate::Fused(x) => {
                 let kernel = GatedBack { f, fused: true };
-                (self.custom(kernel, &[x, dy], x.ne()), None)
+                (self.custom_inplace(kernel, x, &[dy]), None)
             }
             Gate::Split(gate, up) => {
                 let kernel = GatedBack { f, fused: false };
-                let [width, t, ..] = gate.ne();
-                let both = self.custom(kernel, &[gate, up, dy], [width, t, 2, 1]);
-                let (row, half) = (both.nb()[1], both.nb()[2]);
-                let view = |offset| self.view(&both, [width, t, 1, 1], [row, half, half], offset);
-                (view(0), Some(view(half)))
+                let dgate = self.custom_inplace(kernel, gate, &[up, dy]);
+                let dup = self.custom_inplace(After, up, &[&dgate]);
+                (dgate, Some(dup))
             }
         }
     }
