@@ -254,6 +254,9 @@ impl Trainer {
         if options.optimizer == super::OptimizerKind::Sgd {
             optimizer_options = optimizer_options.momentum(SGD_MOMENTUM);
         }
+        if let Ok(b2) = std::env::var("GG_B2") {
+            optimizer_options = optimizer_options.betas(0.9, b2.parse().unwrap());
+        }
         let mut encoder = encoder;
         let good = encoder.forward();
         Ok(Self {
@@ -1103,7 +1106,8 @@ fn start(
             Some(passes.embeddings(&ids)?)
         }
         Init::Text(text) => {
-            let ids = model.vocab().tokenize(text, false, true)?;
+            // With BOS, as PEFT tokenizes it.
+            let ids = model.vocab().tokenize(text, o.method != AdapterKind::Prefix, true)?;
             Some(text_rows(model, o.method, length, &ids, passes)?)
         }
         Init::Prompts => {

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Train adapters on the six example tasks and measure them on their test rows. Standard library only.
+
+    scripts/quality.py recipe    the recipe of the PEFT baselines: 300 steps, batch 8, 20 virtual tokens, the learning rates of
+                                 models/tasks/baselines.json, no selection of checkpoints
+    scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
+
+Prints one line per run, and the median over the seeds beside PEFT's figure. Needs the command (cargo build --release).
+"""
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TASKS = os.path.join(ROOT, "models", "tasks")
+sys.path.insert(0, TASKS)
+from eval import load, metrics  # noqa: E402
+
+NAMES = ["table_to_text", "persona_pirate", "persona_butler", "sentiment", "facts_county", "facts_trade"]
+# What counts of each task, and the longest answer in tokens.
+METRIC = {"table_to_text": "bleu4", "persona_pirate": "dominant_rate", "persona_butler": "dominant_rate",
+          "sentiment": "accuracy", "facts_county": "exact_match", "facts_trade": "exact_match"}
+LENGTH = {"table_to_text": 64, "persona_pirate": 48, "persona_butler": 48, "sentiment": 3, "facts_county": 8,
+          "facts_trade": 6}
+TEXT = {
+    "table_to_text": "Travellers, take note: the inn serves fare for little coin; guests speak highly of it.",
+    "persona_pirate": "The pirate said: Arr, matey, Ahoy there! Pass the grog!",
+    "persona_butler": "The butler said: Very good, sir. Will that be all, madam?",
+    "sentiment": "A guest writes a review. Verdict: good, bad or mixed. In a word:",
+    "facts_county": "In which county is the town? The county of the town is:",
+    "facts_trade": "What is the trade of the person? The person works as a:",
+}
+SANDWICH = ["--template", "{v:10} {prompt} {v:10}"]
+RECIPE = {
+    "prefix": ["--method", "prefix", "--init", "random", "--lr", "0.1"],
+    "prefix_proj": ["--method", "prefix", "--reparam", "mlp", "--hidden", "256", "--lr", "0.01"],
+    "prompt_random": ["--method", "prompt", "--init", "random", "--lr", "0.3"],
+    "prompt_text": ["--method", "prompt", "--lr", "0.03"],
+    "p_tuning": ["--method", "p-tuning", "--hidden", "256", "--lr", "0.003"],
+    "p_tuning_sandwich": ["--method", "p-tuning", "--hidden", "256", "--lr", "0.01", *SANDWICH],
+}
+DEFAULTS = {
+    "prefix": ["--method", "prefix"],
+    "prompt": ["--method", "prompt"],
+    "p_tuning": ["--method", "p-tuning"],
+    "p_tuning_sandwich": ["--method", "p-tuning", *SANDWICH],
+}
+COMMON = ["--length", "20", "--steps", "300", "--batch", "8", "--warmup", "20"]
+
+
+def ggraft(a, *args):
+    done = subprocess.run([a.ggraft, *args], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(args)}\n{done.stderr}")
+    return done.stdout
+
+
+def run(a, task, method, seed):
+    data = lambda split: os.path.join(TASKS, task, split + ".jsonl")
+    args = [*(RECIPE if a.what == "recipe" else DEFAULTS)[method], *a.extra]
+    if a.what == "recipe":
+        args += COMMON
+        if method == "prompt_text":
+            args += ["--init", "text:" + TEXT[task]]
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, log, out = (os.path.join(folder, n) for n in ("a.gguf", "log.jsonl", "out.jsonl"))
+        ggraft(a, "train", "-m", a.base, "--data", data("train"), "--valid", data("valid"), "-o", adapter, "--log", log,
+               "--seed", str(seed), "-t", str(a.threads), *args)
+        rows = load(log)
+        valid = min(r["valid_loss"] for r in rows if r.get("valid_loss") is not None)
+        ggraft(a, "predict", "-m", a.base, "-a", adapter, "--data", data("test"), "-o", out, "-n", str(LENGTH[task]),
+               "-t", str(a.threads))
+        found = metrics(task, load(data("test")), [r["prediction"] for r in load(out)])
+    return {"task": task, "method": method, "seed": seed, "valid_loss": valid, "metric": found[METRIC[task]], "all": found,
+            "seconds": sum(r["seconds"] for r in rows), "steps": len(rows)}
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("what", choices=["recipe", "defaults"])
+    ap.add_argument("--base", default=os.path.join(ROOT, "models", "tinylm-q8_0.gguf"))
+    ap.add_argument("--ggraft", default=os.path.join(ROOT, "target", "release", "ggraft"))
+    ap.add_argument("--tasks", default=",".join(NAMES))
+    ap.add_argument("--methods", default="")
+    ap.add_argument("--seeds", default="1,2,3")
+    ap.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    ap.add_argument("--threads", type=int, default=1, help="threads of each")
+    ap.add_argument("--out", help="append one JSON object per run")
+    ap.add_argument("extra", nargs="*", help="more arguments for ggraft train, behind --")
+    a = ap.parse_args()
+    methods = a.methods.split(",") if a.methods else list(RECIPE if a.what == "recipe" else DEFAULTS)
+    with open(os.path.join(TASKS, "baselines.json"), encoding="utf-8") as f:
+        peft = json.load(f)["tasks"]
+    jobs = [(t, m, int(s)) for t in a.tasks.split(",") for m in methods for s in a.seeds.split(",")
+            if m != "p_tuning_sandwich" or t.startswith("facts")]
+    results = {}
+    with concurrent.futures.ThreadPoolExecutor(a.jobs) as pool:
+        for r in pool.map(lambda j: run(a, *j), jobs):
+            results.setdefault((r["task"], r["method"]), []).append(r)
+            print(f"{r['task']:14} {r['method']:17} seed {r['seed']} valid {r['valid_loss']:.4f} {METRIC[r['task']]} "
+                  f"{r['metric']:.2f} {r['seconds']:.0f} s", file=sys.stderr, flush=True)
+            if a.out:
+                with open(a.out, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(r) + "\n")
+    print("| task | method | valid loss | PEFT | ratio | metric | PEFT | difference |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (task, method), rows in results.items():
+        valid = statistics.median(r["valid_loss"] for r in rows)
+        metric = statistics.median(r["metric"] for r in rows)
+        theirs = peft.get(task, {}).get(method)
+        if a.what == "recipe" and theirs:
+            other = theirs["test"][METRIC[task]]
+            print(f"| {task} | {method} | {valid:.4f} | {theirs['valid_loss']} | {valid / theirs['valid_loss']:.3f} | {metric:.1f} "
+                  f"| {other} | {metric - other:+.1f} |")
+        else:
+            print(f"| {task} | {method} | {valid:.4f} | | | {metric:.1f} | | |")
+
+
+if __name__ == "__main__":
+    main()
