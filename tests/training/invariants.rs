@@ -153,23 +153,19 @@ fn a_budget_recomputes_as_many_layers_as_it_must() {
 
 #[test]
 fn threads_do_not_matter() {
-    for variant in [
-        Variant::Llama,
-        Variant::Gemma2,
-        Variant::Phi3,
-        Variant::Gpt2,
+    for (variant, method) in [
+        (Variant::Gemma2, AdapterKind::Prefix),
+        (Variant::Phi3, AdapterKind::Prompt),
     ] {
         let fixture = Fixture::new(variant);
-        for method in METHODS {
-            let mut trainer = fixture.trainer(options(method), &batch());
-            let one = gradient(&mut trainer, &batch());
-            for n in [2, 3] {
-                trainer.set_threads(n);
-                let several = gradient(&mut trainer, &batch());
-                let what = format!("{} {method}, {n} threads", variant.name());
-                println!("{what}: equal bits: {}", bits(&several.1) == bits(&one.1));
-                assert_close(&what, (several.0, &several.1), (one.0, &one.1), 1e-5);
-            }
+        let mut trainer = fixture.trainer(options(method), &batch());
+        let one = gradient(&mut trainer, &batch());
+        for n in [2, 3] {
+            trainer.set_threads(n);
+            let several = gradient(&mut trainer, &batch());
+            let what = format!("{} {method}, {n} threads", variant.name());
+            println!("{what}: equal bits: {}", bits(&several.1) == bits(&one.1));
+            assert_close(&what, (several.0, &several.1), (one.0, &one.1), 1e-5);
         }
     }
 }
