@@ -228,6 +228,9 @@ impl Trainer {
         );
         let layout = Layout::new(model, &options, length);
         let (mut train_rows, cut_rows) = layout.sequences(&train, "training set")?;
+        if train_rows.is_empty() {
+            return Err(layout.nothing_to_learn("training set").into());
+        }
         let (mut valid_rows, _) = layout.sequences(&valid, "validation set")?;
         if let Objective::Distill { context, top_k } = &options.loss {
             let teacher = Teacher {
@@ -976,10 +979,14 @@ impl<'a> Layout<'a> {
         // Rows that have nothing to learn any more only cost time.
         out.retain(|s| !s.targets.is_empty());
         if out.is_empty() && !examples.is_empty() {
-            let max_len = self.max_len;
-            return Err(TrainError::NothingToLearn { set, max_len }.into());
+            return Err(self.nothing_to_learn(set).into());
         }
         Ok((out, cut))
+    }
+
+    fn nothing_to_learn(&self, set: &'static str) -> TrainError {
+        let max_len = self.max_len;
+        TrainError::NothingToLearn { set, max_len }
     }
 
     /// What is computed for an example, and what it shall predict.
@@ -1049,15 +1056,27 @@ impl Teacher<'_> {
                 at: (t.at + follows).saturating_sub(s.follows),
                 tokens: t.tokens.clone(),
             };
+            let targets: Vec<_> = s.targets.iter().map(target).collect();
+            // A row that is cut for the adapter is cut for the teacher.
+            slots.truncate(targets.last().map_or(0, |t| t.at + 1));
             Sequence {
                 slots,
-                targets: s.targets.iter().map(target).collect(),
+                targets,
                 weight: 1.0,
                 example: s.example,
                 follows,
             }
         };
         let taught: Vec<_> = sequences.iter().map(read).collect();
+        let n_ctx = self.layout.model.n_ctx_train();
+        if taught.iter().any(|s| s.slots.len() > n_ctx) {
+            return Err(TrainError::Option {
+                option: "context to distill",
+                value: format!("{} tokens long", self.context.len()),
+                why: "with the longest row it must fit into the model's context",
+            }
+            .into());
+        }
         let all: Vec<_> = taught.iter().collect();
         let mut sequences = sequences.iter_mut();
         for group in groups(&all) {
