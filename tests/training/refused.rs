@@ -230,3 +230,49 @@ fn parameters_that_are_not_there() {
         Err(TrainError::State(StateError::Shape { got, .. })) if got == [3]
     ));
 }
+
+#[test]
+fn nothing_at_all() {
+    let fixture = Fixture::new(Variant::Gpt2);
+    for init in [Init::Random, Init::Prompts, Init::Text("a".to_owned())] {
+        let mut o = options(AdapterKind::Prefix);
+        o.init = Some(init);
+        // More than the model has positions for.
+        o.length = Some(300);
+        let found = refused(&fixture, o, Vec::new(), Vec::new());
+        assert!(matches!(
+            found,
+            TrainError::NothingToLearn {
+                set: "training set",
+                ..
+            }
+        ));
+    }
+}
+
+#[test]
+fn a_context_that_the_model_cannot_read() {
+    let fixture = Fixture::new(Variant::Gpt2);
+    let n_ctx = fixture.model.n_ctx_train();
+    let o = |context: usize| {
+        let mut o = options(AdapterKind::Prompt);
+        o.loss = Objective::Distill {
+            context: "a".repeat(context),
+            top_k: 4,
+        };
+        o
+    };
+    match refused(&fixture, o(n_ctx), batch(), Vec::new()) {
+        TrainError::Option { option, value, .. } => {
+            assert_eq!(option, "context to distill");
+            assert_eq!(value, format!("{n_ctx} tokens long"));
+        }
+        e => panic!("{e}"),
+    }
+    // Rows that are too long are cut for both.
+    let mut short = o(n_ctx - 40);
+    short.max_len = Some(40);
+    let mut trainer = fixture.trainer(short, &[example(1, 10, 2 * n_ctx)]);
+    trainer.step().unwrap().unwrap();
+    assert_eq!(trainer.summary().cut_rows, 1);
+}
