@@ -477,7 +477,7 @@ fn check_attention(spans: &Spans, (d, h, hk): Heads) {
 fn attention_of_packed_rows() {
     for prefix in [0, 3] {
         for (shared, rows) in [
-            (0, vec![0..5]),
+            (0, std::iter::once(0..5).collect()),
             (0, vec![0..4, 4..5, 5..8]),
             (4, vec![4..5, 5..9]),
         ] {
@@ -516,14 +516,14 @@ fn attention_of_all_kinds_of_heads() {
 #[test]
 fn attention_of_long_rows() {
     // More queries than are computed at a time, in the shared part and in a row of its own.
-    for window in [None, Some(20)] {
+    for (window, softcap) in [(None, 0.0), (Some(20), 1.5)] {
         let spans = Spans {
             prefix: 7,
             shared: 50,
             rows: vec![50..53, 53..103],
             window,
             scale: 2.0,
-            softcap: 0.0,
+            softcap,
         };
         check_attention(&spans, (4, 2, 1));
     }
