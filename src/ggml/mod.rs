@@ -8,7 +8,6 @@ mod context;
 mod cpu;
 mod custom;
 mod graph;
-#[allow(dead_code, reason = "used by the training graph")]
 pub(crate) mod kernels;
 pub(crate) mod log;
 mod memory;
@@ -19,6 +18,7 @@ mod threadpool;
 pub(crate) use context::{Context, Rope, RopeKind, Tensor};
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
+pub(crate) use kernels::gemm;
 pub(crate) use memory::{Buffer, RepackLayout, repackable};
 pub(crate) use ops::{Activated, Gate, Spans, Targets};
 pub(crate) use quant::quantize_rows;

@@ -310,3 +310,6 @@ impl Builder {
         c.reshape(&c.cont(&c.permute(&values, BY_HEAD)), &[d * h, t * s])
     }
 }
+
+#[cfg(test)]
+mod tests;

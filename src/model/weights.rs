@@ -23,6 +23,12 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
+    /// Weights that nothing has repacked.
+    #[cfg(test)]
+    pub(crate) fn new(w: Tensor, b: Option<Tensor>) -> Self {
+        Self { w, mapped: None, b }
+    }
+
     /// The weights as they lie in the file, `ne = [inputs, outputs]`.
     pub(crate) fn mapped(&self) -> &Tensor {
         self.mapped.as_ref().unwrap_or(&self.w)

@@ -8,7 +8,7 @@ use super::data::Example;
 use super::encoder::{Encoder, EncoderKind};
 use super::param::Param;
 use super::rng::{Rng, RngState};
-use super::trainer::{Best, Trainer};
+use super::trainer::{Best, Report, Trainer};
 use super::{Init, Objective, OptimizerKind, Reparam, Schedule, TrainError, TrainOptions};
 use crate::adapter::{AdapterKind, Template};
 use crate::error::{Error, Result};
@@ -105,6 +105,7 @@ struct Saved {
     tokens: u64,
     seconds: Bits,
     broken: bool,
+    unevaluated: Option<Report>,
 }
 
 const PARAM: &str = "param.";
@@ -222,6 +223,7 @@ impl Trainer {
             tokens: state.tokens,
             seconds: state.seconds.into(),
             broken: state.broken,
+            unevaluated: state.unevaluated,
         }
     }
 
@@ -337,6 +339,7 @@ impl Trainer {
         state.tokens = saved.tokens;
         state.seconds = saved.seconds.into();
         state.broken = saved.broken;
+        state.unevaluated = saved.unevaluated;
         Ok(trainer)
     }
 }

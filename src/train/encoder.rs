@@ -4,9 +4,10 @@
 //! Architectures, names of parameters and initial values are those of PEFT (`PrefixEncoder`, `PromptEncoder`), so that its
 //! parameters load here. Matrices of activations have one row per virtual token.
 
-use super::linalg::{gemm, matmul_transposed, transpose};
+use super::linalg::{matmul_transposed, transpose};
 use super::param::{Param, StateError};
 use super::rng::Rng;
+use crate::ggml::gemm;
 use std::collections::HashMap;
 
 /// PEFT's name of trained rows in the files it saves.
@@ -219,16 +220,6 @@ impl Encoder {
 
     pub(crate) fn kind(&self) -> EncoderKind {
         self.kind
-    }
-
-    /// P.
-    pub(crate) fn len(&self) -> usize {
-        self.rows
-    }
-
-    /// W.
-    pub(crate) fn width(&self) -> usize {
-        self.width
     }
 
     pub(crate) fn params(&self) -> &[Param] {
@@ -783,12 +774,12 @@ mod tests {
     #[test]
     fn gradients() {
         for mut encoder in all() {
-            let (kind, rows) = (encoder.kind(), encoder.len());
+            let (kind, rows) = (encoder.kind(), encoder.rows);
             let mut v = reference::values(encoder.params());
             let out = encoder.forward();
             assert_close("rows", &out, &reference::forward(kind, rows, &v), 1e-6);
 
-            let weights = normal_rows(rows, encoder.width(), &mut rng());
+            let weights = normal_rows(rows, encoder.width, &mut rng());
             encoder.backward(&weights);
             for param in encoder.params() {
                 let mut loss = |i: usize, step: f64| {
@@ -814,7 +805,7 @@ mod tests {
     #[test]
     fn gradients_add_up() {
         for mut encoder in all() {
-            let d = normal_rows(encoder.len(), encoder.width(), &mut rng());
+            let d = normal_rows(encoder.rows, encoder.width, &mut rng());
             encoder.forward();
             encoder.backward(&d);
             let once: Vec<_> = encoder.params().iter().map(|p| p.grad.clone()).collect();
@@ -831,8 +822,8 @@ mod tests {
     #[test]
     fn starts_at_given_rows() {
         for encoder in all() {
-            let n = encoder.len();
-            let rows = normal_rows(n, encoder.width(), &mut Rng::new(6, Stream::Init));
+            let n = encoder.rows;
+            let rows = normal_rows(n, encoder.width, &mut Rng::new(6, Stream::Init));
             let wanted: Vec<f64> = rows.iter().map(|&v| v.into()).collect();
             let mut encoder = encoder.starting_at(&rows);
             assert_close("first", &encoder.forward(), &wanted, 1e-6);
@@ -1004,7 +995,7 @@ mod tests {
                 let mut encoder = Encoder::from_params(kind, params).unwrap();
 
                 let (shape, rows) = &saved[ROWS];
-                assert_eq!(shape[..], [encoder.len(), encoder.width()]);
+                assert_eq!(shape[..], [encoder.rows, encoder.width]);
                 let out = encoder.forward();
                 assert_close(&what(ROWS), &out, &doubles(rows), 1e-5);
 

@@ -11,6 +11,7 @@ use crate::graph::{
     Builder, Decoder, Entry, Inputs, KeyValues, Tape, VirtualRows, input, max_nodes,
 };
 use crate::model::{HParams, Model};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -142,6 +143,20 @@ impl KeyValues for Watched<'_> {
     fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
         self.inner.attend(b, il, q)
     }
+}
+
+/// Who sees whom, in layers without and with a sliding window.
+fn spans(hp: &HParams, prefix: usize, shared: usize, rows: Vec<Range<usize>>) -> [Arc<Spans>; 2] {
+    [None, hp.window.as_ref().map(|w| w.size)].map(|window| {
+        Arc::new(Spans {
+            prefix,
+            shared,
+            rows: rows.clone(),
+            window,
+            scale: hp.attn_scale,
+            softcap: hp.attn_softcap,
+        })
+    })
 }
 
 impl Passes {
@@ -305,17 +320,8 @@ impl Passes {
             weights: input(&ctx, GgmlType::F32, &[c], "target_weights"),
             losses: input(&ctx, GgmlType::F32, &[c], "losses").output(),
         };
-        let spans = |window| {
-            Arc::new(Spans {
-                prefix: variables.prefix_length(),
-                shared: batch.shared,
-                rows: batch.rows.clone(),
-                window,
-                scale: hp.attn_scale,
-                softcap: hp.attn_softcap,
-            })
-        };
-        let (all, windowed) = (spans(None), spans(hp.window.as_ref().map(|w| w.size)));
+        let prefix = variables.prefix_length();
+        let [all, windowed] = spans(hp, prefix, batch.shared, batch.rows.clone());
 
         let decoder = Decoder::new(hp, w, &inputs, self.long_context);
         let mut b = Builder::new(ctx.clone());
@@ -485,17 +491,7 @@ impl Passes {
         let nodes = 2 * max_nodes(hp);
         let ctx = Context::new(nodes, true);
         let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
-        let spans = |window| {
-            Arc::new(Spans {
-                prefix: 0,
-                shared: 0,
-                rows: vec![0..ids.len()],
-                window,
-                scale: hp.attn_scale,
-                softcap: hp.attn_softcap,
-            })
-        };
-        let (all, windowed) = (spans(None), spans(hp.window.as_ref().map(|w| w.size)));
+        let [all, windowed] = spans(hp, 0, 0, std::iter::once(0..ids.len()).collect());
         let mut kv = Watched {
             inner: PackedKeys {
                 leaves: &Leaves::None,
@@ -616,128 +612,4 @@ impl Passes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ModelOptions;
-    use crate::adapter::{ImportOptions, Payload, PrefixLayer, Rows, import_peft, prefix_to_peft};
-    use crate::train::batch::{Sequence, Target};
-    use safetensors::SafeTensors;
-    use std::path::Path;
-
-    fn f32s(bytes: &[u8]) -> Vec<f32> {
-        bytes
-            .chunks(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    }
-    fn ints(st: &SafeTensors<'_>, name: &str) -> Vec<i64> {
-        let t = st.tensor(name).unwrap();
-        t.data()
-            .chunks(8)
-            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    }
-
-    #[test]
-    fn conformance() {
-        for case in [
-            "llama",
-            "qwen2",
-            "qwen3",
-            "gemma",
-            "gemma2",
-            "gemma2_swa",
-            "phi3",
-            "gpt2",
-            "llama_256",
-        ] {
-            for kind in ["prefix", "prompt"] {
-                let dir = Path::new("tests/conformance").join(case);
-                let model =
-                    Model::open(dir.join("model-f32.gguf"), &ModelOptions::default()).unwrap();
-                let a = import_peft(
-                    &dir.join("adapters").join(kind),
-                    model.shape(),
-                    None,
-                    &ImportOptions::default(),
-                )
-                .unwrap();
-                let bytes =
-                    std::fs::read(dir.join("adapters").join(kind).join("expected.safetensors"))
-                        .unwrap();
-                let st = SafeTensors::deserialize(&bytes).unwrap();
-                let (ids, labels) = (ints(&st, "input_ids"), ints(&st, "labels"));
-                let p = a.length();
-                let v = match a.payload() {
-                    Payload::Prefix { layers } => Variables::Prefix {
-                        length: p,
-                        layers: layers
-                            .iter()
-                            .map(|l| [l.k.to_f32(), l.v.to_f32()])
-                            .collect(),
-                    },
-                    Payload::Rows(rows) => Variables::Rows {
-                        length: p,
-                        values: rows.to_f32(),
-                    },
-                };
-                let front = if kind == "prompt" { p } else { 0 };
-                let mut slots: Vec<Slot> = (0..front).map(Slot::Virtual).collect();
-                slots.extend(ids.iter().map(|&i| Slot::Token(i as i32)));
-                let targets = (1..ids.len())
-                    .filter(|&i| labels[i] != -100)
-                    .map(|i| Target {
-                        at: front + i - 1,
-                        tokens: vec![(labels[i] as i32, 1.0)],
-                    })
-                    .collect();
-                let s = Sequence {
-                    slots,
-                    targets,
-                    weight: 1.0,
-                    example: 0,
-                    follows: front,
-                };
-                let packed = Packed::new(&[&s]);
-                let n = packed.outputs.len();
-                let pool = model.pool(2);
-                let mut passes = Passes::new(&model, pool, 1 << 30, false);
-                let out = passes
-                    .run(&packed, &v, 1.0 / n as f64, 0.0, Goal::Gradients, None)
-                    .unwrap();
-                let loss = out.losses.iter().sum::<f32>() / n as f32;
-                let want = f32s(st.tensor("loss").unwrap().data())[0];
-                let got = match out.gradients.unwrap() {
-                    Variables::Prefix { layers, .. } => {
-                        let w = model.shape().kv_width();
-                        let layers: Vec<_> = layers
-                            .into_iter()
-                            .map(|[k, v]| PrefixLayer {
-                                k: Rows::from_f32(w, k).unwrap(),
-                                v: Rows::from_f32(w, v).unwrap(),
-                            })
-                            .collect();
-                        prefix_to_peft(&layers, model.shape()).unwrap()
-                    }
-                    Variables::Rows { values, .. } => values,
-                    Variables::None => unreachable!(),
-                };
-                let grad = f32s(st.tensor("grad.prompt_embeddings").unwrap().data());
-                let err = got
-                    .iter()
-                    .zip(&grad)
-                    .map(|(a, b)| (a - b).powi(2))
-                    .sum::<f32>()
-                    .sqrt()
-                    / grad.iter().map(|b| b * b).sum::<f32>().sqrt();
-                println!("{case} {kind} loss {loss} {want} grad err {err:e}");
-                let mut passes = Passes::new(&model, model.pool(1), 0, false);
-                let out2 = passes
-                    .run(&packed, &v, 1.0 / n as f64, 0.0, Goal::Gradients, None)
-                    .unwrap();
-                assert_eq!(out.losses, out2.losses);
-                println!("recomputed {}", out2.recomputed);
-            }
-        }
-    }
-}
+mod tests;

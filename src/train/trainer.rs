@@ -61,7 +61,7 @@ pub enum Finish {
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Report {
     /// Steps taken, this one included.
@@ -147,6 +147,8 @@ pub(super) struct State {
     pub(super) seconds: f64,
     /// A step went wrong: the parameters are of no use.
     pub(super) broken: bool,
+    /// The last step, if its evaluation was cancelled.
+    pub(super) unevaluated: Option<Report>,
 }
 
 /// Trains one adapter on one frozen base.
@@ -228,6 +230,9 @@ impl Trainer {
         );
         let layout = Layout::new(model, &options, length);
         let (mut train_rows, cut_rows) = layout.sequences(&train, "training set")?;
+        if train_rows.is_empty() {
+            return Err(layout.nothing_to_learn("training set").into());
+        }
         let (mut valid_rows, _) = layout.sequences(&valid, "validation set")?;
         if let Objective::Distill { context, top_k } = &options.loss {
             let teacher = Teacher {
@@ -286,6 +291,7 @@ impl Trainer {
                 tokens: 0,
                 seconds: 0.0,
                 broken: false,
+                unevaluated: None,
             },
             model: model.clone(),
             options,
@@ -299,9 +305,13 @@ impl Trainer {
     /// Takes one step; `None` if the run is over.
     ///
     /// # Errors
-    /// [`TrainError::Cancelled`]: nothing has changed, the next call takes the same step. [`TrainError::NonFinite`]: the run
+    /// [`TrainError::Cancelled`]: the step was not taken, or only its evaluation is missing; the next call takes up what was
+    /// left. [`TrainError::NonFinite`]: the run
     /// cannot go on, and [`Trainer::adapter`] returns the last rows that gave a finite loss.
     pub fn step(&mut self) -> Result<Option<Report>> {
+        if self.state.unevaluated.is_some() {
+            return self.evaluate().map(Some);
+        }
         if self.finished().is_some() || self.state.broken {
             return Ok(None);
         }
@@ -339,7 +349,7 @@ impl Trainer {
         state.tokens += tokens;
         let seconds = start.elapsed().as_secs_f64();
         state.seconds += seconds;
-        let mut report = Report {
+        let report = Report {
             step,
             steps: self.steps,
             loss,
@@ -352,8 +362,9 @@ impl Trainer {
             best: false,
             epoch: step as f64 * self.rows_per_step() as f64 / self.train.len() as f64,
         };
-        if !self.valid.is_empty() && (step % self.eval_every == 0 || step == self.steps) {
-            self.evaluate(&mut report)?;
+        if !self.valid.is_empty() && (step.is_multiple_of(self.eval_every) || step == self.steps) {
+            self.state.unevaluated = Some(report);
+            return self.evaluate().map(Some);
         }
         Ok(Some(report))
     }
@@ -665,10 +676,15 @@ impl Trainer {
         }
     }
 
-    fn evaluate(&mut self, report: &mut Report) -> Result<()> {
+    /// Completes the report of the step that was taken last.
+    fn evaluate(&mut self) -> Result<Report> {
         let loss = self.valid_loss()?.expect("there is a validation set");
-        report.valid_loss = Some(loss);
         let state = &mut self.state;
+        let mut report = state
+            .unevaluated
+            .take()
+            .expect("a step awaits its evaluation");
+        report.valid_loss = Some(loss);
         if loss.is_finite() && state.best.as_ref().is_none_or(|best| loss < best.loss) {
             report.best = true;
             state.stale = 0;
@@ -680,7 +696,7 @@ impl Trainer {
         } else {
             state.stale += 1;
         }
-        Ok(())
+        Ok(report)
     }
 
     /// The adapter that `rows` make.
@@ -979,10 +995,14 @@ impl<'a> Layout<'a> {
         // Rows that have nothing to learn any more only cost time.
         out.retain(|s| !s.targets.is_empty());
         if out.is_empty() && !examples.is_empty() {
-            let max_len = self.max_len;
-            return Err(TrainError::NothingToLearn { set, max_len }.into());
+            return Err(self.nothing_to_learn(set).into());
         }
         Ok((out, cut))
+    }
+
+    fn nothing_to_learn(&self, set: &'static str) -> TrainError {
+        let max_len = self.max_len;
+        TrainError::NothingToLearn { set, max_len }
     }
 
     /// What is computed for an example, and what it shall predict.
@@ -1052,15 +1072,27 @@ impl Teacher<'_> {
                 at: (t.at + follows).saturating_sub(s.follows),
                 tokens: t.tokens.clone(),
             };
+            let targets: Vec<_> = s.targets.iter().map(target).collect();
+            // A row that is cut for the adapter is cut for the teacher.
+            slots.truncate(targets.last().map_or(0, |t| t.at + 1));
             Sequence {
                 slots,
-                targets: s.targets.iter().map(target).collect(),
+                targets,
                 weight: 1.0,
                 example: s.example,
                 follows,
             }
         };
         let taught: Vec<_> = sequences.iter().map(read).collect();
+        let n_ctx = self.layout.model.n_ctx_train();
+        if taught.iter().any(|s| s.slots.len() > n_ctx) {
+            return Err(TrainError::Option {
+                option: "context to distill",
+                value: format!("{} tokens long", self.context.len()),
+                why: "with the longest row it must fit into the model's context",
+            }
+            .into());
+        }
         let all: Vec<_> = taught.iter().collect();
         let mut sequences = sequences.iter_mut();
         for group in groups(&all) {
@@ -1107,7 +1139,9 @@ fn start(
         }
         Init::Text(text) => {
             // With BOS, as PEFT tokenizes it.
-            let ids = model.vocab().tokenize(text, o.method != AdapterKind::Prefix, true)?;
+            let ids = model
+                .vocab()
+                .tokenize(text, o.method != AdapterKind::Prefix, true)?;
             Some(text_rows(model, o.method, length, &ids, passes)?)
         }
         Init::Prompts => {

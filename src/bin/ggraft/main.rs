@@ -53,7 +53,7 @@ Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usa
 enum Command {
     Run(run::Run),
     Chat(chat::Chat),
-    Train(train::Train),
+    Train(Box<train::Train>),
     Logits(logits::Logits),
     Eval(eval::Eval),
     Predict(predict::Predict),

@@ -3,6 +3,7 @@
 use crate::ggml::context::{Context, Tensor};
 use crate::ggml::custom::{Kernel, Op};
 use crate::ggml::kernels::exp;
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::sync::Arc;
 
 /// An activation function.
@@ -24,7 +25,7 @@ impl Activated {
                 (x * s, s * (1.0 + x * (1.0 - s)))
             }
             Self::Gelu => {
-                const A: f32 = 0.797_884_56; // sqrt(2 / pi)
+                const A: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2; // sqrt(2 / pi)
                 const B: f32 = 0.044_715;
                 let u = A * x * (1.0 + B * x * x);
                 let t = 1.0 - 2.0 / (exp(2.0 * u) + 1.0);

@@ -51,7 +51,7 @@ impl Span {
 
 impl Spans {
     fn spans(&self) -> impl Iterator<Item = Span> + '_ {
-        let shared = (self.shared > 0).then(|| Span {
+        let shared = (self.shared > 0).then_some(Span {
             tokens: 0..self.shared,
             before: self.prefix,
         });
@@ -169,6 +169,7 @@ struct Weights<'a> {
 
 impl Spans {
     /// Attention weights of `n` queries of `span` from token `i` of it on. `slopes` takes the derivative of the soft cap.
+    #[allow(clippy::too_many_arguments)]
     fn weights<'a>(
         &self,
         span: &Span,

@@ -1,0 +1,566 @@
+//! The derivative of each verb against central differences of what it computes.
+
+use super::*;
+use crate::file::types::GgmlType;
+use crate::ggml::{Graph, GraphMemory, RopeKind, ThreadPool};
+use crate::model::Qkv;
+
+/// Tensor descriptions of one graph here.
+const NODES: usize = 128;
+/// Differences are taken with this step and twice of it.
+const STEP: f64 = 1e-2;
+/// So many elements of a variable are compared, if it has more.
+const ELEMENTS: usize = 60;
+
+/// An input of a graph.
+#[derive(Clone)]
+enum Leaf {
+    /// F32 that the gradient is taken with respect to.
+    Variable(Vec<usize>, Vec<f32>),
+    /// F32 of frozen weights.
+    Constant(Vec<usize>, Vec<f32>),
+    /// I32 `ne = [n]`.
+    Ids(Vec<i32>),
+}
+
+/// From -1 to 1, in no order that repeats.
+fn random(seed: u64, n: usize) -> Vec<f32> {
+    // Knuth's linear congruential generator (MMIX), of which the upper bits are good.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+fn variable(seed: u64, ne: &[usize]) -> Leaf {
+    Leaf::Variable(ne.to_vec(), random(seed, ne.iter().product()))
+}
+
+fn constant(seed: u64, ne: &[usize]) -> Leaf {
+    Leaf::Constant(ne.to_vec(), random(seed, ne.iter().product()))
+}
+
+/// Result, and given its gradient those of the variables.
+fn compute(
+    leaves: &[Leaf],
+    verb: &impl Fn(&Builder, &[Tensor]) -> Tensor,
+    gradient: Option<&[f32]>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let ctx = Context::new(NODES, true);
+    let tensors: Vec<Tensor> = leaves
+        .iter()
+        .map(|leaf| match leaf {
+            Leaf::Variable(ne, _) | Leaf::Constant(ne, _) => ctx.new_tensor(GgmlType::F32, ne),
+            Leaf::Ids(ids) => ctx.new_tensor(GgmlType::I32, &[ids.len()]),
+        })
+        .map(Tensor::input)
+        .collect();
+    let variables = || {
+        let variables = leaves.iter().zip(&tensors);
+        variables.filter_map(|(l, t)| matches!(l, Leaf::Variable(..)).then_some(t))
+    };
+    let mut b = Builder::new(ctx.clone());
+    b.record(variables());
+    let y = verb(&b, &tensors);
+    let tape = b.recorded();
+    let mut outputs = vec![ctx.cont(&y).output()];
+    let seed = ctx.new_tensor(GgmlType::F32, &y.ne()).input();
+    if gradient.is_some() {
+        let found = tape.backward(&ctx, &y, &seed);
+        let found = variables().map(|v| found.of(v).expect("the result depends on it"));
+        outputs.extend(found.map(|g| ctx.cont(g).output()));
+    }
+    let mut graph = Graph::new(ctx, NODES, &outputs, GraphMemory::new()).unwrap();
+    for (leaf, tensor) in leaves.iter().zip(&tensors) {
+        // What the verb does not read has none.
+        if graph.has_memory(tensor) {
+            match leaf {
+                Leaf::Variable(_, v) | Leaf::Constant(_, v) => {
+                    graph.slice_mut(tensor).copy_from_slice(v);
+                }
+                Leaf::Ids(ids) => graph.slice_mut(tensor).copy_from_slice(ids),
+            }
+        }
+    }
+    if let Some(gradient) = gradient {
+        graph.slice_mut(&seed).copy_from_slice(gradient);
+    }
+    graph.compute(&ThreadPool::new(1), None).unwrap();
+    let mut found = outputs.iter().map(|t| graph.read_f32(t).to_vec());
+    (found.next().unwrap(), found.collect())
+}
+
+/// Relative distance, absolute for values that are all but zero.
+fn distance(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let differences = &mut got.iter().zip(want).map(|(a, b)| a - b);
+    norm(differences) / norm(&mut want.iter().copied()).max(1e-2)
+}
+
+/// A variable's values.
+fn values(leaf: &Leaf) -> &[f32] {
+    match leaf {
+        Leaf::Variable(_, values) | Leaf::Constant(_, values) => values,
+        Leaf::Ids(_) => unreachable!("ids have no values"),
+    }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Compares results with those of `forward`, and gradients with its differences.
+fn check_against(
+    name: &str,
+    leaves: &[Leaf],
+    verb: impl Fn(&Builder, &[Tensor]) -> Tensor,
+    forward: impl Fn(&[Leaf]) -> Vec<f64>,
+) {
+    let (y, _) = compute(leaves, &verb, None);
+    let error = distance(&wide(&y), &forward(leaves));
+    assert!(error <= 1e-3, "{name}: off by {error:.1e}");
+    let c = random(99, y.len());
+    let (_, gradients) = compute(leaves, &verb, Some(&c));
+    let variables = (0..leaves.len()).filter(|&i| matches!(leaves[i], Leaf::Variable(..)));
+    assert!(!gradients.is_empty(), "{name}: nothing to differentiate");
+    for (i, gradient) in variables.zip(gradients) {
+        let start = values(&leaves[i]);
+        assert_eq!(gradient.len(), start.len(), "{name}: operand {i}");
+        let (mut got, mut want) = (Vec::new(), Vec::new());
+        for at in (0..start.len()).step_by(start.len().div_ceil(ELEMENTS)) {
+            // Value of the element, and the weighted sum of the results.
+            let moved = |step: f64| {
+                let mut leaves = leaves.to_vec();
+                if let Leaf::Variable(_, values) = &mut leaves[i] {
+                    values[at] += step as f32;
+                }
+                let y = forward(&leaves);
+                let products = y.iter().zip(&c).map(|(y, &c)| y * f64::from(c));
+                (f64::from(values(&leaves[i])[at]), products.sum::<f64>())
+            };
+            let slope = |step: f64| {
+                let ((right, up), (left, down)) = (moved(step), moved(-step));
+                (up - down) / (right - left)
+            };
+            // The error of the difference is of fourth order (Richardson).
+            want.push((4.0 * slope(STEP) - slope(2.0 * STEP)) / 3.0);
+            got.push(f64::from(gradient[at]));
+        }
+        let error = distance(&got, &want);
+        assert!(
+            error <= 2e-4,
+            "{name}: gradient of operand {i} off by {error:.1e}"
+        );
+    }
+}
+
+/// Compares gradients with differences of the verb's own result.
+fn check(name: &str, leaves: &[Leaf], verb: impl Fn(&Builder, &[Tensor]) -> Tensor) {
+    let own = |leaves: &[Leaf]| wide(&compute(leaves, &verb, None).0);
+    check_against(name, leaves, &verb, own);
+}
+
+#[test]
+fn linear() {
+    let leaves = [
+        variable(1, &[8, 3]),
+        constant(2, &[8, 6]),
+        constant(3, &[6]),
+    ];
+    check("without bias", &leaves, |b, t| {
+        b.linear(&Linear::new(t[1].clone(), None), &t[0])
+    });
+    check("with bias", &leaves, |b, t| {
+        b.linear(&Linear::new(t[1].clone(), Some(t[2].clone())), &t[0])
+    });
+}
+
+#[test]
+fn norms() {
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        for eps in [1e-6, 0.3] {
+            for (name, x, w) in [
+                ("rows", &[12, 4][..], &[12][..]),
+                ("heads, one weight", &[6, 3, 4], &[6]),
+                ("heads, own weights", &[6, 3, 4], &[6, 3]),
+            ] {
+                let leaves = [variable(1, x), constant(2, w), constant(3, w)];
+                let name = format!("{kind:?} {eps} {name}");
+                check(&name, &leaves, |b, t| {
+                    b.scaled_norm(kind, eps, &t[1], &t[0])
+                });
+                for bias in [false, true] {
+                    check(&format!("{name} {bias}"), &leaves, |b, t| {
+                        let norm = Norm {
+                            w: t[1].clone(),
+                            b: bias.then(|| t[2].clone()),
+                        };
+                        b.norm(kind, eps, &norm, &t[0])
+                    });
+                }
+            }
+            // Heads that are views of a fused projection.
+            let leaves = [variable(1, &[30, 4]), constant(2, &[6, 2])];
+            check(&format!("{kind:?} {eps} views"), &leaves, |b, t| {
+                let heads = b.heads(&b.view_columns(&t[0], 12, 10), 6);
+                b.scaled_norm(kind, eps, &t[1], &heads)
+            });
+        }
+    }
+}
+
+#[test]
+fn sums() {
+    let leaves = [variable(1, &[5, 3]), variable(2, &[5, 3])];
+    check("two", &leaves, |b, t| b.add(&t[0], &t[1]));
+    check("one, twice", &leaves[..1], |b, t| b.add(&t[0], &t[0]));
+    check("one, in three ways", &leaves, |b, t| {
+        let sum = b.add(&b.scale(&t[0], 3.0), &t[1]);
+        b.add(&b.scale_capped(&sum, 1.0, 2.0), &t[0])
+    });
+}
+
+#[test]
+fn scales() {
+    let leaves = [variable(1, &[5, 3])];
+    for s in [1.0, -0.3, 4.0] {
+        check("scale", &leaves, |b, t| b.scale(&t[0], s));
+        for cap in [0.0, 0.5, 30.0] {
+            check("scale and cap", &leaves, |b, t| {
+                b.scale_capped(&t[0], s, cap)
+            });
+        }
+    }
+}
+
+#[test]
+fn rows() {
+    let ids = Leaf::Ids(vec![3, 0, 3, 3, 4]);
+    let leaves = [variable(1, &[6, 5]), ids];
+    check("picked", &leaves, |b, t| b.get_rows(&t[0], &t[1]));
+    let slots = Leaf::Ids(vec![-1, 2, 0, -1, 1, 2]);
+    let leaves = [constant(1, &[6, 6]), variable(2, &[6, 3]), slots];
+    check("placed", &leaves, |b, t| b.place_rows(&t[0], &t[1], &t[2]));
+}
+
+#[test]
+fn views() {
+    let leaves = [variable(1, &[12, 3])];
+    check("heads", &leaves, |b, t| b.heads(&t[0], 4));
+    for (width, offset) in [(12, 0), (5, 0), (5, 4), (2, 10)] {
+        check("columns", &leaves, |b, t| {
+            b.view_columns(&t[0], width, offset)
+        });
+    }
+    check("columns that overlap", &leaves, |b, t| {
+        let (left, right) = (b.view_columns(&t[0], 8, 0), b.view_columns(&t[0], 8, 4));
+        b.add(&left, &b.add(&left, &right))
+    });
+}
+
+#[test]
+fn rotary_positions() {
+    for kind in [RopeKind::Interleaved, RopeKind::Neox] {
+        let plain = Rope {
+            kind,
+            n_rot: 8,
+            n_ctx_orig: 64,
+            freq_base: 100.0,
+            freq_scale: 1.0,
+            ext_factor: 0.0,
+            attn_factor: 1.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        };
+        let yarn = Rope {
+            freq_scale: 0.25,
+            ext_factor: 1.0,
+            attn_factor: 1.2,
+            ..plain
+        };
+        for (name, rope) in [
+            ("plain", plain),
+            ("partial", Rope { n_rot: 4, ..plain }),
+            (
+                "linear",
+                Rope {
+                    freq_scale: 0.25,
+                    ..plain
+                },
+            ),
+            ("YaRN", yarn),
+            ("partial YaRN", Rope { n_rot: 4, ..yarn }),
+        ] {
+            let factors: Vec<f32> = (0..rope.n_rot / 2).map(|i| 1.0 + 0.7 * i as f32).collect();
+            let leaves = [
+                variable(1, &[8, 2, 4]),
+                Leaf::Ids(vec![0, 3, 7, 50]),
+                Leaf::Constant(vec![factors.len()], factors),
+                variable(2, &[30, 4]),
+            ];
+            let name = format!("{kind:?} {name}");
+            check(&name, &leaves[..2], |b, t| {
+                b.rope(&t[0], &t[1], None, &rope)
+            });
+            check(&format!("{name}, factors"), &leaves[..3], |b, t| {
+                b.rope(&t[0], &t[1], Some(&t[2]), &rope)
+            });
+            check(&format!("{name}, views"), &leaves[1..], |b, t| {
+                let heads = b.heads(&b.view_columns(&t[2], 16, 10), 8);
+                b.rope(&heads, &t[0], None, &rope)
+            });
+        }
+    }
+}
+
+/// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
+fn product(w: &[f32], bias: &[f32], x: &[f64]) -> Vec<f64> {
+    let k = w.len() / bias.len();
+    let row = |x: &[f64], n: usize| {
+        let products = w[n * k..][..k]
+            .iter()
+            .zip(x)
+            .map(|(&w, x)| f64::from(w) * x);
+        products.sum::<f64>() + f64::from(bias[n])
+    };
+    x.chunks_exact(k)
+        .flat_map(|x| (0..bias.len()).map(move |n| row(x, n)))
+        .collect()
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu(x: f64) -> f64 {
+    let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+    0.5 * x * (1.0 + u.tanh())
+}
+
+#[test]
+fn feed_forward_networks() {
+    const D: usize = 6;
+    const F: usize = 10;
+    // ggml may look GELU up in a table of F16, whose steps no difference survives: the reference is computed here.
+    for (activation, gated) in [
+        (Activation::Gelu, false),
+        (Activation::SwiGlu, false),
+        (Activation::SwiGlu, true),
+        (Activation::GeGlu, true),
+    ] {
+        let fused = activation == Activation::SwiGlu && !gated;
+        let up = if fused { 2 * F } else { F };
+        let leaves = [
+            Leaf::Variable(
+                vec![D, 4],
+                random(1, 4 * D).iter().map(|x| 3.0 * x).collect(),
+            ),
+            constant(2, &[D, up]),
+            constant(3, &[up]),
+            constant(4, &[D, F]),
+            constant(5, &[F]),
+            constant(6, &[F, D]),
+            constant(7, &[D]),
+        ];
+        let forward = |leaves: &[Leaf]| {
+            let x = wide(values(&leaves[0]));
+            let part = |i: usize, x: &[f64]| product(values(&leaves[i]), values(&leaves[i + 1]), x);
+            let up = part(1, &x);
+            let gates = if gated { part(3, &x) } else { Vec::new() };
+            let multiply = |f: fn(f64) -> f64, gates: &[f64], up: &[f64]| {
+                let both = gates.iter().zip(up).map(|(&g, u)| f(g) * u);
+                both.collect::<Vec<f64>>()
+            };
+            let h: Vec<f64> = match activation {
+                Activation::Gelu => up.iter().map(|&x| gelu(x)).collect(),
+                Activation::GeGlu => multiply(gelu, &gates, &up),
+                Activation::SwiGlu if gated => multiply(silu, &gates, &up),
+                Activation::SwiGlu => up
+                    .chunks_exact(2 * F)
+                    .flat_map(|row| multiply(silu, &row[..F], &row[F..]))
+                    .collect(),
+            };
+            part(5, &h)
+        };
+        let verb = |b: &Builder, t: &[Tensor]| {
+            let linear = |i: usize| Linear::new(t[i].clone(), Some(t[i + 1].clone()));
+            let layer = Layer {
+                attn_norm: None,
+                qkv: Qkv::Fused(linear(1)),
+                q_norm: None,
+                k_norm: None,
+                attn_out: linear(1),
+                attn_post_norm: None,
+                ffn_norm: None,
+                ffn_gate: gated.then(|| linear(3)),
+                ffn_up: linear(1),
+                ffn_down: linear(5),
+                ffn_post_norm: None,
+            };
+            b.feed_forward(activation, &layer, &t[0])
+        };
+        check_against(&format!("{activation:?} {gated}"), &leaves, verb, forward);
+    }
+}
+
+/// Sizes of an attention: d, H, Hk.
+type Heads = (usize, usize, usize);
+
+/// Attention one query and one key at a time. Leaves: q, k, v, and with a prefix its k and v.
+fn attention(leaves: &[Leaf], spans: &Spans, (d, h, hk): Heads) -> Vec<f64> {
+    let row = |leaf: usize, head: usize, at: usize, heads: usize| {
+        wide(&values(&leaves[leaf])[(at * heads + head) * d..][..d])
+    };
+    let n_tokens = spans.rows.last().map_or(spans.shared, |r| r.end);
+    let mut out = Vec::new();
+    for t in 0..n_tokens {
+        // All that stands in front, in order: leaf of the keys and row in it.
+        let own = spans.rows.iter().find(|r| r.contains(&t));
+        let seen = (0..spans.prefix).map(|p| (3, p));
+        let seen = seen.chain((0..spans.shared.min(t + 1)).map(|s| (1, s)));
+        let seen: Vec<_> = seen
+            .chain(own.map_or(0..0, |r| r.start..t + 1).map(|s| (1, s)))
+            .collect();
+        let skipped = spans.window.map_or(0, |w| seen.len().saturating_sub(w));
+        for head in 0..h {
+            let q = row(0, head, t, h);
+            let group = head / (h / hk);
+            let scores: Vec<f64> = seen[skipped..]
+                .iter()
+                .map(|&(leaf, at)| {
+                    let k = row(leaf, group, at, hk);
+                    let dot = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                    let (s, cap) = (f64::from(spans.scale) * dot, f64::from(spans.softcap));
+                    if cap > 0.0 { cap * (s / cap).tanh() } else { s }
+                })
+                .collect();
+            let sum = scores.iter().map(|s| s.exp()).sum::<f64>();
+            let mut mean = vec![0.0; d];
+            for (&(leaf, at), score) in seen[skipped..].iter().zip(scores) {
+                let v = row(leaf + 1, group, at, hk);
+                mean.iter_mut()
+                    .zip(v)
+                    .for_each(|(m, v)| *m += score.exp() / sum * v);
+            }
+            out.extend(mean);
+        }
+    }
+    out
+}
+
+fn check_attention(spans: &Spans, (d, h, hk): Heads) {
+    let t = spans.rows.last().unwrap().end;
+    let mut leaves = vec![
+        variable(1, &[d, h, t]),
+        variable(2, &[d, hk, t]),
+        variable(3, &[d, hk, t]),
+    ];
+    if spans.prefix > 0 {
+        leaves.push(variable(4, &[d, hk, spans.prefix]));
+        leaves.push(variable(5, &[d, hk, spans.prefix]));
+    }
+    let shared = Arc::new(spans.clone());
+    check_against(
+        &format!("{spans:?}, {h} heads of {hk}"),
+        &leaves,
+        |b, t| b.packed_attention(&shared, &t[0], &t[1], &t[2], t.get(3).zip(t.get(4))),
+        |leaves| attention(leaves, spans, (d, h, hk)),
+    );
+}
+
+#[test]
+fn attention_of_packed_rows() {
+    for prefix in [0, 3] {
+        for (shared, rows) in [
+            (0, std::iter::once(0..5).collect()),
+            (0, vec![0..4, 4..5, 5..8]),
+            (4, vec![4..5, 5..9]),
+        ] {
+            for window in [None, Some(1), Some(3), Some(6), Some(100)] {
+                for softcap in [0.0, 0.8] {
+                    let spans = Spans {
+                        prefix,
+                        shared,
+                        rows: rows.clone(),
+                        window,
+                        scale: 1.5,
+                        softcap,
+                    };
+                    check_attention(&spans, (4, 4, 2));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_all_kinds_of_heads() {
+    for heads in [(4, 1, 1), (3, 3, 3), (8, 6, 2), (5, 4, 1)] {
+        let spans = Spans {
+            prefix: 2,
+            shared: 3,
+            rows: vec![3..5, 5..9],
+            window: Some(5),
+            scale: 1.0,
+            softcap: 2.0,
+        };
+        check_attention(&spans, heads);
+    }
+}
+
+#[test]
+fn attention_of_long_rows() {
+    // More queries than are computed at a time, in the shared part and in a row of its own.
+    for (window, softcap) in [(None, 0.0), (Some(20), 1.5)] {
+        let spans = Spans {
+            prefix: 7,
+            shared: 50,
+            rows: vec![50..53, 53..103],
+            window,
+            scale: 2.0,
+            softcap,
+        };
+        check_attention(&spans, (4, 2, 1));
+    }
+}
+
+#[test]
+fn attention_of_views() {
+    const HEADS: Heads = (4, 4, 2);
+    let spans = Arc::new(Spans {
+        prefix: 0,
+        shared: 2,
+        rows: vec![2..4, 4..7],
+        window: None,
+        scale: 1.0,
+        softcap: 0.0,
+    });
+    // One fused projection: q, k and v lie side by side.
+    check("fused", &[variable(1, &[32, 7])], |b, t| {
+        let part = |width, offset| b.heads(&b.view_columns(&t[0], width, offset), HEADS.0);
+        let (q, k, v) = (part(16, 0), part(8, 16), part(8, 24));
+        b.packed_attention(&spans, &q, &k, &v, None)
+    });
+}
+
+#[test]
+fn nothing_is_recorded_below_the_variables() {
+    let ctx = Context::new(NODES, true);
+    let leaf = || ctx.new_tensor(GgmlType::F32, &[4, 2]).input();
+    let (frozen, x, unused) = (leaf(), leaf(), leaf());
+    let mut b = Builder::new(ctx.clone());
+    b.record([&x, &unused]);
+    let below = b.scale(&frozen, 2.0);
+    let y = b.add(&below, &x);
+    let tape = b.recorded();
+    let found = tape.backward(&ctx, &y, &leaf());
+    assert!(found.of(&x).is_some());
+    assert!(found.of(&frozen).is_none());
+    assert!(found.of(&below).is_none());
+    assert!(found.of(&unused).is_none());
+}

@@ -1,0 +1,277 @@
+//! What is trained and towards what: every method, encoder and start; distillation; runs that fail.
+
+use crate::{Fixture, LENGTH, METHODS, batch, corpus, example, options, values};
+use ggraft::adapter::{Adapter, AdapterKind, Payload, Precision, Template};
+use ggraft::train::data::Example;
+use ggraft::train::{
+    Finish, Init, Objective, OptimizerKind, Reparam, Schedule, TrainError, TrainOptions, Trainer,
+};
+use ggraft::{Error, Model, ModelOptions};
+use ggraft_testkit::fixture::Variant;
+
+fn tinylm() -> Model {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tinylm-q8_0.gguf");
+    Model::open(path, &ModelOptions::default()).unwrap()
+}
+
+fn loss(trainer: &mut Trainer, rows: &[Example]) -> f64 {
+    trainer.gradient(rows).unwrap().0
+}
+
+/// Five steps with everything that is not given left at its default.
+fn five_steps(model: &Model, mut o: TrainOptions) -> (f64, f64, Adapter) {
+    let rows = corpus(model)[2..3].to_vec();
+    o.batch = rows.len();
+    o.steps = Some(5);
+    o.threads = Some(1);
+    o.length = Some(LENGTH);
+    let mut trainer = Trainer::new(model, o, rows.clone(), Vec::new()).unwrap();
+    let before = loss(&mut trainer, &rows);
+    while trainer.step().unwrap().is_some() {}
+    assert_eq!(trainer.finished(), Some(Finish::Steps));
+    let after = loss(&mut trainer, &rows);
+    (before, after, trainer.adapter().unwrap())
+}
+
+#[test]
+fn every_method_encoder_and_start_learns() {
+    use AdapterKind::{PTuning, Prefix, Prompt};
+    let model = tinylm();
+    let mut n = 0;
+    for (method, reparam) in [
+        (Prefix, Reparam::None),
+        (Prefix, Reparam::Mlp),
+        (Prompt, Reparam::None),
+        (PTuning, Reparam::None),
+        (PTuning, Reparam::Mlp),
+        (PTuning, Reparam::Lstm),
+    ] {
+        let with = |init: Init| {
+            let mut o = TrainOptions::new(method);
+            o.reparam = Some(reparam);
+            o.init = Some(init);
+            o
+        };
+        let mut inits = vec![
+            Init::Random,
+            Init::Text("\"Arr, me hearties!\"".to_owned()),
+            Init::Prompts,
+        ];
+        if reparam == Reparam::None {
+            inits.push(Init::Zeros);
+        }
+        if method != Prefix {
+            inits.push(Init::Vocab);
+        }
+        let mut last = None;
+        for init in inits {
+            let what = format!("{method}, {reparam:?}, {init:?}");
+            let (before, after, adapter) = five_steps(&model, with(init));
+            assert!(after < before, "{what}: {before} -> {after}");
+            assert_eq!((adapter.kind(), adapter.length()), (method, LENGTH));
+            last = Some((after, adapter));
+            n += 1;
+        }
+        // A trained adapter goes on where it was; little is left to learn.
+        let (ended, adapter) = last.expect("several starts");
+        let mut o = with(Init::Adapter(adapter));
+        o.lr = Some(0.1 * o.default_lr());
+        let (before, after, _) = five_steps(&model, o);
+        assert!((before - ended).abs() < 1e-4 * ended, "{before} {ended}");
+        assert!(after < before, "{method}, {reparam:?}: {before} -> {after}");
+        n += 1;
+    }
+    assert_eq!(n, 5 + 4 + 6 + 6 + 5 + 5);
+}
+
+#[test]
+fn every_optimizer_and_schedule_learns() {
+    let model = tinylm();
+    for optimizer in [
+        OptimizerKind::AdamW,
+        OptimizerKind::Adafactor,
+        OptimizerKind::Sgd,
+    ] {
+        for schedule in [Schedule::Constant, Schedule::Linear, Schedule::Cosine] {
+            let mut o = TrainOptions::new(AdapterKind::Prompt);
+            o.optimizer = optimizer;
+            o.schedule = schedule;
+            let (before, after, _) = five_steps(&model, o);
+            assert!(
+                after < before,
+                "{optimizer:?} {schedule:?}: {before} -> {after}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_template_places_virtual_tokens() {
+    let model = tinylm();
+    let mut o = TrainOptions::new(AdapterKind::PTuning);
+    o.template = Some(Template::parse("{v:2}{prompt}Pirate: {v:3}").unwrap());
+    let (before, after, adapter) = five_steps(&model, o.clone());
+    assert!(after < before, "{before} -> {after}");
+    assert_eq!(adapter.template(), o.template.as_ref());
+    // In front of the whole text is where they stand without a template.
+    let fixture = Fixture::new(Variant::Llama);
+    let mut front = options(AdapterKind::PTuning);
+    front.template = Some(Template::parse("{v:5}{prompt}").unwrap());
+    let mut prompt = fixture.trainer(options(AdapterKind::Prompt), &batch());
+    let mut front = fixture.trainer(front, &batch());
+    assert_eq!(values(&prompt), values(&front));
+    let (a, b) = (prompt.gradient(&batch()), front.gradient(&batch()));
+    assert_eq!(a.unwrap(), b.unwrap());
+}
+
+/// Rows that a teacher reads behind a context.
+fn questions() -> Vec<Example> {
+    (1..5).map(|i| example(i, 3, 6)).collect()
+}
+
+#[test]
+fn an_adapter_that_stands_for_the_context_has_nothing_to_distill() {
+    // Bytes, and the fixtures' BOS, which the base's own text begins with only if it is named.
+    const CONTEXT: &str = "Yes";
+    let fixture = Fixture::new(Variant::Gemma2);
+    for method in METHODS {
+        let distilled = |init: Init| {
+            let mut o = options(method);
+            o.length = Some(CONTEXT.len());
+            o.init = Some(init);
+            o.loss = Objective::Distill {
+                context: CONTEXT.to_owned(),
+                top_k: fixture.model.shape().n_vocab,
+            };
+            let mut trainer = fixture.trainer(o, &questions());
+            let report = trainer.step().unwrap().unwrap();
+            (report.loss, report.grad_norm)
+        };
+        let (same, at_rest) = distilled(Init::Text(CONTEXT.to_owned()));
+        let (other, moving) = distilled(Init::Random);
+        // What remains is the entropy of the teacher's predictions.
+        assert!(same < other, "{method}: {same} {other}");
+        assert!(
+            at_rest < 1e-4 * moving,
+            "{method}: gradient {at_rest} at the teacher's predictions, {moving} elsewhere"
+        );
+    }
+}
+
+#[test]
+fn distillation_learns_what_the_context_does() {
+    let model = tinylm();
+    for (method, top_k, context) in [
+        (AdapterKind::Prefix, 20, "\"Arr, me hearties!\"\n"),
+        (AdapterKind::Prompt, 1, "\"Arr, me hearties!\"\n"),
+        (AdapterKind::Prefix, 3072, ""),
+    ] {
+        let rows = corpus(&model)[..2].to_vec();
+        let mut o = TrainOptions::new(method);
+        o.length = Some(LENGTH);
+        o.init = Some(Init::Random);
+        o.batch = rows.len();
+        o.steps = Some(8);
+        o.schedule = Schedule::Constant;
+        o.threads = Some(1);
+        o.loss = Objective::Distill {
+            context: context.to_owned(),
+            top_k,
+        };
+        let mut trainer = Trainer::new(&model, o, rows, Vec::new()).unwrap();
+        let losses: Vec<f64> = trainer.reports().map(|r| r.unwrap().loss).collect();
+        assert!(
+            losses[7] < losses[0],
+            "{method}, {top_k}, {context:?}: {losses:?}"
+        );
+    }
+}
+
+#[test]
+fn a_run_that_diverges_keeps_its_last_good_rows() {
+    let fixture = Fixture::new(Variant::Llama);
+    for method in METHODS {
+        let mut o = options(method);
+        // Beyond F32. With 1e30 the norms of the base still make a finite loss of whatever rows.
+        o.lr = Some(1e39);
+        let mut trainer = fixture.trainer(o, &batch());
+        let mut taken = 0;
+        let stopped = loop {
+            match trainer.step() {
+                Ok(report) => assert!(report.is_some()),
+                Err(e) => break e,
+            }
+            taken += 1;
+        };
+        assert!(
+            matches!(stopped, Error::Train(TrainError::NonFinite { step, .. }) if step == taken + 1),
+            "{method}: {stopped}"
+        );
+        assert!(trainer.step().unwrap().is_none());
+        assert!(trainer.reports().next().is_none());
+        let adapter = trainer.adapter().unwrap();
+        let file = adapter.to_gguf(Precision::F32);
+        let again = Adapter::from_gguf(&file).unwrap();
+        let finite = |values: Vec<f32>| values.iter().all(|x| x.is_finite());
+        assert!(match again.payload() {
+            Payload::Rows(rows) => finite(rows.to_f32()),
+            Payload::Prefix { layers } => layers
+                .iter()
+                .all(|l| finite(l.k.to_f32()) && finite(l.v.to_f32())),
+        });
+    }
+}
+
+#[test]
+fn the_best_step_is_kept_and_patience_ends_the_run() {
+    let fixture = Fixture::new(Variant::Llama);
+    let mut o = options(AdapterKind::Prefix);
+    o.lr = Some(0.1);
+    o.eval_every = Some(2);
+    o.patience = Some(3);
+    o.steps = Some(1000);
+    // Random text cannot be predicted: what is learned of one half makes the other worse.
+    let mut trainer = Trainer::new(&fixture.model, o, batch(), vec![example(20, 5, 20)]).unwrap();
+    let reports: Vec<_> = trainer.reports().map(Result::unwrap).collect();
+    assert_eq!(trainer.finished(), Some(Finish::EarlyStop));
+    let evaluated: Vec<_> = reports.iter().filter(|r| r.valid_loss.is_some()).collect();
+    assert!(evaluated.iter().all(|r| r.step % 2 == 0));
+    let best = evaluated.iter().rev().find(|r| r.best).unwrap();
+    let lowest = evaluated
+        .iter()
+        .filter_map(|r| r.valid_loss)
+        .fold(f64::INFINITY, f64::min);
+    assert_eq!(best.valid_loss, Some(lowest));
+    assert_eq!(reports.len() as u64, best.step + 2 * 3);
+    let summary = trainer.summary();
+    assert_eq!(summary.best_step, Some(best.step));
+    assert_eq!(summary.best_valid_loss, best.valid_loss);
+    // The rows of that step, not the last ones.
+    let mut o = options(AdapterKind::Prefix);
+    o.init = Some(Init::Adapter(trainer.adapter().unwrap()));
+    let mut again = Trainer::new(&fixture.model, o, batch(), vec![example(20, 5, 20)]).unwrap();
+    let found = again.valid_loss().unwrap().unwrap();
+    assert!((found - lowest).abs() < 1e-5 * lowest, "{found} {lowest}");
+    assert_ne!(
+        trainer.adapter().unwrap().to_gguf(Precision::F32),
+        trainer.latest().unwrap().to_gguf(Precision::F32)
+    );
+}
+
+#[test]
+fn epochs_give_the_number_of_steps() {
+    let fixture = Fixture::new(Variant::Llama);
+    let steps = |epochs: f64, batch_size: usize| {
+        let mut o = options(AdapterKind::Prompt);
+        o.steps = None;
+        o.epochs = Some(epochs);
+        o.batch = batch_size;
+        let mut trainer = fixture.trainer(o, &batch());
+        let reports: Vec<_> = trainer.reports().map(Result::unwrap).collect();
+        assert!(reports.iter().all(|r| r.steps == reports.len() as u64));
+        reports.len()
+    };
+    assert_eq!(steps(2.0, 2), 4);
+    assert_eq!(steps(1.5, 4), 2);
+    assert_eq!(steps(0.01, 4), 1);
+}
