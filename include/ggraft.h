@@ -67,6 +67,8 @@ enum ggraft_status
   GGRAFT_ERROR_BUSY = -17,
   // The process has a log receiver already that this library cannot replace.
   GGRAFT_ERROR_LOG = -18,
+  // A checkpoint is damaged, or of another run.
+  GGRAFT_ERROR_CHECKPOINT = -21,
   // A defect of this library. The handle that was in use refuses further work; others are not affected.
   GGRAFT_ERROR_INTERNAL = -19,
   // A row of a data set cannot be used.
