@@ -64,6 +64,7 @@ struct SavedOptions {
     schedule: Schedule,
     warmup: u64,
     optimizer: OptimizerKind,
+    betas: [Bits; 2],
     weight_decay: Bits,
     clip: Bits,
     dropout: Bits,
@@ -199,6 +200,7 @@ impl Trainer {
                 schedule: o.schedule,
                 warmup: self.warmup,
                 optimizer: o.optimizer,
+                betas: [o.betas.0.into(), o.betas.1.into()],
                 weight_decay: o.weight_decay.into(),
                 clip: o.clip.into(),
                 dropout: f64::from(o.dropout).into(),
@@ -378,6 +380,7 @@ impl SavedOptions {
         o.schedule = self.schedule;
         o.warmup = Some(self.warmup);
         o.optimizer = self.optimizer;
+        o.betas = (self.betas[0].into(), self.betas[1].into());
         o.weight_decay = self.weight_decay.into();
         o.clip = self.clip.into();
         o.dropout = f64::from(self.dropout) as f32;

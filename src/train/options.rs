@@ -94,6 +94,9 @@ pub struct TrainOptions {
     pub warmup: Option<u64>,
     /// Which optimizer.
     pub optimizer: OptimizerKind,
+    /// AdamW's decay of the mean of the gradient and of its square. Default: 0.9 and 0.98. PyTorch's 0.999 remembers squares
+    /// for a thousand steps, longer than most runs: the large first gradients would hold back all later steps.
+    pub betas: (f64, f64),
     /// Decoupled weight decay (AdamW, Adafactor) or its older form (SGD).
     pub weight_decay: f64,
     /// Largest norm of the gradient; longer ones are scaled down to it. 0 for no limit.
@@ -140,6 +143,7 @@ impl TrainOptions {
             schedule: Schedule::Linear,
             warmup: None,
             optimizer: OptimizerKind::AdamW,
+            betas: (0.9, 0.98),
             weight_decay: 0.0,
             clip: 1.0,
             dropout: 0.0,

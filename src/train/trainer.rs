@@ -254,13 +254,11 @@ impl Trainer {
             }
             None => DEFAULT_STEPS,
         });
-        let mut optimizer_options =
-            OptimizerOptions::new(options.optimizer).weight_decay(options.weight_decay);
+        let mut optimizer_options = OptimizerOptions::new(options.optimizer)
+            .betas(options.betas.0, options.betas.1)
+            .weight_decay(options.weight_decay);
         if options.optimizer == super::OptimizerKind::Sgd {
             optimizer_options = optimizer_options.momentum(SGD_MOMENTUM);
-        }
-        if let Ok(b2) = std::env::var("GG_B2") {
-            optimizer_options = optimizer_options.betas(0.9, b2.parse().unwrap());
         }
         let mut encoder = encoder;
         let good = encoder.forward();
@@ -816,6 +814,11 @@ fn check(o: &TrainOptions) -> Result<(), TrainError> {
     }
     if let Some(lr) = o.lr.filter(|&lr| !positive(lr)) {
         return wrong("learning rate", &lr, "must be positive");
+    }
+    for beta in [o.betas.0, o.betas.1] {
+        if !(0.0..1.0).contains(&beta) {
+            return wrong("beta", &beta, "must be from 0 to below 1");
+        }
     }
     if !(o.weight_decay.is_finite() && o.weight_decay >= 0.0) {
         return wrong("weight decay", &o.weight_decay, "must not be negative");

@@ -134,6 +134,7 @@ impl Kind {
             _ => {}
         }
         o.lr = Some(1e-2);
+        o.betas = (0.9, 0.999);
         o.weight_decay = 0.01;
         o.schedule = Schedule::Constant;
         o.warmup = Some(0);

@@ -169,6 +169,10 @@ pub(super) struct ScheduleArgs {
         conflicts_with = "resume"
     )]
     optimizer: OptimizerArg,
+    /// AdamW: how much of the mean of squared gradients is kept per step. 0.98 forgets the large first gradients soon, which
+    /// PyTorch's 0.999 would carry through a short run
+    #[arg(long, value_name = "X", default_value_t = 0.98, value_parser = fraction, conflicts_with = "resume")]
+    beta2: f64,
     /// Pull all numbers towards 0 by X times the rate in each step. 0: the rows have no reason to be near 0
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, conflicts_with = "resume")]
     weight_decay: f64,
@@ -324,6 +328,15 @@ fn not_negative(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A number from 0 to below 1.
+fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(x) if (0.0..1.0).contains(&x) => Ok(x),
+        Ok(_) => Err("must be from 0 to below 1".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 /// Bytes, with a unit as GNU's tools have them.
 fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || "must be a number of bytes, or one with K, M or G, for example 256M".to_owned();
@@ -393,6 +406,7 @@ impl Train {
             OptimizerArg::Adafactor => OptimizerKind::Adafactor,
             OptimizerArg::Sgd => OptimizerKind::Sgd,
         };
+        options.betas.1 = schedule.beta2;
         options.weight_decay = schedule.weight_decay;
         options.clip = schedule.clip;
         options.eval_every = schedule.eval_every;
