@@ -6,11 +6,23 @@
 //! shape: a `mul_mat` with the transposed matrix kept as BF16, and the forward pass. All three take turns, and the best of
 //! the rounds is what counts.
 //!
-//! Environment: `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS` (8,64,512), `GGRAFT_BENCH_THREADS` (all
-//! cores), `GGRAFT_BENCH_ROUNDS` (10).
+//! Then steps of prefix tuning on synthetic models of real shapes: time, speed and peak memory, each configuration in a
+//! process of its own. `scripts/peft_step.py` measures the same step with PEFT.
+//!
+//! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
+//! (8,64,512), `GGRAFT_BENCH_SHAPES` (smollm-135m,llama-1b), `GGRAFT_BENCH_STEP_TYPES` (q4_k,q8_0),
+//! `GGRAFT_BENCH_THREADS` (all cores), `GGRAFT_BENCH_ROUNDS` (10), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
+//! target/bench-models).
 
+use ggraft::adapter::AdapterKind;
 use ggraft::file::types::GgmlType;
 use ggraft::measure::{Seconds, mul_mat_back_seconds};
+use ggraft::train::data::Example;
+use ggraft::train::{Init, TrainOptions, Trainer};
+use ggraft::{Model, ModelOptions};
+use ggraft_testkit::synth;
+use std::path::PathBuf;
+use std::process::Command;
 
 /// Frozen matrices, `ne = [K, N]`: both sides of a feed-forward network.
 const MATRICES: [[usize; 2]; 2] = [[2048, 8192], [8192, 2048]];
@@ -18,8 +30,11 @@ const MATRICES: [[usize; 2]; 2] = [[2048, 8192], [8192, 2048]];
 struct Setup {
     types: Vec<GgmlType>,
     rows: Vec<usize>,
+    shapes: Vec<&'static synth::Shape>,
+    step_types: Vec<GgmlType>,
     n_threads: usize,
     rounds: usize,
+    dir: PathBuf,
 }
 
 fn var(name: &str, default: &str) -> String {
@@ -52,8 +67,20 @@ fn setup() -> Setup {
             .split(',')
             .map(number)
             .collect(),
+        shapes: var("GGRAFT_BENCH_SHAPES", "smollm-135m,llama-1b")
+            .split(',')
+            .map(|name| synth::shape(name).unwrap_or_else(|| panic!("no shape '{name}'")))
+            .collect(),
+        step_types: var("GGRAFT_BENCH_STEP_TYPES", "q4_k,q8_0")
+            .split(',')
+            .map(type_called)
+            .collect(),
         n_threads: number(&var("GGRAFT_BENCH_THREADS", &cores)),
         rounds: number(&var("GGRAFT_BENCH_ROUNDS", "10")),
+        dir: PathBuf::from(var(
+            "GGRAFT_BENCH_DIR",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-models"),
+        )),
     }
 }
 
@@ -90,6 +117,124 @@ fn products(s: &Setup) {
     }
 }
 
+/// Holds `file;T;targets;threads;bytes` in the process that measures one configuration.
+const STEP: &str = "GGRAFT_BENCH_STEP";
+/// Virtual tokens.
+const P: usize = 20;
+/// Steps; the first one allocates memory and maps the weights, the best of the others counts.
+const STEPS: u64 = 5;
+
+/// A configuration of a step: T, targets (the last ones), bytes for activations (0: the default).
+const CONFIGURATIONS: [(usize, usize, u64); 5] = [
+    (512, 512, 0),
+    (512, 128, 0),
+    (512, 512, 256 << 20),
+    (1024, 1024, 0),
+    (128, 128, 0),
+];
+
+fn steps(s: &Setup) {
+    println!(
+        "\nOne step of prefix tuning, P = {P}, {} threads, best of {} steps\n",
+        s.n_threads,
+        STEPS - 1
+    );
+    println!(
+        "| shape | type | T | targets | memory | ms per step | tok/s | layers computed twice | peak anonymous | peak resident |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    );
+    for shape in &s.shapes {
+        for &ty in &s.step_types {
+            let file = s.dir.join(format!("{}-{}.gguf", shape.name, ty.name()));
+            if !file.exists() {
+                std::fs::create_dir_all(&s.dir).expect("a folder for models");
+                synth::write(&file, shape, ty, false).expect("room for the model");
+            }
+            for (t, targets, memory) in CONFIGURATIONS {
+                let what = format!("{};{t};{targets};{};{memory}", file.display(), s.n_threads);
+                let me = std::env::current_exe().expect("this program has a path");
+                let out = Command::new(me).env(STEP, what).output().expect("it runs");
+                assert!(
+                    out.status.success(),
+                    "{}",
+                    String::from_utf8_lossy(&out.stderr)
+                );
+                let memory = match memory {
+                    0 => "default".to_owned(),
+                    bytes => format!("{} MiB", bytes >> 20),
+                };
+                println!(
+                    "| {} | {} | {t} | {targets} | {memory} | {} |",
+                    shape.name,
+                    ty.name(),
+                    String::from_utf8_lossy(&out.stdout).trim()
+                );
+            }
+        }
+    }
+}
+
+/// Measures one configuration and prints the rest of its line.
+fn step(what: &str) {
+    let fields: Vec<&str> = what.split(';').collect();
+    let &[file, t, targets, n_threads, memory] = &fields[..] else {
+        panic!("{STEP}={what}");
+    };
+    let (t, targets) = (number(t), number(targets));
+    let model = Model::open(file, &ModelOptions::default()).expect("a model");
+    let mut options = TrainOptions::new(AdapterKind::Prefix);
+    options.length = Some(P);
+    options.init = Some(Init::Random);
+    options.batch = 1;
+    options.steps = Some(STEPS);
+    options.threads = Some(number(n_threads));
+    options.memory = Some(number(memory) as u64).filter(|&bytes| bytes > 0);
+    let row = Example {
+        given: Vec::new(),
+        then: (0..t)
+            .map(|i| (((i * 7919) % 1000) as i32, i >= t - targets))
+            .collect(),
+        weight: 1.0,
+        bos: false,
+    };
+    let mut trainer = Trainer::new(&model, options, vec![row], Vec::new()).expect("a run");
+    let mut anonymous = 0;
+    let mut best = f64::INFINITY;
+    while let Some(report) = trainer.step().expect("a step") {
+        // The memory of a step is kept for the next one.
+        anonymous = anonymous.max(status("RssAnon"));
+        if report.step > 1 {
+            best = best.min(report.seconds);
+        }
+    }
+    println!(
+        "{:.0} | {:.1} | {} | {} MB | {} MB",
+        best * 1e3,
+        t as f64 / best,
+        trainer.summary().recomputed_layers,
+        anonymous * 1024 / 1000 / 1000,
+        status("VmHWM") * 1024 / 1000 / 1000,
+    );
+}
+
+/// A field of this process's status, in KiB.
+fn status(field: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with(field));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
 fn main() {
-    products(&setup());
+    if let Ok(what) = std::env::var(STEP) {
+        return step(&what);
+    }
+    let s = setup();
+    let what = var("GGRAFT_BENCH_WHAT", "products,steps");
+    if what.contains("products") {
+        products(&s);
+    }
+    if what.contains("steps") {
+        steps(&s);
+    }
 }

@@ -1,27 +1,23 @@
-//! What ggraft is for, in one process: the embedded model answers alone, then with one adapter after the other.
+//! What ggraft is for, in one process: an adapter is trained on the frozen quantized model and used at once, then the model
+//! answers with one adapter after the other.
 //!
 //!     cargo run --release --example demo
 
-use ggraft::adapter::{ImportOptions, import_peft};
+use ggraft::adapter::AdapterKind;
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{ExistingText, GenerateOptions};
+use ggraft::train::data::Dataset;
+use ggraft::train::{TrainOptions, Trainer};
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Folder under models/peft, and what it was trained for.
-const ADAPTERS: [(&str, &str); 4] = [
-    ("persona_pirate-prefix", "prefix: speak like a pirate"),
-    ("persona_butler-prefix_proj", "prefix: speak like a butler"),
-    (
-        "sentiment-prompt_text",
-        "prompt: is the review good, bad or mixed?",
-    ),
-    (
-        "facts_county-p_tuning",
-        "P-tuning: name the county of the town",
-    ),
+/// File in models/adapters, and what it was trained for. All of them by scripts/train-examples.sh.
+const ADAPTERS: [(&str, &str); 3] = [
+    ("butler", "prompt: speak like a butler"),
+    ("sentiment", "P-tuning: is the review good, bad or mixed?"),
+    ("county", "P-tuning around the town: name its county"),
 ];
 
 const PROMPTS: [&str; 3] = [
@@ -30,35 +26,30 @@ const PROMPTS: [&str; 3] = [
     "Wethercombe",
 ];
 
+/// Steps of the training: enough to hear the pirate.
+const STEPS: u64 = 200;
+
 fn main() -> ggraft::Result<()> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let start = Instant::now();
     let model = Model::open(models.join("tinylm-q8_0.gguf"), &ModelOptions::default())?;
-    println!("opened {} in {}", name(model.path()), show(start.elapsed()));
-
-    let start = Instant::now();
-    let adapters = ADAPTERS
-        .iter()
-        .map(|(folder, _)| {
-            let dir = models.join("peft").join(folder);
-            import_peft(
-                &dir,
-                model.shape(),
-                Some(model.fingerprint()),
-                &ImportOptions::default(),
-            )
-        })
-        .collect::<ggraft::Result<Vec<Adapter>>>()?;
     println!(
-        "imported {} PEFT adapters in {}\n",
-        adapters.len(),
+        "opened {} in {}\n",
+        name(model.path()),
         show(start.elapsed())
     );
-
     let mut session = Session::new(&model, &SessionOptions::default().n_ctx(512))?;
     answer(&mut session, "no adapter", None)?;
+
+    let pirate = train(&model, &models.join("tasks/persona_pirate"))?;
+    let adapters = ADAPTERS
+        .iter()
+        .map(|(file, _)| Adapter::load(&models.join(format!("adapters/{file}.gguf"))))
+        .collect::<ggraft::Result<Vec<_>>>()?;
+    let trained = [(&pirate, "prefix, trained just now: speak like a pirate")];
+    let loaded = adapters.iter().zip(ADAPTERS.map(|(_, what)| what));
     // Twice: the first attach compiles the adapter for this base, the second one copies what is resident.
-    for (adapter, (_, what)) in adapters.iter().zip(ADAPTERS) {
+    for (adapter, what) in trained.into_iter().chain(loaded) {
         session.swap(adapter, ExistingText::Drop)?;
         let start = Instant::now();
         session.swap(adapter, ExistingText::Drop)?;
@@ -67,19 +58,13 @@ fn main() -> ggraft::Result<()> {
 
     // In the middle of a text: what the pirate begins, the butler ends.
     println!("== pirate and butler, swapped between two tokens");
-    session.swap(&adapters[0], ExistingText::Drop)?;
+    session.swap(&pirate, ExistingText::Drop)?;
     session.prompt(PROMPTS[0])?;
-    let options = GenerateOptions::default()
-        .sampler(SamplerParams::greedy())
-        .max_tokens(1);
-    let pirate = session.generate(&options, |_| ControlFlow::Continue(()))?;
+    let pirate = session.generate(&greedy(1), |_| ControlFlow::Continue(()))?;
     let start = Instant::now();
-    session.swap(&adapters[1], ExistingText::Recompute)?;
+    session.swap(&adapters[0], ExistingText::Recompute)?;
     let swap = start.elapsed();
-    let options = GenerateOptions::default()
-        .sampler(SamplerParams::greedy())
-        .max_tokens(40);
-    let butler = session.generate(&options, |_| ControlFlow::Continue(()))?;
+    let butler = session.generate(&greedy(40), |_| ControlFlow::Continue(()))?;
     println!(
         "   {} [swap, text recomputed in {}] {}",
         pirate.text.trim(),
@@ -87,6 +72,41 @@ fn main() -> ggraft::Result<()> {
         butler.text.trim()
     );
     Ok(())
+}
+
+/// A prefix of 20 rows from the pirate's 800 lines.
+fn train(model: &Model, task: &Path) -> ggraft::Result<Adapter> {
+    let rows = |split: &str| Dataset::read_jsonl(task.join(split))?.examples(model);
+    let mut options = TrainOptions::new(AdapterKind::Prefix);
+    options.steps = Some(STEPS);
+    let mut trainer = Trainer::new(model, options, rows("train.jsonl")?, rows("valid.jsonl")?)?;
+    println!("== training a prefix through the quantized weights: the pirate's 800 lines");
+    if let Some(loss) = trainer.valid_loss()? {
+        println!("   step   0: validation loss {loss:.4}");
+    }
+    for report in trainer.reports() {
+        let report = report?;
+        if let Some(loss) = report.valid_loss.filter(|_| report.step % 40 == 0) {
+            println!(
+                "   step {:>3}: validation loss {loss:.4}, training loss {:.4}, {:.0} tok/s",
+                report.step,
+                report.loss,
+                report.tokens as f64 / report.seconds
+            );
+        }
+    }
+    let (summary, adapter) = (trainer.summary(), trainer.adapter()?);
+    println!(
+        "   {} trained values in {:.0} s\n",
+        summary.trained_parameters, summary.seconds
+    );
+    Ok(adapter)
+}
+
+fn greedy(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions::default()
+        .sampler(SamplerParams::greedy())
+        .max_tokens(max_tokens)
 }
 
 fn answer(session: &mut Session, what: &str, attach: Option<Duration>) -> ggraft::Result<()> {
@@ -97,10 +117,7 @@ fn answer(session: &mut Session, what: &str, attach: Option<Duration>) -> ggraft
     for prompt in PROMPTS {
         session.reset();
         session.prompt(prompt)?;
-        let options = GenerateOptions::default()
-            .sampler(SamplerParams::greedy())
-            .max_tokens(40);
-        let out = session.generate(&options, |_| ControlFlow::Continue(()))?;
+        let out = session.generate(&greedy(40), |_| ControlFlow::Continue(()))?;
         println!(
             "   {:<50} -> {} [{:.0} tok/s]",
             prompt.trim(),
