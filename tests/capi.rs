@@ -62,7 +62,7 @@ fn generate_header() -> String {
     let mut builder = cbindgen::Builder::new().with_config(config);
     // The order of the header.
     for file in [
-        "status", "log", "model", "adapter", "session", "sampler", "stream",
+        "status", "log", "model", "adapter", "session", "sampler", "stream", "train",
     ] {
         builder = builder.with_src(root().join(format!("src/capi/{file}.rs")));
     }

@@ -1,4 +1,4 @@
-//! What needs a process of its own: the C example, whose output goes to the process's own stdout, and a host that has installed
+//! What needs a process of its own: the C examples, whose output goes to the process's own stdout, and a host that has installed
 //! a log receiver before.
 
 use ggraft::capi::{ggraft_last_error, ggraft_log_level, ggraft_log_set, ggraft_status};
@@ -56,6 +56,58 @@ fn c_example_swaps_adapters() {
     assert!(b[0].starts_with("\"") && b[0] != a[0], "{}", b[0]);
     assert_eq!(said("A then B").len(), 1, "{stdout}");
     assert!(stderr.contains("swap to B: "), "{stderr}");
+}
+
+/// Runs the example that trains, in the folder that its caller wants; without one there is nothing to do.
+#[test]
+fn c_train_example() {
+    let Some(out) = std::env::var_os(TRAIN_OUT) else {
+        return;
+    };
+    let (model, data) = (
+        file("tinylm-q8_0.gguf"),
+        file("tasks/persona_pirate/train.jsonl"),
+    );
+    let code = ggraft_c_example::train(&[&model, &data, out.to_str().unwrap()]);
+    assert_eq!(code, 0);
+}
+
+const TRAIN_OUT: &str = "GGRAFT_TEST_TRAIN_OUT";
+
+#[test]
+fn c_example_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("pirate.gguf");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "c_train_example", "--nocapture"])
+        .env(TRAIN_OUT, &out)
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let losses: Vec<f64> = stderr
+        .lines()
+        .filter_map(|l| l.split_once(": loss ")?.1.split(',').next()?.parse().ok())
+        .collect();
+    assert_eq!(losses.len(), 30, "{stderr}");
+    assert!(losses[29] < 0.5 * losses[0], "{losses:?}");
+    let said = |label: &str| {
+        let start = format!("[{label}] ");
+        let mut lines = stdout.lines().filter_map(|l| l.strip_prefix(&start));
+        lines
+            .next()
+            .unwrap_or_else(|| panic!("{stdout}"))
+            .to_owned()
+    };
+    assert!(said("adapter").starts_with("\"Arr"), "{stdout}");
+    assert!(!said("base").contains("Arr"), "{stdout}");
+
+    // The adapter is saved, and nothing else is left.
+    assert_eq!(ggraft::Adapter::load(&out).unwrap().length(), 8);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 unsafe extern "C" fn ignore(_: i32, _: *const c_char, _: *const c_char, _: *mut c_void) {}
