@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STEPS 30
-#define PAUSE 15
+#define STEPS 24
+#define PAUSE 12
 #define ANSWER_TOKENS 24
 
 /* Stops the program when a function fails. */
@@ -89,7 +89,8 @@ int main(int argc, char **argv)
 
     check(ggraft_train_params_init(&params, sizeof params), "train params");
     params.method = GGRAFT_ADAPTER_PREFIX;
-    params.length = 8;
+    params.length = 8; /* short, and few rows a step: seconds on a small model */
+    params.batch = 4;
     params.steps = STEPS;
     params.name = "trained in C";
     params.n_threads = 2; /* of a machine that shall stay usable; 0 takes all cores */
