@@ -520,7 +520,7 @@ fn training_refuses_what_it_cannot_use() {
 fn another_thread_cancels_training_and_it_goes_on() {
     let model = open(&model_path());
     let mut p = train_params();
-    (p.batch, p.steps) = (12, 3);
+    (p.batch, p.steps) = (4, 12);
     let (expected, uninterrupted) = finish(trainer(model, &p, Some(VALID_ROWS)));
 
     let t = trainer(model, &p, Some(VALID_ROWS));
@@ -535,6 +535,7 @@ fn another_thread_cancels_training_and_it_goes_on() {
     });
     let mut taken = first;
     let status = loop {
+        assert_eq!(taken.state, RUNNING, "cancelled too late");
         match try_step(t) {
             Ok(report) => taken = report,
             Err(status) => break status,
@@ -652,16 +653,17 @@ fn a_run_that_explodes_keeps_its_last_good_adapter() {
     let mut p = train_params();
     (p.lr, p.warmup, p.steps) = (1e30, 0, 50);
     let t = trainer(model, &p, None);
-    let mut taken = 0;
+    let mut taken = step(t);
     let status = loop {
+        assert_eq!(taken.state, RUNNING);
         match try_step(t) {
-            Ok(report) => taken = report.step,
+            Ok(report) => taken = report,
             Err(status) => break status,
         }
     };
     fails(status, GGRAFT_ERROR_NON_FINITE, "use a lower learning rate");
     for report in [poll(t), step(t)] {
-        assert_eq!((report.step, report.state), (taken, FAILED));
+        assert_eq!((report.step, report.state), (taken.step, FAILED));
     }
     let (s, mut adapter) = (session(model, 64), null_mut());
     // SAFETY: live handles, and a place for the result.
