@@ -29,12 +29,15 @@ lint: setup
 doc: setup
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-check-c: setup ## the C example against the shared library, compiled by cc
+check-c: setup ## the C examples against the shared library, compiled by cc
 	$(CARGO) rustc --lib --features capi --crate-type cdylib
-	cc -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude examples/c/swap.c \
-		-Ltarget/debug -lggraft -Wl,-rpath,$(CURDIR)/target/debug -o target/debug/c-swap
+	for example in swap train; do \
+		cc -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude examples/c/$$example.c \
+			-Ltarget/debug -lggraft -Wl,-rpath,$(CURDIR)/target/debug -o target/debug/c-$$example || exit 1; \
+	done
 	target/debug/c-swap models/tinylm-q8_0.gguf \
 		models/peft/persona_pirate-prefix models/peft/persona_butler-prefix_proj
+	target/debug/c-train models/tinylm-q8_0.gguf models/tasks/persona_pirate/train.jsonl target/debug/c-train.gguf
 
 bench: setup ## latency beside libllama
 	$(CARGO) bench --bench latency

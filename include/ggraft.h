@@ -5,8 +5,9 @@
  * Functions return GGRAFT_OK or a negative ggraft_status; ggraft_last_error() tells what happened. Strings are UTF-8 and
  * NUL-terminated. Fill params structs with their init function, then change what you need.
  *
- * Threads: a model and an adapter may be used by any number of threads at once. A session, sampler or text stream is for one
- * thread at a time (GGRAFT_ERROR_BUSY otherwise), but ggraft_session_cancel may be called from any thread.
+ * Threads: a model and an adapter may be used by any number of threads at once. A session, sampler, text stream or
+ * trainer is for one thread at a time (GGRAFT_ERROR_BUSY otherwise), but ggraft_session_cancel, ggraft_trainer_cancel and
+ * ggraft_trainer_poll may be called from any thread.
  */
 
 
@@ -55,11 +56,11 @@ enum ggraft_status
   GGRAFT_ERROR_ADAPTER_MISMATCH = -11,
   // The text does not fit into the context.
   GGRAFT_ERROR_CONTEXT_FULL = -12,
-  // The session was cancelled.
+  // The session or the trainer was cancelled.
   GGRAFT_ERROR_CANCELLED = -13,
   // Memory ran out.
   GGRAFT_ERROR_MEMORY = -14,
-  // The model computed values that are not finite: its weights or the adapter are damaged.
+  // The model computed values that are not finite: its weights or the adapter are damaged, or a learning rate is too high.
   GGRAFT_ERROR_NON_FINITE = -15,
   // The session is not in a state for this: an adapter is attached already or none is, or nothing was computed yet.
   GGRAFT_ERROR_STATE = -16,
@@ -231,6 +232,147 @@ typedef int32_t ggraft_log_level;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// Where training starts.
+enum ggraft_init
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // GGRAFT_INIT_PROMPTS, or GGRAFT_INIT_RANDOM with an encoder.
+  GGRAFT_INIT_DEFAULT = 0,
+  // Normally distributed values; for an encoder PyTorch's initial weights.
+  GGRAFT_INIT_RANDOM = 1,
+  // Zeros. Not with an encoder.
+  GGRAFT_INIT_ZEROS = 2,
+  // Embeddings of tokens picked at random. Not for prefixes.
+  GGRAFT_INIT_VOCAB = 3,
+  // `init_text`, cut or repeated to the adapter's length: the embeddings of its tokens, or for a prefix the keys and values
+  // that the model computes for it.
+  GGRAFT_INIT_TEXT = 4,
+  // As GGRAFT_INIT_TEXT, from the first training rows.
+  GGRAFT_INIT_PROMPTS = 5,
+  // The rows of `init_adapter`: its training goes on.
+  GGRAFT_INIT_ADAPTER = 6,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_init ggraft_init;
+#else
+typedef int32_t ggraft_init;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// The network that produces the adapter's rows while training; it is folded away when the adapter is made.
+enum ggraft_reparam
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // GGRAFT_REPARAM_MLP for P-tuning, GGRAFT_REPARAM_NONE for the others.
+  GGRAFT_REPARAM_DEFAULT = 0,
+  // None: the rows themselves are trained.
+  GGRAFT_REPARAM_NONE = 1,
+  // A multilayer perceptron, for prefixes and P-tuning.
+  GGRAFT_REPARAM_MLP = 2,
+  // A bidirectional LSTM and a perceptron, for P-tuning.
+  GGRAFT_REPARAM_LSTM = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_reparam ggraft_reparam;
+#else
+typedef int32_t ggraft_reparam;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What is to be learned.
+enum ggraft_objective
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // The tokens that follow the prompt.
+  GGRAFT_OBJECTIVE_COMPLETION = 0,
+  // All tokens.
+  GGRAFT_OBJECTIVE_ALL = 1,
+  // What the model itself predicts for the tokens that follow the prompt when it reads `context` in front of each row: the
+  // adapter will stand for that text.
+  GGRAFT_OBJECTIVE_DISTILL = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_objective ggraft_objective;
+#else
+typedef int32_t ggraft_objective;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How the learning rate changes after the warm-up.
+enum ggraft_schedule
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // It falls evenly.
+  GGRAFT_SCHEDULE_LINEAR = 0,
+  // It falls as half a wave of a cosine.
+  GGRAFT_SCHEDULE_COSINE = 1,
+  // It stays.
+  GGRAFT_SCHEDULE_CONSTANT = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_schedule ggraft_schedule;
+#else
+typedef int32_t ggraft_schedule;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How values move against their gradient.
+enum ggraft_optimizer
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // AdamW, which needs the least tuning.
+  GGRAFT_OPTIMIZER_ADAMW = 0,
+  // Adafactor without parameter scaling, which remembers less.
+  GGRAFT_OPTIMIZER_ADAFACTOR = 1,
+  // Gradient descent with momentum.
+  GGRAFT_OPTIMIZER_SGD = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_optimizer ggraft_optimizer;
+#else
+typedef int32_t ggraft_optimizer;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Whether a run goes on.
+enum ggraft_train_state
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // There are steps left.
+  GGRAFT_TRAIN_RUNNING = 0,
+  // All steps were taken.
+  GGRAFT_TRAIN_STEPS = 1,
+  // The validation loss has not improved for `patience` evaluations.
+  GGRAFT_TRAIN_EARLY_STOP = 2,
+  // A step ended with GGRAFT_ERROR_NON_FINITE: there is nothing to go on with. The adapter is the best one or, without
+  // evaluations, the last one with a finite loss.
+  GGRAFT_TRAIN_FAILED = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_train_state ggraft_train_state;
+#else
+typedef int32_t ggraft_train_state;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // An immutable adapter in memory. May be used by any number of threads and sessions at once.
 typedef struct ggraft_adapter ggraft_adapter;
 
@@ -246,6 +388,10 @@ typedef struct ggraft_session ggraft_session;
 
 // Turns tokens into text piece by piece. For one thread at a time.
 typedef struct ggraft_text_stream ggraft_text_stream;
+
+// Trains one adapter on a model that others share. For one thread at a time, except for `ggraft_trainer_poll`,
+// `ggraft_trainer_cancel` and `ggraft_trainer_clear_cancel`, which any thread may call at any time.
+typedef struct ggraft_trainer ggraft_trainer;
 
 // Receives a log line: a `ggraft_log_level`, the part of the library it comes from, and the text (UTF-8, NUL-terminated, both
 // live until the callback returns). It is called from any thread, also from several at once. Lines that are logged by
@@ -423,6 +569,108 @@ typedef struct {
   // A `ggraft_stop_reason`.
   int32_t reason;
 } ggraft_generate_result;
+
+// What to train, and how. Fill it with `ggraft_train_params_init`. Texts are copied.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Name of the adapter, for people. Default NULL: none.
+  const char *name;
+  // A `ggraft_adapter_kind`. Default GGRAFT_ADAPTER_PREFIX.
+  int32_t method;
+  // Virtual tokens. Default 0: what the template places, what `init_adapter` has, or 20, which is enough for most tasks.
+  uint32_t length;
+  // A `ggraft_init`. Default GGRAFT_INIT_DEFAULT.
+  int32_t init;
+  // A `ggraft_reparam`. Default GGRAFT_REPARAM_DEFAULT.
+  int32_t reparam;
+  // The text of GGRAFT_INIT_TEXT, which others ignore. Default NULL.
+  const char *init_text;
+  // The adapter of GGRAFT_INIT_ADAPTER, which others ignore; its handle may be freed. Default NULL.
+  const ggraft_adapter *init_adapter;
+  // Width of the encoder's hidden layers. Default 0: that of its input, as in PEFT.
+  uint32_t hidden;
+  // Layers of the LSTM. Default 2.
+  uint32_t lstm_layers;
+  // P-tuning: where the virtual tokens stand, for example "{v:10} {prompt} {v:10}". Default NULL: in front of everything.
+  const char *template_text;
+  // The text of GGRAFT_OBJECTIVE_DISTILL, which others ignore. Default NULL.
+  const char *context;
+  // A `ggraft_objective`. Default GGRAFT_OBJECTIVE_COMPLETION.
+  int32_t objective;
+  // GGRAFT_OBJECTIVE_DISTILL: most probable tokens that are taken over at each place. Default 20, which hold nearly all of
+  // the probability.
+  uint32_t top_k;
+  // Rows of a prefix that stay as they begin, from the first on: 1 keeps an attention sink. Not with an encoder. Default 0.
+  uint32_t freeze_first;
+  // Probability that is spread over the vocabulary. Default 0.
+  float label_smoothing;
+  // Steps of the run. Default 0: as `epochs` says, or 600.
+  uint64_t steps;
+  // Passes over the training set; ignored if there are `steps`. Default 0: as `steps` says.
+  double epochs;
+  // Rows that are computed together. Default 8.
+  uint32_t batch;
+  // Batches that are added up to one step. Default 1.
+  uint32_t accum;
+  // Longest row in tokens, virtual ones included; longer rows are cut at the end. Default 0: the model's context.
+  uint32_t max_len;
+  // A `ggraft_schedule`. Default GGRAFT_SCHEDULE_LINEAR.
+  int32_t schedule;
+  // Learning rate at its highest. Default 0: what suits method, reparam and optimizer, 0.003 to 1.
+  double lr;
+  // Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
+  int64_t warmup;
+  // Pulls values towards 0. Default 0.
+  double weight_decay;
+  // Largest norm of the gradient, longer ones are scaled down to it; 0 for no limit. Default 1.
+  double clip;
+  // A `ggraft_optimizer`. Default GGRAFT_OPTIMIZER_ADAMW.
+  int32_t optimizer;
+  // Probability that a value is left out in a step. Default 0.
+  float dropout;
+  // Steps between two evaluations of the validation set. Default 0: 20 evaluations in a run.
+  uint64_t eval_every;
+  // Evaluations without improvement after which training stops. Default 0: it does not.
+  uint64_t patience;
+  // Equal seeds, data and thread counts give equal adapters, bit for bit. Default 1.
+  uint64_t seed;
+  // Bytes for what the backward pass needs of the forward pass; what does not fit is computed twice. Default 0: 800 MiB.
+  uint64_t memory;
+  // Threads that compute. Default 0: all cores. Trainers and sessions of one model with equal counts share one pool and take
+  // turns.
+  uint32_t n_threads;
+  // Context length for which the adapter is meant; only models with long-context factors care. Default 0: the model's.
+  uint32_t n_ctx;
+} ggraft_train_params;
+
+// What a step did, and how the run stands.
+typedef struct {
+  // Steps taken so far.
+  uint64_t step;
+  // Steps of the run; 0 before the first step if the params left them open.
+  uint64_t steps;
+  // Tokens computed in the step, virtual ones included.
+  uint64_t tokens;
+  // Tokens predicted in the step.
+  uint64_t targets;
+  // Mean cross-entropy of those before the step, in nats. NaN before the first step, as the next three.
+  double loss;
+  // Learning rate of the step.
+  double lr;
+  // Norm of the step's gradient before clipping.
+  double grad_norm;
+  // Duration of the step without the evaluation.
+  double seconds;
+  // Mean cross-entropy of the validation set after the step; NaN if it was not evaluated.
+  double valid_loss;
+  // Passes over the training set so far.
+  double epoch;
+  // 1 if `valid_loss` is the lowest so far: `ggraft_trainer_adapter` returns the adapter of this step.
+  int32_t best;
+  // A `ggraft_train_state`.
+  int32_t state;
+} ggraft_train_report;
 
 #ifdef __cplusplus
 extern "C" {
@@ -793,6 +1041,124 @@ ggraft_status ggraft_text_stream_finish(ggraft_text_stream *stream,
 // # Safety
 // `stream` is NULL or a live handle that no thread uses now or later.
 void ggraft_text_stream_free(ggraft_text_stream *stream);
+
+// Fills `params` with the defaults: `ggraft_train_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_train_params_init(ggraft_train_params *params, size_t size);
+
+// Prepares a run on `model`, which stays as it is: no step is taken yet. `params` may be NULL. `train` is the path of a JSONL
+// file, whose rows are learned: each line an object with `prompt` and `completion`, with `messages` of `role` and `content`, or
+// with `text`, and perhaps a `weight`. `valid` is such a file, too, whose rows decide which step's adapter is kept; NULL: that
+// of the last step. Both are read before the function returns. To compute the initial rows and the predictions of
+// GGRAFT_OBJECTIVE_DISTILL can take seconds.
+//
+// # Safety
+// `model` is a live handle, `params` NULL or an initialised struct whose pointers are valid, `train` a NUL-terminated string,
+// `valid` NULL or one, `out` valid for a write.
+ggraft_status ggraft_trainer_new(const ggraft_model *model,
+                                 const ggraft_train_params *params,
+                                 const char *train,
+                                 const char *valid,
+                                 ggraft_trainer **out);
+
+// As `ggraft_trainer_new`, with the rows themselves in `train` and `valid` instead of paths: private data need not touch a disk.
+//
+// # Safety
+// As `ggraft_trainer_new`.
+ggraft_status ggraft_trainer_new_from_jsonl_text(const ggraft_model *model,
+                                                 const ggraft_train_params *params,
+                                                 const char *train,
+                                                 const char *valid,
+                                                 ggraft_trainer **out);
+
+// Goes on with the run that `ggraft_trainer_save_checkpoint` wrote to `checkpoint`, with the same model and the same data
+// (GGRAFT_ERROR_CHECKPOINT otherwise): the adapter will be that of a run that was never interrupted, bit for bit.
+//
+// # Safety
+// `model` is a live handle, `checkpoint` and `train` are NUL-terminated strings, `valid` is NULL or one, `out` is valid for a
+// write.
+ggraft_status ggraft_trainer_resume(const ggraft_model *model,
+                                    const char *checkpoint,
+                                    const char *train,
+                                    const char *valid,
+                                    ggraft_trainer **out);
+
+// As `ggraft_trainer_resume`, with the rows themselves in `train` and `valid`. `checkpoint` is a path all the same: a checkpoint
+// holds no rows, but the `context` of GGRAFT_OBJECTIVE_DISTILL.
+//
+// # Safety
+// As `ggraft_trainer_resume`.
+ggraft_status ggraft_trainer_resume_from_jsonl_text(const ggraft_model *model,
+                                                    const char *checkpoint,
+                                                    const char *train,
+                                                    const char *valid,
+                                                    ggraft_trainer **out);
+
+// Takes one step, and stores what it did: `ggraft_trainer_step(trainer, &report, sizeof report)`. `report.state` tells whether
+// there are more; when the run is over, nothing is computed and the last report stored again.
+//
+// GGRAFT_ERROR_CANCELLED: the step was not taken, or only its evaluation is missing; the next call takes up what was left.
+// GGRAFT_ERROR_NON_FINITE: the run is over (GGRAFT_TRAIN_FAILED), a lower learning rate may help.
+//
+// # Safety
+// `trainer` is a live handle, `report` valid for writes of `size` bytes.
+ggraft_status ggraft_trainer_step(ggraft_trainer *trainer,
+                                  ggraft_train_report *report,
+                                  size_t size);
+
+// Stores the last report, and computes nothing: `ggraft_trainer_poll(trainer, &report, sizeof report)`. Any thread may call it
+// at any time, also while another one is inside a function of the trainer.
+//
+// # Safety
+// `trainer` is a live handle, `report` valid for writes of `size` bytes.
+ggraft_status ggraft_trainer_poll(ggraft_trainer *trainer,
+                                  ggraft_train_report *report,
+                                  size_t size);
+
+// Stops the step that runs, and refuses those that follow, with GGRAFT_ERROR_CANCELLED, until `ggraft_trainer_clear_cancel`. Any
+// thread may call it at any time, also while another one is inside a function of the trainer.
+//
+// # Safety
+// `trainer` is a live handle.
+ggraft_status ggraft_trainer_cancel(ggraft_trainer *trainer);
+
+// Allows steps again after `ggraft_trainer_cancel`. Any thread may call it.
+//
+// # Safety
+// `trainer` is a live handle.
+ggraft_status ggraft_trainer_clear_cancel(ggraft_trainer *trainer);
+
+// Makes an adapter of what was learned so far: that of the lowest validation loss, or without a validation set the latest. The
+// run can go on, the adapter stays as it is.
+//
+// # Safety
+// `trainer` is a live handle, `out` valid for a write.
+ggraft_status ggraft_trainer_adapter(ggraft_trainer *trainer,
+                                     ggraft_adapter **out);
+
+// Writes the adapter of `ggraft_trainer_adapter` as a GGUF adapter file in half precision, which is what the KV cache makes of
+// it anyway; it appears at `path` complete or not at all.
+//
+// # Safety
+// `trainer` is a live handle, `path` a NUL-terminated string.
+ggraft_status ggraft_trainer_save(ggraft_trainer *trainer,
+                                  const char *path);
+
+// Writes everything that the next step depends on, for `ggraft_trainer_resume`; the file appears at `path` complete or not at
+// all.
+//
+// # Safety
+// `trainer` is a live handle, `path` a NUL-terminated string.
+ggraft_status ggraft_trainer_save_checkpoint(ggraft_trainer *trainer,
+                                             const char *path);
+
+// Frees the trainer; NULL is allowed. Adapters that it made stay.
+//
+// # Safety
+// `trainer` is NULL or a live handle that no thread uses now or later, not even to poll or to cancel.
+void ggraft_trainer_free(ggraft_trainer *trainer);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -6,6 +6,10 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::process::Command;
 use std::ptr::{null, null_mut};
+use train::{poll, train_params, trainer};
+
+#[path = "capi/train.rs"]
+mod train;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -62,7 +66,7 @@ fn generate_header() -> String {
     let mut builder = cbindgen::Builder::new().with_config(config);
     // The order of the header.
     for file in [
-        "status", "log", "model", "adapter", "session", "sampler", "stream",
+        "status", "log", "model", "adapter", "session", "sampler", "stream", "train",
     ] {
         builder = builder.with_src(root().join(format!("src/capi/{file}.rs")));
     }
@@ -578,6 +582,9 @@ fn null_is_an_error() {
         let mut se = null_mut();
         let mut sa = null_mut();
         let mut st = null_mut();
+        let mut tr = null_mut();
+        let mut report = MaybeUninit::<ggraft_train_report>::uninit();
+        let trainer = trainer(model, &train_params(), None);
         macro_rules! null_is_noticed {
             ($($call:expr),+ $(,)?) => { $( assert_eq!($call as i64, GGRAFT_ERROR_NULL as i64, stringify!($call)); assert!(last_error().contains("NULL")); )+ };
         }
@@ -658,15 +665,47 @@ fn null_is_an_error() {
             ggraft_text_stream_push(stream, 0, null_mut(), &mut n),
             ggraft_text_stream_push(stream, 0, &mut piece, null_mut()),
             ggraft_text_stream_finish(null_mut(), &mut piece, &mut n),
+            ggraft_train_params_init(null_mut(), size_of::<ggraft_train_params>()),
+            ggraft_trainer_new(null(), null(), text, null(), &mut tr),
+            ggraft_trainer_new(model, null(), null(), null(), &mut tr),
+            ggraft_trainer_new(model, null(), text, null(), null_mut()),
+            ggraft_trainer_new_from_jsonl_text(null(), null(), text, null(), &mut tr),
+            ggraft_trainer_new_from_jsonl_text(model, null(), null(), null(), &mut tr),
+            ggraft_trainer_new_from_jsonl_text(model, null(), text, null(), null_mut()),
+            ggraft_trainer_resume(null(), text, text, null(), &mut tr),
+            ggraft_trainer_resume(model, null(), text, null(), &mut tr),
+            ggraft_trainer_resume(model, text, null(), null(), &mut tr),
+            ggraft_trainer_resume(model, text, text, null(), null_mut()),
+            ggraft_trainer_resume_from_jsonl_text(null(), text, text, null(), &mut tr),
+            ggraft_trainer_resume_from_jsonl_text(model, null(), text, null(), &mut tr),
+            ggraft_trainer_resume_from_jsonl_text(model, text, null(), null(), &mut tr),
+            ggraft_trainer_resume_from_jsonl_text(model, text, text, null(), null_mut()),
+            ggraft_trainer_step(null_mut(), report.as_mut_ptr(), size_of_val(&report)),
+            ggraft_trainer_step(trainer, null_mut(), 0),
+            ggraft_trainer_poll(null_mut(), report.as_mut_ptr(), size_of_val(&report)),
+            ggraft_trainer_poll(trainer, null_mut(), 0),
+            ggraft_trainer_cancel(null_mut()),
+            ggraft_trainer_clear_cancel(null_mut()),
+            ggraft_trainer_adapter(null_mut(), &mut ad),
+            ggraft_trainer_adapter(trainer, null_mut()),
+            ggraft_trainer_save(null_mut(), text),
+            ggraft_trainer_save(trainer, null()),
+            ggraft_trainer_save_checkpoint(null_mut(), text),
+            ggraft_trainer_save_checkpoint(trainer, null()),
         );
         assert!(m.is_null() && ad.is_null() && se.is_null() && sa.is_null() && st.is_null());
+        assert!(tr.is_null());
+        // A step that could not tell what it did was not taken.
+        assert_eq!(poll(trainer).step, 0);
         // NULL handles are nothing to free.
         ggraft_model_free(null_mut());
         ggraft_adapter_free(null_mut());
         ggraft_session_free(null_mut());
         ggraft_sampler_free(null_mut());
         ggraft_text_stream_free(null_mut());
+        ggraft_trainer_free(null_mut());
 
+        ggraft_trainer_free(trainer);
         ggraft_text_stream_free(stream);
         ggraft_sampler_free(sampler);
         ggraft_session_free(s);

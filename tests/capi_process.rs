@@ -1,4 +1,4 @@
-//! What needs a process of its own: the C example, whose output goes to the process's own stdout, and a host that has installed
+//! What needs a process of its own: the C examples, whose output goes to the process's own stdout, and a host that has installed
 //! a log receiver before.
 
 use ggraft::capi::{ggraft_last_error, ggraft_log_level, ggraft_log_set, ggraft_status};
@@ -56,6 +56,63 @@ fn c_example_swaps_adapters() {
     assert!(b[0].starts_with("\"") && b[0] != a[0], "{}", b[0]);
     assert_eq!(said("A then B").len(), 1, "{stdout}");
     assert!(stderr.contains("swap to B: "), "{stderr}");
+}
+
+/// Names the folder of the next test to its child process.
+const TRAIN_DIR: &str = "GGRAFT_TEST_TRAIN_DIR";
+
+/// Runs the example that trains; without the folder that its caller names there is nothing to do.
+#[test]
+fn c_train_example() {
+    let Ok(dir) = std::env::var(TRAIN_DIR) else {
+        return;
+    };
+    let (data, out) = (format!("{dir}/few.jsonl"), format!("{dir}/pirate.gguf"));
+    let code = ggraft_c_example::train(&[&file("tinylm-q8_0.gguf"), &data, &out]);
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn c_example_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    // As many rows as the example takes for a step: the loss is always that of all rows.
+    let rows = std::fs::read_to_string(file("tasks/persona_pirate/train.jsonl")).unwrap();
+    let few: Vec<_> = rows.lines().take(4).collect();
+    std::fs::write(dir.path().join("few.jsonl"), few.join("\n")).unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "c_train_example", "--nocapture"])
+        .env(TRAIN_DIR, dir.path())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let losses: Vec<f64> = stderr
+        .lines()
+        .filter_map(|l| l.split_once(": loss ")?.1.split(',').next()?.parse().ok())
+        .collect();
+    assert_eq!(losses.len(), 24, "{stderr}");
+    assert!(losses[23] < 0.5 * losses[0], "{losses:?}");
+    let said = |label: &str| {
+        let start = format!("[{label}] ");
+        let mut lines = stdout.lines().filter_map(|l| l.strip_prefix(&start));
+        lines
+            .next()
+            .unwrap_or_else(|| panic!("{stdout}"))
+            .to_owned()
+    };
+    assert!(said("adapter").starts_with("\"Arr"), "{stdout}");
+    assert!(!said("base").contains("Arr"), "{stdout}");
+
+    // The adapter is saved, and the checkpoint gone.
+    let adapter = ggraft::Adapter::load(&dir.path().join("pirate.gguf")).unwrap();
+    assert_eq!(
+        (adapter.length(), adapter.name()),
+        (8, Some("trained in C"))
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 unsafe extern "C" fn ignore(_: i32, _: *const c_char, _: *const c_char, _: *mut c_void) {}

@@ -1,7 +1,7 @@
 //! Adapters: load, import, save, join.
 
 use super::model::ggraft_model;
-use super::params::{self, Params};
+use super::params::{self, Params, no_such};
 use super::pointer::{give, handle, path, place, take_back, text};
 use super::status::{Failure, c_string, call, ggraft_status, ggraft_status::*};
 use crate::adapter::{self, Adapter, AdapterKind, ImportOptions, Precision};
@@ -22,7 +22,7 @@ const _: fn() = || {
 };
 
 impl ggraft_adapter {
-    fn new(adapter: Adapter) -> Self {
+    pub(crate) fn new(adapter: Adapter) -> Self {
         Self {
             name: adapter.name().map(c_string),
             architecture: c_string(&adapter.base().architecture),
@@ -43,6 +43,17 @@ pub enum ggraft_adapter_kind {
     GGRAFT_ADAPTER_PROMPT = 1,
     /// Virtual tokens where a template says.
     GGRAFT_ADAPTER_P_TUNING = 2,
+}
+
+/// The caller's `ggraft_adapter_kind` as the Rust API has it.
+pub(crate) fn kind(value: i32) -> Result<AdapterKind, Failure> {
+    use ggraft_adapter_kind::*;
+    match value {
+        v if v == GGRAFT_ADAPTER_PREFIX as i32 => Ok(AdapterKind::Prefix),
+        v if v == GGRAFT_ADAPTER_PROMPT as i32 => Ok(AdapterKind::Prompt),
+        v if v == GGRAFT_ADAPTER_P_TUNING as i32 => Ok(AdapterKind::PTuning),
+        v => Err(no_such(v, "ggraft_adapter_kind")),
+    }
 }
 
 /// Precision of a written adapter file.
@@ -236,12 +247,7 @@ pub unsafe extern "C" fn ggraft_adapter_save(
         let precision = match precision {
             p if p == ggraft_precision::GGRAFT_PRECISION_F16 as i32 => Precision::F16,
             p if p == ggraft_precision::GGRAFT_PRECISION_F32 as i32 => Precision::F32,
-            p => {
-                return Err(Failure::new(
-                    GGRAFT_ERROR_ARGUMENT,
-                    format!("{p} is no ggraft_precision"),
-                ));
-            }
+            p => return Err(no_such(p, "ggraft_precision")),
         };
         adapter.save(path, precision)?;
         Ok(())

@@ -7,7 +7,7 @@
 //!   panic leaves a function. A null pointer that is not allowed is an error, not a crash.
 //! - Structs that cross the boundary begin with, or come with, their size, so that they can grow: see `params.rs`.
 //! - Enumerations come in as `i32`: C may pass any number.
-//! - Handles that change (session, sampler, text stream) lock themselves without waiting: use from two threads at once, or from
+//! - Handles that change (session, sampler, text stream, trainer) lock themselves without waiting: use from two threads at once, or from
 //!   a callback of the same handle, is [`ggraft_status::GGRAFT_ERROR_BUSY`].
 
 #![allow(non_camel_case_types)]
@@ -22,6 +22,7 @@ mod sampler;
 mod session;
 mod status;
 mod stream;
+mod train;
 
 pub use adapter::*;
 pub use log::*;
@@ -30,3 +31,4 @@ pub use sampler::*;
 pub use session::*;
 pub use status::*;
 pub use stream::*;
+pub use train::*;

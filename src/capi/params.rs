@@ -97,6 +97,11 @@ pub(crate) unsafe fn write<T: Copy>(out: *mut T, size: usize, value: T) -> Resul
     Ok(())
 }
 
+/// For a number that the enumeration `name` does not have.
+pub(crate) fn no_such(value: i32, name: &str) -> Failure {
+    Failure::new(GGRAFT_ERROR_ARGUMENT, format!("{value} is no {name}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,10 +3,10 @@
 use super::adapter::ggraft_adapter;
 use super::exclusive::Exclusive;
 use super::model::ggraft_model;
-use super::params::{self, Params};
+use super::params::{self, Params, no_such};
 use super::pointer::{array, fill, give, handle, place, take_back, text};
 use super::sampler::{self, ggraft_sampler_params};
-use super::status::{Failure, call, call_number, ggraft_status, ggraft_status::*};
+use super::status::{Failure, call, call_number, ggraft_status};
 use crate::infer::{
     CancelToken, ExistingText, FlashAttention, GenerateOptions, KvType, Session, SessionOptions,
     StopReason,
@@ -166,10 +166,6 @@ pub struct ggraft_generate_result {
 /// free it, and no exception and no longjmp may leave it.
 pub type ggraft_token_callback =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user_data: *mut c_void) -> i32>;
-
-fn no_such(value: i32, name: &str) -> Failure {
-    Failure::new(GGRAFT_ERROR_ARGUMENT, format!("{value} is no {name}"))
-}
 
 fn kv_type(value: i32) -> Result<KvType, Failure> {
     match value {

@@ -48,11 +48,11 @@ pub enum ggraft_status {
     GGRAFT_ERROR_ADAPTER_MISMATCH = -11,
     /// The text does not fit into the context.
     GGRAFT_ERROR_CONTEXT_FULL = -12,
-    /// The session was cancelled.
+    /// The session or the trainer was cancelled.
     GGRAFT_ERROR_CANCELLED = -13,
     /// Memory ran out.
     GGRAFT_ERROR_MEMORY = -14,
-    /// The model computed values that are not finite: its weights or the adapter are damaged.
+    /// The model computed values that are not finite: its weights or the adapter are damaged, or a learning rate is too high.
     GGRAFT_ERROR_NON_FINITE = -15,
     /// The session is not in a state for this: an adapter is attached already or none is, or nothing was computed yet.
     GGRAFT_ERROR_STATE = -16,

@@ -1,16 +1,20 @@
-//! Compiles the C example as a library, its `main` under another name.
+//! Compiles the C examples as libraries, each `main` under another name.
 
 fn main() {
     let root = "../..";
-    println!("cargo:rerun-if-changed={root}/examples/c/swap.c");
     println!("cargo:rerun-if-changed={root}/include/ggraft.h");
-    cc::Build::new()
-        .file(format!("{root}/examples/c/swap.c"))
-        .include(format!("{root}/include"))
-        .define("main", "ggraft_example_main")
-        .std("c11")
-        .warnings(true)
-        .extra_warnings(true)
-        .warnings_into_errors(true)
-        .compile("ggraft_c_example");
+    for example in ["swap", "train"] {
+        let file = format!("{root}/examples/c/{example}.c");
+        println!("cargo:rerun-if-changed={file}");
+        let main = format!("ggraft_example_{example}");
+        cc::Build::new()
+            .file(file)
+            .include(format!("{root}/include"))
+            .define("main", main.as_str())
+            .std("c11")
+            .warnings(true)
+            .extra_warnings(true)
+            .warnings_into_errors(true)
+            .compile(&main);
+    }
 }
