@@ -7,12 +7,11 @@ use super::params::{self, Params, no_such};
 use super::pointer::{give, handle, path, place, take_back, text};
 use super::status::{Failure, call, ggraft_status, ggraft_status::*};
 use crate::adapter::{AdapterKind, Precision, Template};
-use crate::error::Error;
 use crate::model::Model;
 use crate::train::data::{Dataset, Example};
 use crate::train::{
-    CancelToken, Finish, Init, Objective, OptimizerKind, Reparam, Report, Schedule, TrainError,
-    TrainOptions, Trainer,
+    CancelToken, Finish, Init, Objective, OptimizerKind, Reparam, Report, Schedule, TrainOptions,
+    Trainer,
 };
 use std::ffi::c_char;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -283,7 +282,7 @@ impl ggraft_train_report {
     fn start(trainer: &Trainer) -> Self {
         Self {
             step: trainer.summary().steps,
-            steps: trainer.options().steps.unwrap_or(0),
+            steps: trainer.steps(),
             tokens: 0,
             targets: 0,
             loss: f64::NAN,
@@ -320,6 +319,7 @@ fn state(finished: Option<Finish>) -> ggraft_train_state {
         None => ggraft_train_state::GGRAFT_TRAIN_RUNNING,
         Some(Finish::Steps) => ggraft_train_state::GGRAFT_TRAIN_STEPS,
         Some(Finish::EarlyStop) => ggraft_train_state::GGRAFT_TRAIN_EARLY_STOP,
+        Some(Finish::Failed) => ggraft_train_state::GGRAFT_TRAIN_FAILED,
     }
 }
 
@@ -695,12 +695,7 @@ pub unsafe extern "C" fn ggraft_trainer_step(
             let mut last = handle.last();
             match (&taken, trainer.finished()) {
                 (Ok(Some(report)), finished) => *last = ggraft_train_report::new(report, finished),
-                // There are no steps left, for no other reason than that one has failed.
-                (Ok(None), None) | (Err(Error::Train(TrainError::NonFinite { .. })), _) => {
-                    last.state = ggraft_train_state::GGRAFT_TRAIN_FAILED as i32;
-                }
-                (Ok(None), finished) => last.state = state(finished) as i32,
-                (Err(_), _) => {}
+                (_, finished) => last.state = state(finished) as i32,
             }
             taken?;
             Ok(*last)

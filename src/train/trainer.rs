@@ -58,6 +58,8 @@ pub enum Finish {
     Steps,
     /// The validation loss has not improved for as many evaluations as [`TrainOptions::patience`] says.
     EarlyStop,
+    /// A step ended with [`TrainError::NonFinite`].
+    Failed,
 }
 
 /// What a step did.
@@ -310,7 +312,7 @@ impl Trainer {
         if self.state.unevaluated.is_some() {
             return self.evaluate().map(Some);
         }
-        if self.finished().is_some() || self.state.broken {
+        if self.finished().is_some() {
             return Ok(None);
         }
         let start = Instant::now();
@@ -382,11 +384,22 @@ impl Trainer {
 
     /// Why the run is over, if it is.
     pub fn finished(&self) -> Option<Finish> {
+        if self.state.broken {
+            return Some(Finish::Failed);
+        }
+        if self.state.unevaluated.is_some() {
+            return None;
+        }
         if self.state.step >= self.steps {
             return Some(Finish::Steps);
         }
         let patience = self.options.patience? as u64;
         (self.state.stale >= patience).then_some(Finish::EarlyStop)
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.steps
     }
 
     /// The adapter: that of the lowest validation loss, or of the last step without a validation set.
@@ -513,10 +526,15 @@ impl Trainer {
         &self.options
     }
 
-    /// Computes with `n` threads from now on. Results depend on it in the last bits.
-    pub fn set_threads(&mut self, n: usize) {
+    /// Computes with `n` threads, 1 to 512, from now on. Results may depend on it in the last bits.
+    ///
+    /// # Errors
+    /// [`TrainError::Option`].
+    pub fn set_threads(&mut self, n: usize) -> Result<()> {
+        check_range("threads", n, MAX_THREADS)?;
         self.options.threads = Some(n);
-        self.passes.set_pool(self.model.pool(n.max(1)));
+        self.passes.set_pool(self.model.pool(n));
+        Ok(())
     }
 
     /// The run so far.
@@ -783,6 +801,29 @@ fn groups<'a, 'b>(batch: &'b [&'a Sequence]) -> impl Iterator<Item = &'b [&'a Se
     })
 }
 
+/// Rows of one step, beyond which nobody waits for it.
+const MAX_ROWS: usize = 1 << 20;
+/// Wider than any model.
+const MAX_HIDDEN: usize = 1 << 16;
+const MAX_LSTM_LAYERS: usize = 16;
+/// As for sessions; ggml has the same limit.
+const MAX_THREADS: usize = 512;
+
+fn check_range(option: &'static str, value: usize, max: usize) -> Result<(), TrainError> {
+    if (1..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(TrainError::Option {
+        option,
+        value: value.to_string(),
+        why: if value == 0 {
+            "must be at least 1"
+        } else {
+            "is more than is supported"
+        },
+    })
+}
+
 fn check(o: &TrainOptions) -> Result<(), TrainError> {
     let wrong = |option, value: &dyn ToString, why| {
         Err(TrainError::Option {
@@ -800,12 +841,11 @@ fn check(o: &TrainOptions) -> Result<(), TrainError> {
         })
     };
     let reparam = o.effective_reparam();
-    if o.batch == 0 {
-        return wrong("batch", &o.batch, "at least one row");
-    }
-    if o.accum == 0 {
-        return wrong("accum", &o.accum, "at least one batch");
-    }
+    check_range("batch", o.batch, MAX_ROWS)?;
+    check_range("accum", o.accum, MAX_ROWS / o.batch)?;
+    check_range("hidden width", o.hidden.unwrap_or(1), MAX_HIDDEN)?;
+    check_range("LSTM layers", o.lstm_layers, MAX_LSTM_LAYERS)?;
+    check_range("threads", o.threads.unwrap_or(1), MAX_THREADS)?;
     if o.steps == Some(0) {
         return wrong("steps", &0, "at least one");
     }
@@ -841,15 +881,6 @@ fn check(o: &TrainOptions) -> Result<(), TrainError> {
     }
     if o.patience == Some(0) {
         return wrong("patience", &0, "at least one evaluation");
-    }
-    if o.hidden == Some(0) {
-        return wrong("hidden width", &0, "at least one");
-    }
-    if o.lstm_layers == 0 {
-        return wrong("LSTM layers", &0, "at least one");
-    }
-    if o.threads == Some(0) {
-        return wrong("threads", &0, "at least one");
     }
     if let Objective::Distill { top_k: 0, .. } = o.loss {
         return wrong("top k", &0, "at least one token");

@@ -161,7 +161,7 @@ fn threads_do_not_matter() {
         let mut trainer = fixture.trainer(options(method), &batch());
         let one = gradient(&mut trainer, &batch());
         for n in [2, 3] {
-            trainer.set_threads(n);
+            trainer.set_threads(n).unwrap();
             let several = gradient(&mut trainer, &batch());
             let what = format!("{} {method}, {n} threads", variant.name());
             println!("{what}: equal bits: {}", bits(&several.1) == bits(&one.1));

@@ -140,7 +140,7 @@ impl Train {
                 let checkpoint = checkpoint.as_deref().expect("there are options otherwise");
                 let mut trainer = Trainer::resume(model, checkpoint, train, valid)?;
                 if let Some(threads) = self.computation.threads {
-                    trainer.set_threads(threads);
+                    trainer.set_threads(threads)?;
                 }
                 Ok(trainer)
             }
