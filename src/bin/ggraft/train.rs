@@ -21,19 +21,21 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf
-  ggraft train -m model.gguf --method prompt --data train.jsonl --valid valid.jsonl -o task.gguf --plot loss.svg
-  ggraft train -m model.gguf --method p-tuning --template \"{v:10} {prompt} {v:10}\" --data train.jsonl -o facts.gguf
+  ggraft train -m model.gguf --method prompt --data train.jsonl --valid valid.jsonl -o task.gguf
+  ggraft train -m model.gguf --method p-tuning --template \"{v:10} {prompt} {v:10}\" \\
+      --data train.jsonl -o facts.gguf --plot loss.svg
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
 Each line of the data is a JSON object, as `ggraft eval` reads it; other fields are ignored:
   {\"prompt\": \"...\", \"completion\": \"...\"}   the completion and EOS are learned
-  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   the assistant's messages, in the model's chat template
+  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   the assistant's messages are learned
   {\"text\": \"...\"}   all of it and EOS
 A \"weight\" multiplies a row's part in the mean loss.
 
-Ctrl-C saves the adapter and a checkpoint (OUT.gguf.ckpt) and says how to go on; a second one quits at once. The same seed,
-threads and data give the same adapter, bit for bit, interrupted or not. SIZE is a number of bytes, or one with K, M or G
-(powers of 1024, as KiB, MiB and GiB; KB, MB and GB are powers of 1000).";
+Ctrl-C saves the adapter and a checkpoint (OUT.gguf.ckpt) and says how to go on; a second one
+quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or
+not. SIZE is a number of bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB
+and GB are powers of 1000).";
 
 /// Train an adapter on a frozen model
 ///
@@ -110,7 +112,7 @@ impl Train {
                 )));
             }
             // A log may be a pipe or a device.
-            if Some(*path) != log.as_ref() {
+            if Some(*path) != log.as_ref() || path.is_file() || !path.exists() {
                 check_writable(path).map_err(|source| Failure::File {
                     path: path.to_path_buf(),
                     source,
@@ -196,7 +198,7 @@ impl<'a> Run<'a> {
                 checkpoint.display()
             );
         }
-        let done = trainer.summary().steps;
+        let done = trainer.summary().reported;
         let mut curve = Curve::default();
         let log = match (&args.saving.log, resumed) {
             (Some(path), Some(_)) => Some(Log::resume(path, done, &mut curve)?),
@@ -210,7 +212,7 @@ impl<'a> Run<'a> {
             owns_checkpoint,
             log,
             curve,
-            progress: Progress::new(done),
+            progress: Progress::new(done, args.data.valid.is_some()),
         })
     }
 
@@ -258,7 +260,7 @@ impl<'a> Run<'a> {
     /// Saves what Ctrl-C left, and returns the failure that says so.
     fn interrupted(&mut self) -> Result<Failure> {
         let done = self.trainer.summary().steps;
-        if done == self.progress.start {
+        if done == 0 {
             let text = "interrupted before the first step: nothing was saved";
             return Ok(Failure::Interrupted(text.to_owned()));
         }
@@ -273,12 +275,12 @@ impl<'a> Run<'a> {
 
     /// Saves the adapter as it was before the step that failed, if there is any, and returns the failure that says so.
     fn failed(&self, why: Failure) -> Failure {
-        let done = self.trainer.summary().steps;
+        let done = self.trainer.summary().reported;
         if done == self.progress.start || self.save_adapter().is_err() {
             return why;
         }
         Failure::Unsuitable(format!(
-            "{why}; {} has the last good adapter, after {done} steps",
+            "{why}; {} has the last good adapter",
             self.args.saving.output.display()
         ))
     }
