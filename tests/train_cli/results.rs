@@ -326,12 +326,17 @@ fn little_memory_gives_the_same_file() {
     let place = Place::new();
     for method in ["prefix", "prompt"] {
         let run = |more: &str| {
-            place.trained(&format!(
+            let summary = place.trained(&format!(
                 "--method {method} --steps 3 --batch 4 --length 4 -o @out.gguf {more}"
             ));
-            place.read("out.gguf")
+            (
+                place.read("out.gguf"),
+                summary.contains("layers were computed twice"),
+            )
         };
-        assert_eq!(run(""), run("--memory 1M"), "{method}");
+        let (file, twice) = run("");
+        assert!(!twice);
+        assert_eq!(run("--memory 1M"), (file, true), "{method}");
     }
 }
 
@@ -364,6 +369,26 @@ fn all_kinds_of_rows_train() {
     let (all, same_tokens) = targets("--loss all");
     assert!(all > completion, "{all} {completion}");
     assert!(same_tokens >= tokens);
+}
+
+#[test]
+fn rows_that_are_cut_are_mentioned() {
+    let place = Place::new();
+    place.take_rows("persona_pirate", "train", 2);
+    place.take_rows("persona_pirate", "valid", 2);
+    let line = "--method prompt --length 2 --steps 1 -o @out.gguf";
+    assert_eq!(stderr(&place.train(line)).lines().count(), 1);
+    let output = place.train(&format!("{line} --max-len 20"));
+    stdout(&output);
+    let text = stderr(&output);
+    assert!(text.contains("warning: 2 rows of "), "{text}");
+    assert!(text.contains("--max-len 20 and lose their ends"), "{text}");
+    // The completion begins behind the limit.
+    let text = place.refused(&format!("{line} --max-len 5"));
+    assert!(
+        text.contains("no row has a token to predict within 5 tokens"),
+        "{text}"
+    );
 }
 
 #[test]

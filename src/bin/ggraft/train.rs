@@ -12,7 +12,7 @@ use clap::Args;
 use ggraft::adapter::{Parts, Precision};
 use ggraft::file::atomic::check_writable;
 use ggraft::train::data::{Content, Dataset};
-use ggraft::train::{Finish, Trainer};
+use ggraft::train::{Finish, Summary, Trainer};
 use ggraft::{Adapter, Model, ModelOptions};
 use log::Log;
 use progress::{Progress, duration};
@@ -198,7 +198,21 @@ impl<'a> Run<'a> {
                 checkpoint.display()
             );
         }
-        let done = trainer.summary().reported;
+        let Summary {
+            reported: done,
+            cut_rows,
+            ..
+        } = trainer.summary();
+        if cut_rows > 0 {
+            tracing::warn!(
+                "{cut_rows} rows of {} do not fit into {} and lose their ends",
+                args.data.data.display(),
+                match trainer.options().max_len {
+                    Some(n) => format!("--max-len {n}"),
+                    None => "the context that the model was trained on".to_owned(),
+                }
+            );
+        }
         let mut curve = Curve::default();
         let log = match (&args.saving.log, resumed) {
             (Some(path), Some(_)) => Some(Log::resume(path, done, &mut curve)?),
@@ -334,6 +348,13 @@ impl<'a> Run<'a> {
                 summary.tokens as f64 / summary.seconds.max(f64::MIN_POSITIVE)
             ),
         );
+        if summary.recomputed_layers > 0 {
+            let n = summary.recomputed_layers;
+            row(
+                "memory",
+                format!("up to {n} layers were computed twice, which --memory with more saves"),
+            );
+        }
         if let Some((first, last)) = summary.first_loss.zip(summary.last_loss) {
             row("training loss", format!("{first:.4} -> {last:.4}"));
         }

@@ -199,7 +199,7 @@ pub(super) struct ScheduleArgs {
         )
     )]
     lr: Option<f64>,
-    /// How the rate goes down after the warm-up: constant, linear or cosine. Linear ends at 0, which settles the last steps
+    /// How the rate goes down after the warm-up: constant, linear or cosine. Both end near 0, which settles the last steps
     #[arg(
         long,
         value_name = "constant|linear|cosine",
