@@ -343,7 +343,7 @@ impl<'a> Run<'a> {
         row(
             "time",
             format!(
-                "{}, {:.0} tok/s",
+                "{} in steps, {:.0} tok/s",
                 duration(Duration::from_secs_f64(summary.seconds)),
                 summary.tokens as f64 / summary.seconds.max(f64::MIN_POSITIVE)
             ),
@@ -352,7 +352,7 @@ impl<'a> Run<'a> {
             let n = summary.recomputed_layers;
             row(
                 "memory",
-                format!("up to {n} layers were computed twice, which --memory with more saves"),
+                format!("up to {n} layers were computed twice to save memory"),
             );
         }
         if let Some((first, last)) = summary.first_loss.zip(summary.last_loss) {
