@@ -44,6 +44,11 @@ pub mod infer;
 pub mod model;
 pub mod train;
 
+/// The code in docs/TRAINING.md compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/TRAINING.md")]
+struct TrainingPage;
+
 #[doc(hidden)]
 pub use ggml::kernels::measure;
 

@@ -30,12 +30,15 @@ pub fn write_atomic(
 }
 
 /// Fails where [`write_atomic`] would fail for reasons that are there beforehand: `path` is a directory or no regular file,
-/// its folder is missing, or nothing can be created in it. For work that takes long and writes at its end.
+/// its folder is missing, or nothing can be created in it. For work that takes long and writes at its end. Removes what
+/// writers of `path` have left behind that were killed.
 ///
 /// # Errors
 /// As [`write_atomic`].
 pub fn check_writable(path: &Path) -> io::Result<()> {
-    Target::find(path)?.temporary().map(drop)
+    let target = Target::find(path)?;
+    target.remove_stale();
+    target.temporary().map(drop)
 }
 
 /// What a file will be renamed over.
@@ -76,22 +79,57 @@ impl Target {
         }
     }
 
-    /// A new file beside it.
-    fn temporary(&self) -> io::Result<tempfile::NamedTempFile> {
-        temporary_in(self.folder())
+    /// What names of temporary files for it begin with.
+    fn prefix(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        // Names may have 255 bytes.
+        let end = (0..=name.len().min(200)).rfind(|&i| name.is_char_boundary(i));
+        format!(".ggraft-{}-", &name[..end.unwrap_or(0)])
     }
+
+    /// A new file beside it that is deleted when dropped. Readable by others: tempfile's own default is 0600.
+    fn temporary(&self) -> io::Result<tempfile::NamedTempFile> {
+        let prefix = self.prefix();
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(SUFFIX).rand_bytes(RANDOM);
+        #[cfg(unix)]
+        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
+        #[cfg(unix)]
+        builder.permissions(mode);
+        let file = builder.tempfile_in(self.folder())?;
+        // Held as long as its writer lives. Where files cannot be locked, stale ones stay.
+        #[cfg(unix)]
+        let _ = file.as_file().try_lock();
+        Ok(file)
+    }
+
+    /// Removes temporary files that nobody writes any more.
+    #[cfg(unix)]
+    fn remove_stale(&self) {
+        let prefix = self.prefix();
+        let is_temporary = |name: &std::ffi::OsStr| {
+            name.len() == prefix.len() + RANDOM + SUFFIX.len()
+                && name
+                    .to_str()
+                    .is_some_and(|n| n.starts_with(&prefix) && n.ends_with(SUFFIX))
+        };
+        let entries = fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| is_temporary(&entry.file_name())) {
+            let path = entry.path();
+            let file = fs::OpenOptions::new().write(true).open(&path);
+            if file.is_ok_and(|file| file.try_lock().is_ok()) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn remove_stale(&self) {}
 }
 
-/// A file that is deleted when dropped, readable by others: tempfile's own default is 0600.
-fn temporary_in(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".ggraft-").suffix(".tmp");
-    #[cfg(unix)]
-    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
-    #[cfg(unix)]
-    builder.permissions(mode);
-    builder.tempfile_in(folder)
-}
+/// How names of temporary files end, behind so many random characters.
+const SUFFIX: &str = ".tmp";
+const RANDOM: usize = 6;
 
 /// Makes the rename itself survive a power failure.
 #[cfg(unix)]
@@ -137,6 +175,37 @@ mod tests {
         write_atomic(&path, |out| out.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["f"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_killed_writers_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let writing = Target::find(&path).unwrap().temporary().unwrap();
+        let name = writing.path().file_name().unwrap().to_str().unwrap();
+        // Of this file, of another one, and no temporary file at all.
+        let stale = [
+            ".ggraft-f-abcdef.tmp",
+            ".ggraft-f-x-abcdef.tmp",
+            ".ggraft-f-.tmp",
+        ];
+        for name in stale {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        check_writable(&path).unwrap();
+        let mut left = names(folder.path());
+        left.sort();
+        let mut expected = vec![stale[2], stale[1], name];
+        expected.sort();
+        assert_eq!(left, expected);
+
+        // Whatever the name.
+        for name in ["\u{1f980}".repeat(60), "x".repeat(255)] {
+            let path = folder.path().join(name);
+            check_writable(&path).unwrap();
+            write_atomic(&path, |out| out.write_all(b"1")).unwrap();
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A run on disk: everything that the next step depends on, so that a resumed run equals the uninterrupted one bit for bit.
 //!
-//! A safetensors file. Its metadata holds one JSON text under the key `ggraft`; tensors are F32, except the order of the
-//! data (U32).
+//! A safetensors file. Its metadata holds one JSON text under the key `ggraft` and, under `sha256`, the hash of that text and
+//! all tensors; tensors are F32, except the order of the data (U32).
 
 use super::batch::{Sequence, Slot};
 use super::data::Example;
@@ -22,8 +22,9 @@ use std::path::Path;
 
 /// Grows when the meaning of anything in the file changes.
 const VERSION: u32 = 1;
-/// Key of the metadata.
+/// Keys of the metadata: the JSON text, and the hash of it and all tensors.
 const KEY: &str = "ggraft";
+const HASH: &str = "sha256";
 /// Largest file that is read: far beyond any run, and an endless device ends here.
 const MAX_BYTES: u64 = 16 << 30;
 
@@ -161,7 +162,8 @@ impl Trainer {
             })
             .collect();
         let json = serde_json::to_string(&self.saved()).expect("plain data");
-        let metadata = HashMap::from([(KEY.to_owned(), json)]);
+        let sum = checksum(&json, views.iter().map(|(name, view)| (*name, view)));
+        let metadata = HashMap::from([(KEY.to_owned(), json), (HASH.to_owned(), sum)]);
         let bytes = safetensors::serialize(views, Some(metadata)).expect("names are unique");
         write_atomic(path, |out| out.write_all(&bytes)).map_err(|source| Error::Io {
             path: path.to_owned(),
@@ -264,8 +266,13 @@ impl Trainer {
             let why = format!("format version {}, expected {VERSION}", version.version);
             return Err(unusable(why).into());
         }
-        let saved: Saved = serde_json::from_str(json).map_err(|e| unusable(e.to_string()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(wrong)?;
+        let found = file.tensors();
+        let sum = checksum(json, found.iter().map(|(name, view)| (name.as_str(), view)));
+        if header.metadata().as_ref().and_then(|m| m.get(HASH)) != Some(&sum) {
+            return Err(unusable("it is damaged: its checksum is wrong".to_owned()).into());
+        }
+        let saved: Saved = serde_json::from_str(json).map_err(|e| unusable(e.to_string()))?;
         let tensors = Tensors { file: &file };
         let other = |what| TrainError::OtherRun {
             path: path.to_owned(),
@@ -462,6 +469,26 @@ fn floats(name: &str, t: &TensorView<'_>) -> Result<Vec<f32>, String> {
     }
 }
 
+/// Of everything that a checkpoint says.
+fn checksum<'a, 'b: 'a>(
+    json: &str,
+    tensors: impl Iterator<Item = (&'a str, &'a TensorView<'b>)>,
+) -> String {
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_by_key(|t| t.0);
+    let mut hash = Sha256::new();
+    hash.update(json);
+    for (name, t) in tensors {
+        hash.update(format!("\n{name} {:?} {:?}\n", t.dtype(), t.shape()));
+        hash.update(t.data());
+    }
+    hex(hash)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Identifies sequences: what is computed, what is predicted, and with which weight.
 fn hash(sequences: &[Sequence]) -> String {
     let mut hash = Sha256::new();
@@ -484,5 +511,5 @@ fn hash(sequences: &[Sequence]) -> String {
             }
         }
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hex(hash)
 }

@@ -68,7 +68,7 @@ pub struct TrainOptions {
     pub hidden: Option<usize>,
     /// Layers of the LSTM, as in PEFT.
     pub lstm_layers: usize,
-    /// Where the virtual tokens stand; P-tuning only. Default: in front.
+    /// Where the virtual tokens stand; P-tuning only. Default: where the initial adapter has them, or in front.
     pub template: Option<Template>,
     /// Rows of the prefix that keep their initial values, from the first on (an attention sink). Not with an encoder.
     pub freeze_first: usize,
@@ -121,6 +121,15 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
+    /// P where nothing else decides.
+    pub const DEFAULT_LENGTH: usize = 20;
+    /// Optimizer steps where nothing else decides.
+    pub const DEFAULT_STEPS: u64 = 600;
+    /// Evaluations of a run where nothing else decides.
+    pub const DEFAULT_EVALUATIONS: u64 = 20;
+    /// Bytes for activations where nothing else decides.
+    pub const DEFAULT_MEMORY: u64 = 800 << 20;
+
     /// Defaults for `method`.
     pub fn new(method: AdapterKind) -> Self {
         Self {

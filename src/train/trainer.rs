@@ -18,14 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// P where nothing else decides.
-const DEFAULT_LENGTH: usize = 20;
-/// Optimizer steps of a run where nothing else decides.
-const DEFAULT_STEPS: u64 = 600;
-/// Evaluations of a run where nothing else decides.
-const DEFAULT_EVALUATIONS: u64 = 20;
-/// Bytes for activations where nothing else decides.
-const DEFAULT_MEMORY: u64 = 800 << 20;
 /// Tokens in one graph, if the rows are not longer: enough to multiply matrices at full speed. Larger batches are computed
 /// in several graphs, so that memory does not grow with the batch.
 const MAX_TOKENS: usize = 1024;
@@ -96,6 +88,8 @@ pub struct Report {
 pub struct Summary {
     /// Steps taken.
     pub steps: u64,
+    /// Steps that were reported: one less while the evaluation of the last one was cancelled and not made up for.
+    pub reported: u64,
     /// The step with the lowest validation loss.
     pub best_step: Option<u64>,
     /// The lowest validation loss.
@@ -212,17 +206,22 @@ impl Trainer {
     /// As [`Trainer::new`], from `state` on if there is one.
     pub(super) fn prepare(
         model: &Model,
-        options: TrainOptions,
+        mut options: TrainOptions,
         train: Vec<Example>,
         valid: Vec<Example>,
         encoder: Option<Encoder>,
     ) -> Result<Self> {
+        if let (AdapterKind::PTuning, None, Some(Init::Adapter(adapter))) =
+            (options.method, &options.template, &options.init)
+        {
+            options.template = adapter.template().cloned();
+        }
         check(&options)?;
         let length = length(&options)?;
         let n_threads = options.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
-        let memory = options.memory.unwrap_or(DEFAULT_MEMORY);
+        let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
         let n_ctx = options.n_ctx.unwrap_or(model.n_ctx_train());
         let mut passes = Passes::new(
             model,
@@ -254,7 +253,7 @@ impl Trainer {
             Some(epochs) => {
                 ((epochs * train_rows.len() as f64 / rows_per_step as f64).ceil() as u64).max(1)
             }
-            None => DEFAULT_STEPS,
+            None => TrainOptions::DEFAULT_STEPS,
         });
         let mut optimizer_options = OptimizerOptions::new(options.optimizer)
             .betas(options.betas.0, options.betas.1)
@@ -271,7 +270,7 @@ impl Trainer {
             warmup: options.warmup.unwrap_or((steps / 15).min(100)),
             eval_every: options
                 .eval_every
-                .unwrap_or(steps.div_ceil(DEFAULT_EVALUATIONS)),
+                .unwrap_or(steps.div_ceil(TrainOptions::DEFAULT_EVALUATIONS)),
             cut_rows,
             passes,
             state: State {
@@ -543,6 +542,7 @@ impl Trainer {
         let trained = |p: &super::param::Param| p.trainable_grad().len() as u64;
         Summary {
             steps: state.step,
+            reported: state.step - u64::from(state.unevaluated.is_some()),
             best_step: state.best.as_ref().map(|b| b.step),
             best_valid_loss: state.best.as_ref().map(|b| b.loss),
             first_loss: state.first_loss,
@@ -944,7 +944,11 @@ fn length(o: &TrainOptions) -> Result<usize, TrainError> {
         Some(Init::Adapter(a)) => Some(a.length()),
         _ => None,
     };
-    let length = o.length.or(template).or(adapter).unwrap_or(DEFAULT_LENGTH);
+    let length = o
+        .length
+        .or(template)
+        .or(adapter)
+        .unwrap_or(TrainOptions::DEFAULT_LENGTH);
     let wrong = |why| TrainError::Option {
         option: "length",
         value: length.to_string(),

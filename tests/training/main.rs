@@ -5,6 +5,7 @@ mod conformance;
 mod derivatives;
 mod invariants;
 mod methods;
+mod quality;
 mod refused;
 
 use ggraft::adapter::AdapterKind;

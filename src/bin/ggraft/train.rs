@@ -12,7 +12,7 @@ use clap::Args;
 use ggraft::adapter::{Parts, Precision};
 use ggraft::file::atomic::check_writable;
 use ggraft::train::data::{Content, Dataset};
-use ggraft::train::{Finish, Trainer};
+use ggraft::train::{Finish, Summary, Trainer};
 use ggraft::{Adapter, Model, ModelOptions};
 use log::Log;
 use progress::{Progress, duration};
@@ -21,19 +21,21 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf
-  ggraft train -m model.gguf --method prompt --data train.jsonl --valid valid.jsonl -o task.gguf --plot loss.svg
-  ggraft train -m model.gguf --method p-tuning --template \"{v:10} {prompt} {v:10}\" --data train.jsonl -o facts.gguf
+  ggraft train -m model.gguf --method prompt --data train.jsonl --valid valid.jsonl -o task.gguf
+  ggraft train -m model.gguf --method p-tuning --template \"{v:10} {prompt} {v:10}\" \\
+      --data train.jsonl -o facts.gguf --plot loss.svg
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
 Each line of the data is a JSON object, as `ggraft eval` reads it; other fields are ignored:
   {\"prompt\": \"...\", \"completion\": \"...\"}   the completion and EOS are learned
-  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   the assistant's messages, in the model's chat template
+  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   the assistant's messages are learned
   {\"text\": \"...\"}   all of it and EOS
 A \"weight\" multiplies a row's part in the mean loss.
 
-Ctrl-C saves the adapter and a checkpoint (OUT.gguf.ckpt) and says how to go on; a second one quits at once. The same seed,
-threads and data give the same adapter, bit for bit, interrupted or not. SIZE is a number of bytes, or one with K, M or G
-(powers of 1024, as KiB, MiB and GiB; KB, MB and GB are powers of 1000).";
+Ctrl-C saves the adapter and a checkpoint (OUT.gguf.ckpt) and says how to go on; a second one
+quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or
+not. SIZE is a number of bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB
+and GB are powers of 1000).";
 
 /// Train an adapter on a frozen model
 ///
@@ -110,7 +112,7 @@ impl Train {
                 )));
             }
             // A log may be a pipe or a device.
-            if Some(*path) != log.as_ref() {
+            if Some(*path) != log.as_ref() || path.is_file() || !path.exists() {
                 check_writable(path).map_err(|source| Failure::File {
                     path: path.to_path_buf(),
                     source,
@@ -196,7 +198,21 @@ impl<'a> Run<'a> {
                 checkpoint.display()
             );
         }
-        let done = trainer.summary().steps;
+        let Summary {
+            reported: done,
+            cut_rows,
+            ..
+        } = trainer.summary();
+        if cut_rows > 0 {
+            tracing::warn!(
+                "{cut_rows} rows of {} do not fit into {} and lose their ends",
+                args.data.data.display(),
+                match trainer.options().max_len {
+                    Some(n) => format!("--max-len {n}"),
+                    None => "the context that the model was trained on".to_owned(),
+                }
+            );
+        }
         let mut curve = Curve::default();
         let log = match (&args.saving.log, resumed) {
             (Some(path), Some(_)) => Some(Log::resume(path, done, &mut curve)?),
@@ -210,7 +226,7 @@ impl<'a> Run<'a> {
             owns_checkpoint,
             log,
             curve,
-            progress: Progress::new(done),
+            progress: Progress::new(done, args.data.valid.is_some()),
         })
     }
 
@@ -258,7 +274,7 @@ impl<'a> Run<'a> {
     /// Saves what Ctrl-C left, and returns the failure that says so.
     fn interrupted(&mut self) -> Result<Failure> {
         let done = self.trainer.summary().steps;
-        if done == self.progress.start {
+        if done == 0 {
             let text = "interrupted before the first step: nothing was saved";
             return Ok(Failure::Interrupted(text.to_owned()));
         }
@@ -273,12 +289,12 @@ impl<'a> Run<'a> {
 
     /// Saves the adapter as it was before the step that failed, if there is any, and returns the failure that says so.
     fn failed(&self, why: Failure) -> Failure {
-        let done = self.trainer.summary().steps;
+        let done = self.trainer.summary().reported;
         if done == self.progress.start || self.save_adapter().is_err() {
             return why;
         }
         Failure::Unsuitable(format!(
-            "{why}; {} has the last good adapter, after {done} steps",
+            "{why}; {} has the last good adapter",
             self.args.saving.output.display()
         ))
     }
@@ -327,11 +343,18 @@ impl<'a> Run<'a> {
         row(
             "time",
             format!(
-                "{}, {:.0} tok/s",
+                "{} in steps, {:.0} tok/s",
                 duration(Duration::from_secs_f64(summary.seconds)),
                 summary.tokens as f64 / summary.seconds.max(f64::MIN_POSITIVE)
             ),
         );
+        if summary.recomputed_layers > 0 {
+            let n = summary.recomputed_layers;
+            row(
+                "memory",
+                format!("up to {n} layers were computed twice to save memory"),
+            );
+        }
         if let Some((first, last)) = summary.first_loss.zip(summary.last_loss) {
             row("training loss", format!("{first:.4} -> {last:.4}"));
         }

@@ -12,6 +12,32 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+/// Defaults that do not depend on the method.
+fn defaults() -> TrainOptions {
+    TrainOptions::new(AdapterKind::Prefix)
+}
+
+/// The learning rates that stand for `--lr`.
+fn default_rates() -> String {
+    let rate = |method, reparam, optimizer| {
+        let mut options = TrainOptions::new(method);
+        options.reparam = reparam;
+        options.optimizer = optimizer;
+        options.default_lr()
+    };
+    let adamw = |method, reparam| rate(method, reparam, OptimizerKind::AdamW);
+    format!(
+        "{} for prefix, {} with an MLP; {} for prompt; {} for p-tuning, {} without a network; {} with adafactor, {} with sgd",
+        adamw(AdapterKind::Prefix, None),
+        adamw(AdapterKind::Prefix, Some(Reparam::Mlp)),
+        adamw(AdapterKind::Prompt, None),
+        adamw(AdapterKind::PTuning, None),
+        adamw(AdapterKind::PTuning, Some(Reparam::None)),
+        rate(AdapterKind::Prefix, None, OptimizerKind::Adafactor),
+        rate(AdapterKind::Prefix, None, OptimizerKind::Sgd),
+    )
+}
+
 #[derive(Args)]
 #[command(next_help_heading = "Data")]
 pub(super) struct DataArgs {
@@ -25,7 +51,8 @@ pub(super) struct DataArgs {
     /// [default: none, the adapter of the last step is kept]
     #[arg(long, value_name = "VALID.jsonl")]
     pub(super) valid: Option<PathBuf>,
-    /// Cut rows after N tokens, the adapter's not counted: bounds memory and time [default: what the model was trained on]
+    /// Cut rows at their end, so that they have N tokens with the virtual ones: bounds memory and time [default: the context
+    /// that the model was trained on]
     #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
     max_len: Option<usize>,
 }
@@ -57,9 +84,17 @@ pub(super) struct ShapeArgs {
         conflicts_with = "resume"
     )]
     method: Option<Method>,
-    /// Virtual tokens: more hold more, and cost context and time in every use [default: what --init or --template has, or 20,
-    /// as PEFT's examples]
-    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = count,
+        conflicts_with = "resume",
+        help = format!(
+            "Virtual tokens: more hold more, and cost context and time in every use [default: what --template or --init \
+             adapter:FILE has, otherwise {}, which is enough for most tasks]",
+            TrainOptions::DEFAULT_LENGTH
+        )
+    )]
     length: Option<usize>,
     /// Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:"..." (the words' embeddings, for a
     /// prefix what the model makes of them) or adapter:FILE (trains it further) [default: for prefix and prompt a text, the
@@ -76,14 +111,16 @@ pub(super) struct ShapeArgs {
         conflicts_with = "resume"
     )]
     reparam: Option<ReparamArg>,
-    /// Inner width of that network [default: the model's embedding width, as PEFT]
+    /// Inner width of that network [default: the width of its input, as PEFT: for p-tuning that of the model's embeddings, for
+    /// prefix that of a layer's keys]
     #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
     hidden: Option<usize>,
-    /// P-tuning: where the virtual tokens stand, for example "{v:10} {prompt} {v:10}" [default: all in front]
+    /// P-tuning: where the virtual tokens stand, for example "{v:10} {prompt} {v:10}" [default: where --init
+    /// adapter:FILE has them, otherwise all in front]
     #[arg(long, value_name = "TEMPLATE", value_parser = Template::parse, conflicts_with = "resume")]
     template: Option<Template>,
     /// Prefix: leave the first N rows as --init made them; 1 keeps an attention sink where the model expects it
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "resume")]
+    #[arg(long, value_name = "N", default_value_t = defaults().freeze_first, conflicts_with = "resume")]
     freeze_first: usize,
 }
 
@@ -119,8 +156,16 @@ enum OptimizerArg {
 #[derive(Args)]
 #[command(next_help_heading = "Schedule")]
 pub(super) struct ScheduleArgs {
-    /// Steps, each of --batch x --accum rows [default: 300, or three epochs if those are more: adapters are small and learn fast]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["epochs", "resume"])]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..),
+        conflicts_with_all = ["epochs", "resume"],
+        help = format!(
+            "Steps, each of --batch x --accum rows [default: {}, as adapters learn fast]",
+            TrainOptions::DEFAULT_STEPS
+        )
+    )]
     steps: Option<u64>,
     /// Passes over the data instead of --steps; may be a fraction
     #[arg(long, value_name = "N", value_parser = positive::<f64>, conflicts_with = "resume")]
@@ -129,7 +174,7 @@ pub(super) struct ScheduleArgs {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 8,
+        default_value_t = defaults().batch,
         value_parser = count,
         conflicts_with = "resume"
     )]
@@ -138,16 +183,23 @@ pub(super) struct ScheduleArgs {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 1,
+        default_value_t = defaults().accum,
         value_parser = count,
         conflicts_with = "resume"
     )]
     accum: usize,
-    /// Learning rate at its highest [default: depends on method, --reparam and --optimizer, 0.003 to 0.3: adapters take far
-    /// higher rates than the weights of a model]
-    #[arg(long, value_name = "X", value_parser = positive::<f64>, conflicts_with = "resume")]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = positive::<f64>,
+        conflicts_with = "resume",
+        help = format!(
+            "Learning rate at its highest. Adapters take far higher rates than the weights of a model [default: {}]",
+            default_rates()
+        )
+    )]
     lr: Option<f64>,
-    /// How the rate goes down after the warm-up: constant, linear or cosine. Linear ends at 0, which settles the last steps
+    /// How the rate goes down after the warm-up: constant, linear or cosine. Both end near 0, which settles the last steps
     #[arg(
         long,
         value_name = "constant|linear|cosine",
@@ -157,7 +209,7 @@ pub(super) struct ScheduleArgs {
     )]
     schedule: ScheduleArg,
     /// Steps in which the rate rises from 0, so that the optimizer knows the gradients before it takes large steps [default: one
-    /// in 15 of all steps]
+    /// in 15 of all steps, at most 100]
     #[arg(long, value_name = "N", conflicts_with = "resume")]
     warmup: Option<u64>,
     /// adamw needs the least tuning; adafactor (without parameter scaling) is Lester's for prompts; sgd is for experiments
@@ -174,16 +226,25 @@ pub(super) struct ScheduleArgs {
     #[arg(long, value_name = "X", default_value_t = 0.98, value_parser = fraction, conflicts_with = "resume")]
     beta2: f64,
     /// Pull all numbers towards 0 by X times the rate in each step. 0: the rows have no reason to be near 0
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, conflicts_with = "resume")]
+    #[arg(long, value_name = "X", default_value_t = defaults().weight_decay, value_parser = not_negative, conflicts_with = "resume")]
     weight_decay: f64,
     /// Largest norm of a step's gradient; 0 does not clip. 1, as usual: a single odd row cannot ruin the adapter
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = not_negative, conflicts_with = "resume")]
+    #[arg(long, value_name = "X", default_value_t = defaults().clip, value_parser = not_negative, conflicts_with = "resume")]
     clip: f64,
-    /// Equal seeds give equal adapters
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "resume")]
+    /// Of everything random: initial values, the order of the rows. Equal seeds give equal adapters
+    #[arg(long, value_name = "N", default_value_t = defaults().seed, conflicts_with = "resume")]
     seed: u64,
-    /// Measure the validation loss every N steps [default: ten times in all, which costs little]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "valid", conflicts_with = "resume")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..),
+        requires = "valid",
+        conflicts_with = "resume",
+        help = format!(
+            "Measure the validation loss every N steps and after the last one [default: {} times in all]",
+            TrainOptions::DEFAULT_EVALUATIONS
+        )
+    )]
     eval_every: Option<u64>,
     /// Stop when N measurements in a row have not been the best one [default: never, the best adapter is kept anyway]
     #[arg(long, value_name = "N", value_parser = count, requires = "valid", conflicts_with = "resume")]
@@ -218,9 +279,18 @@ pub(super) struct ComputationArgs {
     /// Threads that compute [default: all cores]
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub(super) threads: Option<usize>,
-    /// Memory for what the backward pass needs of the forward pass, for example 256M or 1.5G. What does not fit is computed
-    /// again, with equal results: less memory, up to a third more time [default: half of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "resume")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = parse_size,
+        conflicts_with = "resume",
+        help = format!(
+            "Memory for what the backward pass needs of the forward pass, for example 256M or 1.5G. What does not fit is \
+             computed again, with equal results: less memory, up to a third more time [default: {}M, which holds all of a \
+             model of a billion parameters at 512 tokens]",
+            TrainOptions::DEFAULT_MEMORY >> 20
+        )
+    )]
     memory: Option<u64>,
 }
 
@@ -421,6 +491,28 @@ impl Train {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_given_is_left_to_the_library() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            train: Train,
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tinylm-q8_0.gguf");
+        let model = Model::open(path, &ggraft::ModelOptions::default()).unwrap();
+        for (name, method) in [
+            ("prefix", AdapterKind::Prefix),
+            ("prompt", AdapterKind::Prompt),
+            ("p-tuning", AdapterKind::PTuning),
+        ] {
+            let line = format!("train -m model --data rows -o out --method {name}");
+            let command: Command = clap::Parser::parse_from(line.split(' '));
+            let options = command.train.options(&model).unwrap();
+            let expected = TrainOptions::new(method);
+            assert_eq!(format!("{options:?}"), format!("{expected:?}"));
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

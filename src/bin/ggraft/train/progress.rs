@@ -23,11 +23,13 @@ pub(super) struct Progress {
     /// Sums of losses and of their weights, older ones fading.
     loss: f64,
     weight: f64,
+    /// Whether there will be evaluations.
+    evaluated: bool,
     valid: Option<f64>,
 }
 
 impl Progress {
-    pub(super) fn new(start: u64) -> Self {
+    pub(super) fn new(start: u64, evaluated: bool) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:16} {pos}/{len} {wide_msg}")
                 .expect("a constant template");
@@ -41,6 +43,7 @@ impl Progress {
             seconds: 0.0,
             loss: 0.0,
             weight: 0.0,
+            evaluated,
             valid: None,
         }
     }
@@ -76,9 +79,9 @@ impl Progress {
             bar.set_message(text);
             return;
         }
-        let due = match self.valid {
-            Some(_) => report.valid_loss.is_some(),
-            None => report
+        let due = match self.evaluated {
+            true => report.valid_loss.is_some(),
+            false => report
                 .step
                 .is_multiple_of(report.steps.div_ceil(LINES).max(1)),
         };

@@ -1,0 +1,164 @@
+//! Runs that cannot begin or end well: one line, and nothing that was there is lost.
+
+use crate::{Place, assert_loads, command, failure};
+use std::fs;
+
+#[test]
+fn data_that_cannot_be_used_is_named() {
+    let place = Place::new();
+    let row = "{\"prompt\": \"a\", \"completion\": \"b\"}\n";
+    place.write(
+        "truncated.jsonl",
+        format!("{row}\n{row}{{\"prompt\": \"a\n"),
+    );
+    place.write("array.jsonl", format!("{row}[1]\n"));
+    place.write(
+        "incomplete.jsonl",
+        format!("{row}{row}{{\"prompt\": \"a\"}}\n"),
+    );
+    place.write("weight.jsonl", "{\"text\": \"a\", \"weight\": -1}\n");
+    place.write("latin1.jsonl", b"{\"text\": \"\xe9\"}\n");
+    place.write("chat.jsonl", format!("{row}{}\n", r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#));
+    place.write("empty.jsonl", "\n\n");
+    place.write("out.gguf", "precious");
+    fs::create_dir(place.path("folder")).unwrap();
+    for (line, expected) in [
+        ("--data @truncated.jsonl", "truncated.jsonl:4: "),
+        ("--data @array.jsonl", "array.jsonl:2: "),
+        ("--data @incomplete.jsonl", "incomplete.jsonl:3: "),
+        ("--data @weight.jsonl", "weight.jsonl:1: "),
+        ("--data @latin1.jsonl", "latin1.jsonl:1: "),
+        ("--data @chat.jsonl", "chat.jsonl:2: "),
+        ("--data @chat.jsonl", "has no chat template"),
+        ("--data @empty.jsonl", "no rows"),
+        ("--data @folder", "folder: "),
+        ("--data @missing.jsonl", "missing.jsonl: "),
+        ("--valid @array.jsonl", "array.jsonl:2: "),
+        ("--valid @chat.jsonl", "chat.jsonl:2: "),
+    ] {
+        let text = place.refused(&format!("--method prefix --steps 1 -o @out.gguf {line}"));
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+    assert_eq!(place.read("out.gguf"), b"precious");
+    assert!(!place.exists("out.gguf.ckpt"));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_may_not_be_read_or_written_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    fs::create_dir(place.path("closed")).unwrap();
+    place.write("secret.jsonl", "{}");
+    let set = |name: &str, mode| {
+        fs::set_permissions(place.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set("closed", 0o500);
+    set("secret.jsonl", 0);
+    // For root nothing is closed.
+    if fs::write(place.path("closed/probe"), "").is_err() {
+        for (line, expected) in [
+            ("-o @closed/out.gguf", "closed/out.gguf: "),
+            ("-o @out.gguf --plot @closed/loss.svg", "closed/loss.svg: "),
+            ("-o @out.gguf --log @closed/log.jsonl", "closed/log.jsonl: "),
+            ("-o @out.gguf --data @secret.jsonl", "secret.jsonl: "),
+        ] {
+            let text = place.refused(&format!("--method prefix --steps 1 {line}"));
+            assert!(
+                text.contains(expected) && text.contains("denied"),
+                "{line}: {text}"
+            );
+        }
+    }
+    set("closed", 0o700);
+}
+
+#[test]
+fn outputs_that_are_folders_are_refused() {
+    let place = Place::new();
+    for name in ["folder", "out.gguf.ckpt", "x.svg"] {
+        fs::create_dir(place.path(name)).unwrap();
+    }
+    for (line, expected) in [
+        ("-o @folder", "folder: is a directory"),
+        // Where a checkpoint would be written.
+        ("-o @out.gguf", "out.gguf.ckpt: is a directory"),
+        ("-o @other.gguf --plot @x.svg", "x.svg: is a directory"),
+        ("-o @other.gguf --log @folder", "folder: "),
+    ] {
+        let text = place.refused(&format!("--method prefix --steps 1 {line}"));
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+}
+
+#[test]
+fn an_adapter_is_no_model_and_no_checkpoint() {
+    let place = Place::new();
+    place.trained("--method prompt --length 2 --steps 1 --batch 1 -o @a.gguf");
+    let args = place.args("train --method prompt -m @a.gguf --data @train.jsonl -o @b.gguf");
+    let text = failure(&command(&args).output().unwrap());
+    assert!(
+        text.contains("a.gguf: ") && text.contains("'adapter', not a model"),
+        "{text}"
+    );
+    let text = place.refused("--resume @a.gguf -o @b.gguf");
+    assert!(text.contains("a.gguf: not a usable checkpoint"), "{text}");
+    assert!(!place.exists("b.gguf"));
+}
+
+#[test]
+fn a_run_that_diverges_leaves_the_last_good_adapter() {
+    let place = Place::new();
+    for method in ["prefix", "prompt"] {
+        let text = place.refused(&format!("--method {method} --length 4 --batch 2 --steps 5 --warmup 0 --lr 1e39 -o @{method}.gguf"));
+        assert!(text.contains("step 2: the loss is "), "{text}");
+        assert!(text.contains("lower learning rate"), "{text}");
+        assert!(
+            text.ends_with(&format!("{method}.gguf has the last good adapter")),
+            "{text}"
+        );
+        assert_loads(&place.path(&format!("{method}.gguf")));
+    }
+    // Values beyond half precision are kept in single precision.
+    place.trained("--method prefix --length 4 --batch 2 --steps 2 --warmup 0 --clip 0 --schedule constant --lr 1e6 -o @big.gguf");
+    assert_loads(&place.path("big.gguf"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named() {
+    let place = Place::new();
+    let text = place
+        .refused("--method prompt --length 2 --steps 2 --batch 1 -o @out.gguf --log /dev/full");
+    assert!(text.contains("/dev/full: No space left"), "{text}");
+}
+
+/// Files cannot grow beyond a limit, as on a full disk.
+#[cfg(unix)]
+#[test]
+fn an_adapter_that_does_not_fit_leaves_the_old_one() {
+    let place = Place::new();
+    let limited = |line: &str| {
+        let mut shell = std::process::Command::new("sh");
+        // A prefix of 20 virtual tokens has 80 KiB, its checkpoint four times as much; blocks have 512 or 1024 bytes.
+        let script = "trap '' XFSZ; ulimit -f 40; exec \"$0\" \"$@\"";
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_ggraft")]);
+        shell.args(place.train_args(line)).env_remove("RUST_LOG");
+        failure(&shell.output().unwrap())
+    };
+    place.write("out.gguf", "precious");
+    let line = "--method prefix --batch 1 --steps 3 -o @out.gguf";
+    let before = place.names();
+    let text = limited(line);
+    assert!(
+        text.contains("out.gguf: ") && text.contains("too large"),
+        "{text}"
+    );
+    let text = limited(&format!("{line} --checkpoint-every 1"));
+    assert!(
+        text.contains("out.gguf.ckpt: ") && text.contains("too large"),
+        "{text}"
+    );
+    assert_eq!(place.read("out.gguf"), b"precious");
+    assert_eq!(place.names(), before);
+}
