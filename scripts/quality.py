@@ -2,7 +2,7 @@
 """Train adapters on the six example tasks and measure them on their test rows. Standard library only.
 
     scripts/quality.py recipe    the recipe of the PEFT baselines: 300 steps, batch 8, 20 virtual tokens, the learning rates of
-                                 models/tasks/baselines.json, no selection of checkpoints
+                                 models/tasks/baselines.json; everything else as ggraft does it by default
     scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
 
 Prints one line per run, and the median over the seeds beside PEFT's figure. Needs the command (cargo build --release).
@@ -37,7 +37,7 @@ TEXT = {
 }
 SANDWICH = ["--template", "{v:10} {prompt} {v:10}"]
 RECIPE = {
-    "prefix": ["--method", "prefix", "--init", "random", "--lr", "0.1"],
+    "prefix": ["--method", "prefix", "--lr", "0.1"],
     "prefix_proj": ["--method", "prefix", "--reparam", "mlp", "--hidden", "256", "--lr", "0.01"],
     "prompt_random": ["--method", "prompt", "--init", "random", "--lr", "0.3"],
     "prompt_text": ["--method", "prompt", "--lr", "0.03"],

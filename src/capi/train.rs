@@ -155,7 +155,7 @@ pub struct ggraft_train_params {
     pub freeze_first: u32,
     /// Probability that is spread over the vocabulary. Default 0.
     pub label_smoothing: f32,
-    /// Steps of the run. Default 0: as `epochs` says, or 600.
+    /// Steps of the run. Default 0: as `epochs` says, or 300.
     pub steps: u64,
     /// Passes over the training set; ignored if there are `steps`. Default 0: as `steps` says.
     pub epochs: f64,
@@ -167,7 +167,7 @@ pub struct ggraft_train_params {
     pub max_len: u32,
     /// A `ggraft_schedule`. Default GGRAFT_SCHEDULE_LINEAR.
     pub schedule: i32,
-    /// Learning rate at its highest. Default 0: what suits method, reparam and optimizer, 0.003 to 1.
+    /// Learning rate at its highest. Default 0: what suits method, reparam and optimizer, 0.01 to 1.
     pub lr: f64,
     /// Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
     pub warmup: i64,

@@ -60,7 +60,7 @@ pub struct TrainOptions {
     pub method: AdapterKind,
     /// P. Default: what the template places, what the initial adapter has, or 20: enough for most tasks.
     pub length: Option<usize>,
-    /// Default: the text of the first prompts; random for an encoder.
+    /// Default: the text of the first prompts, through an encoder too; random for the MLP of a prefix.
     pub init: Option<Init>,
     /// Default: [`Reparam::Mlp`] for P-tuning, none otherwise.
     pub reparam: Option<Reparam>,
@@ -76,7 +76,7 @@ pub struct TrainOptions {
     pub loss: Objective,
     /// Probability that is spread over the vocabulary (Szegedy et al. 2016).
     pub label_smoothing: f32,
-    /// Optimizer steps. Default: `epochs`, if given, or 600.
+    /// Optimizer steps. Default: `epochs`, if given, or 300.
     pub steps: Option<u64>,
     /// Passes over the data, if `steps` is not given.
     pub epochs: Option<f64>,
@@ -124,7 +124,7 @@ impl TrainOptions {
     /// P where nothing else decides.
     pub const DEFAULT_LENGTH: usize = 20;
     /// Optimizer steps where nothing else decides.
-    pub const DEFAULT_STEPS: u64 = 600;
+    pub const DEFAULT_STEPS: u64 = 300;
     /// Evaluations of a run where nothing else decides.
     pub const DEFAULT_EVALUATIONS: u64 = 20;
     /// Bytes for activations where nothing else decides.
@@ -183,7 +183,7 @@ impl TrainOptions {
             (OptimizerKind::AdamW, AdapterKind::Prefix, Reparam::None) => 0.1,
             (OptimizerKind::AdamW, AdapterKind::Prefix, _) => 0.01,
             (OptimizerKind::AdamW, _, Reparam::None) => 0.03,
-            (OptimizerKind::AdamW, _, _) => 0.003,
+            (OptimizerKind::AdamW, _, _) => 0.01,
         }
     }
 }

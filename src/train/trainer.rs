@@ -1160,10 +1160,9 @@ fn start(
         AdapterKind::Prefix => 2 * shape.n_layer * shape.kv_width(),
         AdapterKind::Prompt | AdapterKind::PTuning => shape.n_embd,
     };
-    let default = if reparam == Reparam::None {
-        Init::Prompts
-    } else {
-        Init::Random
+    let default = match (o.method, reparam) {
+        (AdapterKind::Prefix, Reparam::Mlp | Reparam::Lstm) => Init::Random,
+        _ => Init::Prompts,
     };
     let init = o.init.as_ref().unwrap_or(&default);
     let rows = match init {

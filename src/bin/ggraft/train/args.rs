@@ -97,9 +97,8 @@ pub(super) struct ShapeArgs {
     )]
     length: Option<usize>,
     /// Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:"..." (the words' embeddings, for a
-    /// prefix what the model makes of them) or adapter:FILE (trains it further) [default: for prefix and prompt a text, the
-    /// first training prompts, which the model can read from the first step on; for p-tuning random, as its encoder mixes
-    /// everything anyway]
+    /// prefix what the model makes of them) or adapter:FILE (trains it further) [default: a text, the first training
+    /// prompts, which the model can read from the first step on; random for a prefix with --reparam mlp]
     #[arg(long, value_name = "INIT", value_parser = InitArg::from_str, conflicts_with = "resume")]
     init: Option<InitArg>,
     /// Train the rows through a network, which is folded into them when saved: none, mlp or (p-tuning) lstm [default: mlp for
