@@ -605,7 +605,7 @@ typedef struct {
   uint32_t freeze_first;
   // Probability that is spread over the vocabulary. Default 0.
   float label_smoothing;
-  // Steps of the run. Default 0: as `epochs` says, or 600.
+  // Steps of the run. Default 0: as `epochs` says, or 300.
   uint64_t steps;
   // Passes over the training set; ignored if there are `steps`. Default 0: as `steps` says.
   double epochs;
@@ -617,7 +617,7 @@ typedef struct {
   uint32_t max_len;
   // A `ggraft_schedule`. Default GGRAFT_SCHEDULE_LINEAR.
   int32_t schedule;
-  // Learning rate at its highest. Default 0: what suits method, reparam and optimizer, 0.003 to 1.
+  // Learning rate at its highest. Default 0: what suits method, reparam and optimizer, 0.01 to 1.
   double lr;
   // Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
   int64_t warmup;

@@ -1028,7 +1028,7 @@ fn predict_scores_completions_as_eval_does() {
 
 /// Every flag of `ggraft train`.
 const TRAIN_FLAGS: &str = "--model --data --valid --max-len --method --length --init --reparam --hidden --template \
-    --freeze-first --loss --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --weight-decay --clip --seed \
+    --freeze-first --loss --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta2 --weight-decay --clip --seed \
     --eval-every --patience --output --checkpoint-every --resume --log --plot --threads --memory";
 
 #[test]

@@ -203,7 +203,7 @@ fn every_method_and_choice_trains() {
         Box::new(|p| p.freeze_first = 2),
         Box::new(|p| p.label_smoothing = 0.2),
         Box::new(|p| p.batch = 1),
-        Box::new(|p| p.accum = 2),
+        Box::new(|p| (p.batch, p.accum) = (1, 3)),
         Box::new(|p| p.max_len = 18),
         Box::new(|p| p.schedule = ggraft_schedule::GGRAFT_SCHEDULE_CONSTANT as i32),
         Box::new(|p| p.schedule = ggraft_schedule::GGRAFT_SCHEDULE_COSINE as i32),
