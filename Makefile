@@ -39,8 +39,9 @@ check-c: setup ## the C examples against the shared library, compiled by cc
 		models/peft/persona_pirate-prefix models/peft/persona_butler-prefix_proj
 	target/debug/c-train models/tinylm-q8_0.gguf models/tasks/persona_pirate/train.jsonl target/debug/c-train.gguf
 
-bench: setup ## latency beside libllama
+bench: setup ## latency beside libllama, training steps and their kernel
 	$(CARGO) bench --bench latency
+	$(CARGO) bench --bench training
 
 clean:
 	$(CARGO) clean
