@@ -29,6 +29,9 @@ const PROMPTS: [&str; 3] = [
 /// Steps of the training: enough to hear the pirate.
 const STEPS: u64 = 200;
 
+/// A model this small gains little from more, and threads that wait for each other crawl where cores are busy.
+const THREADS: usize = 1;
+
 fn main() -> ggraft::Result<()> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let start = Instant::now();
@@ -38,7 +41,8 @@ fn main() -> ggraft::Result<()> {
         name(model.path()),
         show(start.elapsed())
     );
-    let mut session = Session::new(&model, &SessionOptions::default().n_ctx(512))?;
+    let options = SessionOptions::default().n_ctx(512).n_threads(THREADS);
+    let mut session = Session::new(&model, &options)?;
     answer(&mut session, "no adapter", None)?;
 
     let pirate = train(&model, &models.join("tasks/persona_pirate"))?;
@@ -79,6 +83,7 @@ fn train(model: &Model, task: &Path) -> ggraft::Result<Adapter> {
     let rows = |split: &str| Dataset::read_jsonl(task.join(split))?.examples(model);
     let mut options = TrainOptions::new(AdapterKind::Prefix);
     options.steps = Some(STEPS);
+    options.threads = Some(THREADS);
     let mut trainer = Trainer::new(model, options, rows("train.jsonl")?, rows("valid.jsonl")?)?;
     println!("== training a prefix through the quantized weights: the pirate's 800 lines");
     if let Some(loss) = trainer.valid_loss()? {
