@@ -2,7 +2,8 @@
 """Train adapters on the six example tasks and measure them on their test rows. Standard library only.
 
     scripts/quality.py recipe    the recipe of the PEFT baselines: 300 steps, batch 8, 20 virtual tokens, the learning rates of
-                                 models/tasks/baselines.json; everything else as ggraft does it by default
+                                 models/tasks/baselines.json; everything else as ggraft does it by default, so the
+                                 step with the lowest validation loss is kept (PEFT's figures: the last step)
     scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
 
 Prints one line per run, and the median over the seeds beside PEFT's figure. Needs the command (cargo build --release).
@@ -41,8 +42,8 @@ RECIPE = {
     "prefix_proj": ["--method", "prefix", "--reparam", "mlp", "--hidden", "256", "--lr", "0.01"],
     "prompt_random": ["--method", "prompt", "--init", "random", "--lr", "0.3"],
     "prompt_text": ["--method", "prompt", "--lr", "0.03"],
-    "p_tuning": ["--method", "p-tuning", "--hidden", "256", "--lr", "0.003"],
-    "p_tuning_sandwich": ["--method", "p-tuning", "--hidden", "256", "--lr", "0.01", *SANDWICH],
+    "p_tuning": ["--method", "p-tuning", "--init", "random", "--hidden", "256", "--lr", "0.003"],
+    "p_tuning_sandwich": ["--method", "p-tuning", "--init", "random", "--hidden", "256", "--lr", "0.01", *SANDWICH],
 }
 DEFAULTS = {
     "prefix": ["--method", "prefix"],
