@@ -238,7 +238,8 @@ enum ggraft_init
   : int32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-  // GGRAFT_INIT_PROMPTS, or GGRAFT_INIT_RANDOM with an encoder.
+  // GGRAFT_INIT_PROMPTS. But of a prefix GGRAFT_INIT_RANDOM with the MLP, the context with GGRAFT_OBJECTIVE_DISTILL, and
+  // GGRAFT_INIT_MEAN for runs of at least 300 steps in which no row is frozen.
   GGRAFT_INIT_DEFAULT = 0,
   // Normally distributed values; for an encoder PyTorch's initial weights.
   GGRAFT_INIT_RANDOM = 1,
@@ -253,6 +254,8 @@ enum ggraft_init
   GGRAFT_INIT_PROMPTS = 5,
   // The rows of `init_adapter`: its training goes on.
   GGRAFT_INIT_ADAPTER = 6,
+  // Keys near the mean key of the first training rows, values near zero, and noise. Prefixes only.
+  GGRAFT_INIT_MEAN = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -621,6 +624,8 @@ typedef struct {
   double lr;
   // Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
   int64_t warmup;
+  // AdamW's decay of the mean of the gradient's square, from 0 to below 1. Default 0.9.
+  double beta2;
   // Pulls values towards 0. Default 0.
   double weight_decay;
   // Largest norm of the gradient, longer ones are scaled down to it; 0 for no limit. Default 1.

@@ -42,8 +42,8 @@ RECIPE = {
     "prefix_proj": ["--method", "prefix", "--reparam", "mlp", "--hidden", "256", "--lr", "0.01"],
     "prompt_random": ["--method", "prompt", "--init", "random", "--lr", "0.3"],
     "prompt_text": ["--method", "prompt", "--lr", "0.03"],
-    "p_tuning": ["--method", "p-tuning", "--init", "random", "--hidden", "256", "--lr", "0.003"],
-    "p_tuning_sandwich": ["--method", "p-tuning", "--init", "random", "--hidden", "256", "--lr", "0.01", *SANDWICH],
+    "p_tuning": ["--method", "p-tuning", "--hidden", "256", "--lr", "0.003"],
+    "p_tuning_sandwich": ["--method", "p-tuning", "--hidden", "256", "--lr", "0.01", *SANDWICH],
 }
 DEFAULTS = {
     "prefix": ["--method", "prefix"],
@@ -66,7 +66,7 @@ def run(a, task, method, seed):
     args = [*(RECIPE if a.what == "recipe" else DEFAULTS)[method], *a.extra]
     if a.what == "recipe":
         args += COMMON
-        if method == "prompt_text":
+        if method in ("prompt_text", "p_tuning"):
             args += ["--init", "text:" + TEXT[task]]
     with tempfile.TemporaryDirectory() as folder:
         adapter, log, out = (os.path.join(folder, n) for n in ("a.gguf", "log.jsonl", "out.jsonl"))

@@ -1028,7 +1028,7 @@ fn predict_scores_completions_as_eval_does() {
 
 /// Every flag of `ggraft train`.
 const TRAIN_FLAGS: &str = "--model --data --valid --max-len --method --length --init --reparam --hidden --template \
-    --freeze-first --loss --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta2 --weight-decay --clip --seed \
+    --freeze-first --loss --label-smoothing --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta2 --weight-decay --dropout --clip --seed \
     --eval-every --patience --output --checkpoint-every --resume --log --plot --threads --memory";
 
 #[test]
@@ -1073,7 +1073,7 @@ fn train_refuses_arguments_that_make_no_sense() {
         ("--method lora", "'lora'"),
         (
             "--method prefix --init words",
-            "random, zeros, vocab, text:",
+            "random, zeros, vocab, prompts, mean, text:",
         ),
         ("--method prefix --init text:", "no text behind 'text:'"),
         (
@@ -1099,6 +1099,11 @@ fn train_refuses_arguments_that_make_no_sense() {
         ("--method prefix --lr nan", "above 0"),
         ("--method prefix --weight-decay=-1", "0 or more"),
         ("--method prefix --clip inf", "0 or more"),
+        ("--method prefix --dropout 1", "from 0 to below 1"),
+        (
+            "--method prefix --label-smoothing=-0.1",
+            "from 0 to below 1",
+        ),
         ("--method prefix --memory 12Q", "for example 256M"),
         ("--method prefix --memory 0", "at least one byte"),
         ("--method prefix --patience 3", "--valid"),

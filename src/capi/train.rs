@@ -35,7 +35,8 @@ const _: fn() = || {
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ggraft_init {
-    /// GGRAFT_INIT_PROMPTS, or GGRAFT_INIT_RANDOM with an encoder.
+    /// GGRAFT_INIT_PROMPTS. But of a prefix GGRAFT_INIT_RANDOM with the MLP, the context with GGRAFT_OBJECTIVE_DISTILL, and
+    /// GGRAFT_INIT_MEAN for runs of at least 300 steps in which no row is frozen.
     GGRAFT_INIT_DEFAULT = 0,
     /// Normally distributed values; for an encoder PyTorch's initial weights.
     GGRAFT_INIT_RANDOM = 1,
@@ -50,6 +51,8 @@ pub enum ggraft_init {
     GGRAFT_INIT_PROMPTS = 5,
     /// The rows of `init_adapter`: its training goes on.
     GGRAFT_INIT_ADAPTER = 6,
+    /// Keys near the mean key of the first training rows, values near zero, and noise. Prefixes only.
+    GGRAFT_INIT_MEAN = 7,
 }
 
 /// The network that produces the adapter's rows while training; it is folded away when the adapter is made.
@@ -171,6 +174,8 @@ pub struct ggraft_train_params {
     pub lr: f64,
     /// Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
     pub warmup: i64,
+    /// AdamW's decay of the mean of the gradient's square, from 0 to below 1. Default 0.9.
+    pub beta2: f64,
     /// Pulls values towards 0. Default 0.
     pub weight_decay: f64,
     /// Largest norm of the gradient, longer ones are scaled down to it; 0 for no limit. Default 1.
@@ -228,6 +233,7 @@ unsafe impl Params for ggraft_train_params {
             schedule: ggraft_schedule::GGRAFT_SCHEDULE_LINEAR as i32,
             lr: 0.0,
             warmup: -1,
+            beta2: d.betas.1,
             weight_decay: d.weight_decay,
             clip: d.clip,
             optimizer: ggraft_optimizer::GGRAFT_OPTIMIZER_ADAMW as i32,
@@ -243,7 +249,7 @@ unsafe impl Params for ggraft_train_params {
 }
 
 const _: () = assert!(
-    size_of::<ggraft_train_params>() == 6 * size_of::<usize>() + 18 * 4 + 10 * 8,
+    size_of::<ggraft_train_params>() == 6 * size_of::<usize>() + 18 * 4 + 11 * 8,
     "padding"
 );
 
@@ -396,6 +402,7 @@ unsafe fn options(params: *const ggraft_train_params) -> Result<TrainOptions, Fa
         })?),
     };
     o.optimizer = optimizer(p.optimizer)?;
+    o.betas.1 = p.beta2;
     o.weight_decay = p.weight_decay;
     o.clip = p.clip;
     o.dropout = p.dropout;
@@ -425,6 +432,7 @@ unsafe fn init(p: &ggraft_train_params) -> Result<Option<Init>, Failure> {
             ))
         }
         v if v == GGRAFT_INIT_PROMPTS as i32 => Some(Init::Prompts),
+        v if v == GGRAFT_INIT_MEAN as i32 => Some(Init::Mean),
         v if v == GGRAFT_INIT_ADAPTER as i32 => {
             // SAFETY: the caller's promise.
             let handle = unsafe { handle(p.init_adapter, "init_adapter")? };

@@ -18,6 +18,9 @@ pub enum Init {
     Text(String),
     /// As [`Init::Text`], from the prompts of the first training rows.
     Prompts,
+    /// Rows of a prefix that say nothing yet but are heard: keys near the mean key of the first training rows' tokens, which queries
+    /// look for, values near zero, and noise that tells the rows apart.
+    Mean,
     /// The rows of another adapter: goes on with its training.
     Adapter(Adapter),
 }
@@ -60,7 +63,9 @@ pub struct TrainOptions {
     pub method: AdapterKind,
     /// P. Default: what the template places, what the initial adapter has, or 20: enough for most tasks.
     pub length: Option<usize>,
-    /// Default: the text of the first prompts, through an encoder too; random for the MLP of a prefix.
+    /// Default: the text of the first prompts, through P-tuning's encoder too. But for a prefix random with the MLP, the context that
+    /// is distilled, and [`Init::Mean`] for runs of at least 300 steps in which no row is frozen: a text learns faster, the mean
+    /// ends better.
     pub init: Option<Init>,
     /// Default: [`Reparam::Mlp`] for P-tuning, none otherwise.
     pub reparam: Option<Reparam>,
@@ -74,7 +79,7 @@ pub struct TrainOptions {
     pub freeze_first: usize,
     /// What is to be learned.
     pub loss: Objective,
-    /// Probability that is spread over the vocabulary (Szegedy et al. 2016).
+    /// Probability that is spread over the vocabulary while training (Szegedy et al. 2016).
     pub label_smoothing: f32,
     /// Optimizer steps. Default: `epochs`, if given, or 300.
     pub steps: Option<u64>,
@@ -94,7 +99,7 @@ pub struct TrainOptions {
     pub warmup: Option<u64>,
     /// Which optimizer.
     pub optimizer: OptimizerKind,
-    /// AdamW's decay of the mean of the gradient and of its square. Default: 0.9 and 0.98. PyTorch's 0.999 remembers squares
+    /// AdamW's decay of the mean of the gradient and of its square. Default: 0.9 and 0.9. PyTorch's 0.999 remembers squares
     /// for a thousand steps, longer than most runs: the large first gradients would hold back all later steps.
     pub betas: (f64, f64),
     /// Decoupled weight decay (AdamW, Adafactor) or its older form (SGD).
@@ -152,7 +157,7 @@ impl TrainOptions {
             schedule: Schedule::Linear,
             warmup: None,
             optimizer: OptimizerKind::AdamW,
-            betas: (0.9, 0.98),
+            betas: (0.9, 0.9),
             weight_decay: 0.0,
             clip: 1.0,
             dropout: 0.0,

@@ -13,6 +13,7 @@ use crate::adapter::{
 };
 use crate::error::Result;
 use crate::model::Model;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,15 @@ use std::time::Instant;
 /// Tokens in one graph, if the rows are not longer: enough to multiply matrices at full speed. Larger batches are computed
 /// in several graphs, so that memory does not grow with the batch.
 const MAX_TOKENS: usize = 1024;
+
+/// Tokens whose keys and values [`Init::Mean`] looks at: enough for a mean, and less than a step costs.
+const MEAN_TOKENS: usize = 512;
+
+/// How much of the mean key [`Init::Mean`] takes.
+const MEAN_KEY: f32 = 1.0;
+
+/// Noise of [`Init::Mean`] as a part of the deviation of the tokens' values.
+const MEAN_NOISE: f32 = 0.2;
 
 /// Stops a trainer from another thread.
 #[derive(Clone, Debug, Default)]
@@ -135,7 +145,7 @@ pub(super) struct State {
     pub(super) best: Option<Best>,
     /// Evaluations since then.
     pub(super) stale: u64,
-    /// The rows that the last loss was computed with.
+    /// The rows that the last loss was computed with, before dropout.
     pub(super) good: Vec<f32>,
     pub(super) first_loss: Option<f64>,
     pub(super) last_loss: Option<f64>,
@@ -244,10 +254,6 @@ impl Trainer {
             teacher.teach(&mut passes, &train, &mut train_rows)?;
             teacher.teach(&mut passes, &valid, &mut valid_rows)?;
         }
-        let encoder = match encoder {
-            Some(encoder) => encoder,
-            None => start(model, &options, length, &mut passes, &train)?,
-        };
         let rows_per_step = options.batch * options.accum;
         let steps = options.steps.unwrap_or_else(|| match options.epochs {
             Some(epochs) => {
@@ -255,6 +261,10 @@ impl Trainer {
             }
             None => TrainOptions::DEFAULT_STEPS,
         });
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => start(model, &options, length, steps, &mut passes, &train)?,
+        };
         let mut optimizer_options = OptimizerOptions::new(options.optimizer)
             .betas(options.betas.0, options.betas.1)
             .weight_decay(options.weight_decay);
@@ -423,7 +433,8 @@ impl Trainer {
         self.folded(&rows, self.state.step)
     }
 
-    /// Mean cross-entropy of the training objective over the validation set, in nats, under the current rows.
+    /// Mean cross-entropy of the training objective over the validation set, in nats, under the current rows, without label
+    /// smoothing: comparable between runs that smooth and runs that do not.
     ///
     /// # Errors
     /// [`TrainError::Cancelled`], [`TrainError::OutOfMemory`].
@@ -440,7 +451,7 @@ impl Trainer {
                 &packed,
                 &variables,
                 1.0,
-                self.options.label_smoothing,
+                0.0,
                 Goal::Losses,
                 Some(&self.cancel.0),
             )?;
@@ -511,7 +522,10 @@ impl Trainer {
             .into());
         }
         param.value.copy_from_slice(values);
-        self.state.good = self.state.encoder.forward();
+        let rows = self.state.encoder.forward();
+        if rows.iter().all(|x| x.is_finite()) {
+            self.state.good = rows;
+        }
         Ok(())
     }
 
@@ -587,11 +601,12 @@ impl Trainer {
 
     /// Leaves gradients in the encoder's parameters; returns the mean loss, tokens computed and targets.
     fn forward_backward(&mut self) -> Result<(f64, u64, u64)> {
-        let mut rows = self.state.encoder.forward();
+        let rows = self.state.encoder.forward();
         let mask = self.dropout_mask(rows.len());
-        if let Some(mask) = &mask {
-            rows.iter_mut().zip(mask).for_each(|(r, m)| *r *= m);
-        }
+        let used: Cow<[f32]> = match &mask {
+            Some(mask) => rows.iter().zip(mask).map(|(r, m)| r * m).collect(),
+            None => rows.as_slice().into(),
+        };
         let train = std::mem::take(&mut self.train);
         let batch: Vec<_> = self
             .state
@@ -599,7 +614,7 @@ impl Trainer {
             .iter()
             .map(|&i| &train[i as usize])
             .collect();
-        let result = self.accumulate(&batch, &rows);
+        let result = self.accumulate(&batch, &used);
         self.train = train;
         let (loss, tokens, targets, mut d_rows) = result?;
         if let Some(mask) = &mask {
@@ -608,7 +623,8 @@ impl Trainer {
         let encoder = &mut self.state.encoder;
         encoder.params_mut().iter_mut().for_each(|p| p.zero_grad());
         encoder.backward(&d_rows);
-        if loss.is_finite() && mask.is_none() {
+        drop(used);
+        if loss.is_finite() {
             self.state.good = rows;
         }
         Ok((loss, tokens, targets))
@@ -925,6 +941,13 @@ fn check(o: &TrainOptions) -> Result<(), TrainError> {
                 "a prefix has no embeddings; start from a text",
             );
         }
+        (Some(Init::Mean), AdapterKind::Prompt | AdapterKind::PTuning) => {
+            return conflict(
+                "initial rows at the mean key",
+                method(),
+                "virtual tokens have no keys; start from a text",
+            );
+        }
         (Some(Init::Zeros), _) if reparam != Reparam::None => {
             return conflict(
                 "initial zeros",
@@ -1145,11 +1168,31 @@ impl Teacher<'_> {
     }
 }
 
+/// [`TrainOptions::init`] if it is not given, for a run of so many steps.
+fn default_init(o: &TrainOptions, steps: u64) -> Init {
+    match (o.method, o.effective_reparam(), &o.loss) {
+        (AdapterKind::Prefix, Reparam::None, Objective::Distill { context, .. })
+            if !context.is_empty() =>
+        {
+            Init::Text(context.clone())
+        }
+        // Frozen rows have to mean something.
+        (AdapterKind::Prefix, Reparam::None, _)
+            if steps >= TrainOptions::DEFAULT_STEPS && o.freeze_first == 0 =>
+        {
+            Init::Mean
+        }
+        (AdapterKind::Prefix, Reparam::Mlp | Reparam::Lstm, _) => Init::Random,
+        _ => Init::Prompts,
+    }
+}
+
 /// The encoder before the first step.
 fn start(
     model: &Model,
     o: &TrainOptions,
     length: usize,
+    steps: u64,
     passes: &mut Passes,
     train: &[Example],
 ) -> Result<Encoder> {
@@ -1160,12 +1203,8 @@ fn start(
         AdapterKind::Prefix => 2 * shape.n_layer * shape.kv_width(),
         AdapterKind::Prompt | AdapterKind::PTuning => shape.n_embd,
     };
-    let default = match (o.method, reparam) {
-        (AdapterKind::Prefix, Reparam::Mlp | Reparam::Lstm) => Init::Random,
-        _ => Init::Prompts,
-    };
-    let init = o.init.as_ref().unwrap_or(&default);
-    let rows = match init {
+    let init = o.init.clone().unwrap_or_else(|| default_init(o, steps));
+    let rows = match &init {
         Init::Random => None,
         Init::Zeros => Some(vec![0.0; length * width]),
         Init::Adapter(adapter) => Some(adapter_rows(model, o, length, adapter)?),
@@ -1192,6 +1231,7 @@ fn start(
             }
             Some(text_rows(model, o.method, length, &ids, passes)?)
         }
+        Init::Mean => Some(mean_rows(model, length, train, passes, &mut rng)?),
     };
     let encoder = match (o.method, reparam) {
         (_, Reparam::None) => {
@@ -1239,6 +1279,80 @@ fn adapter_rows(
         Payload::Rows(rows) => rows.to_f32(),
         Payload::Prefix { layers } => prefix_to_peft(layers, model.shape())?,
     })
+}
+
+/// Rows of a prefix for [`Init::Mean`].
+fn mean_rows(
+    model: &Model,
+    length: usize,
+    train: &[Example],
+    passes: &mut Passes,
+    rng: &mut Rng,
+) -> Result<Vec<f32>> {
+    let width = model.shape().kv_width();
+    let vocab = model.vocab();
+    let bos = vocab.bos().filter(|_| vocab.add_bos());
+    // Keys, then values of each layer, one token behind the other.
+    let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); model.shape().n_layer];
+    for example in train {
+        let left = MEAN_TOKENS.saturating_sub(seen[0][0].len() / width);
+        let text = example
+            .given
+            .iter()
+            .chain(example.then.iter().map(|t| &t.0));
+        let first = bos.iter().filter(|_| example.bos);
+        let longest = model.n_ctx_train().min(1 + left);
+        let ids: Vec<i32> = first.chain(text).take(longest).copied().collect();
+        if left == 0 || ids.len() < 2 {
+            continue;
+        }
+        // The first token is the attention sink, like no other.
+        for (all, new) in seen.iter_mut().zip(passes.keys_values(&ids)?) {
+            for (all, new) in all.iter_mut().zip(new) {
+                all.extend(&new[width..]);
+            }
+        }
+    }
+    if seen[0][0].is_empty() {
+        return Err(TrainError::EmptyInit.into());
+    }
+    let layers = seen.into_iter().map(|kv| {
+        let [k, v] = kv.map(|tokens| Moments::of(&tokens, width));
+        let mut rows = |moments: &Moments, share: f32| -> Vec<f32> {
+            let noise = MEAN_NOISE * moments.deviation;
+            let row = moments.mean.iter().cycle().take(length * width);
+            row.map(|m| share * m + noise * rng.normal()).collect()
+        };
+        [rows(&k, MEAN_KEY), rows(&v, 0.0)]
+    });
+    let layers = layers.collect();
+    prefix_rows(model, layers)
+}
+
+/// Mean and spread of rows.
+struct Moments {
+    mean: Vec<f32>,
+    /// Root mean square distance of a value from the mean of its column.
+    deviation: f32,
+}
+
+impl Moments {
+    /// Of rows of `width` values, one behind the other; at least one.
+    fn of(rows: &[f32], width: usize) -> Self {
+        let n = (rows.len() / width) as f64;
+        let (mut sum, mut squares) = (vec![0.0; width], 0.0);
+        for row in rows.chunks_exact(width) {
+            for (sum, &x) in sum.iter_mut().zip(row) {
+                *sum += f64::from(x);
+                squares += f64::from(x) * f64::from(x);
+            }
+        }
+        let of_means: f64 = sum.iter().map(|s| s * s / n).sum();
+        Self {
+            mean: sum.iter().map(|s| (s / n) as f32).collect(),
+            deviation: ((squares - of_means).max(0.0) / rows.len() as f64).sqrt() as f32,
+        }
+    }
 }
 
 /// Rows made from a text, cut or repeated to `length` tokens.

@@ -166,6 +166,7 @@ fn every_method_and_choice_trains() {
         Box::new(|_| ()),
         Box::new(|p| p.init = ggraft_init::GGRAFT_INIT_RANDOM as i32),
         Box::new(|p| p.init = ggraft_init::GGRAFT_INIT_ZEROS as i32),
+        Box::new(|p| p.init = ggraft_init::GGRAFT_INIT_MEAN as i32),
         Box::new(|p| {
             (p.init, p.init_text) = (ggraft_init::GGRAFT_INIT_TEXT as i32, text.as_ptr());
         }),
@@ -209,6 +210,7 @@ fn every_method_and_choice_trains() {
         Box::new(|p| p.schedule = ggraft_schedule::GGRAFT_SCHEDULE_COSINE as i32),
         Box::new(|p| p.lr = 0.05),
         Box::new(|p| p.warmup = 4),
+        Box::new(|p| p.beta2 = 0.5),
         Box::new(|p| p.weight_decay = 0.5),
         Box::new(|p| p.clip = 0.001),
         Box::new(|p| p.optimizer = ggraft_optimizer::GGRAFT_OPTIMIZER_ADAFACTOR as i32),
@@ -347,6 +349,11 @@ fn training_refuses_what_it_cannot_use() {
             Box::new(|p| p.lr = f64::NAN),
             GGRAFT_ERROR_ARGUMENT,
             "learning rate is NaN",
+        ),
+        (
+            Box::new(|p| p.beta2 = 1.0),
+            GGRAFT_ERROR_ARGUMENT,
+            "beta is 1",
         ),
         (
             Box::new(|p| p.weight_decay = -1.0),

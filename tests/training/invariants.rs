@@ -341,6 +341,19 @@ fn smoothed_labels_as_the_formula_says() {
 }
 
 #[test]
+fn the_validation_loss_is_not_smoothed() {
+    let fixture = Fixture::new(Variant::Llama);
+    let loss = |smoothing: f32| {
+        let mut o = options(AdapterKind::Prefix);
+        o.label_smoothing = smoothing;
+        let row = vec![example(5, 4, 12)];
+        let mut trainer = Trainer::new(&fixture.model, o, row.clone(), row).unwrap();
+        trainer.valid_loss().unwrap().unwrap()
+    };
+    assert_eq!(loss(0.3), loss(0.0));
+}
+
+#[test]
 fn a_cancelled_step_changes_nothing() {
     let fixture = Fixture::new(Variant::Llama);
     for method in METHODS {

@@ -71,9 +71,11 @@ fn every_method_encoder_and_start_learns() {
         if reparam == Reparam::None {
             inits.push(Init::Zeros);
         }
-        if method != Prefix {
-            inits.push(Init::Vocab);
-        }
+        inits.push(if method == Prefix {
+            Init::Mean
+        } else {
+            Init::Vocab
+        });
         let mut last = None;
         for init in inits {
             let what = format!("{method}, {reparam:?}, {init:?}");
@@ -104,7 +106,7 @@ fn every_method_encoder_and_start_learns() {
         assert!(after < before, "{method}, {reparam:?}: {before} -> {after}");
         n += 1;
     }
-    assert_eq!(n, 5 + 4 + 6 + 6 + 5 + 5);
+    assert_eq!(n, 6 + 5 + 6 + 6 + 5 + 5);
 }
 
 #[test]
@@ -243,6 +245,72 @@ fn a_run_that_diverges_keeps_its_last_good_rows() {
                 .all(|l| finite(l.k.to_f32()) && finite(l.v.to_f32())),
         });
     }
+}
+
+#[test]
+fn mean_start_is_the_mean_key_and_next_to_no_value() {
+    let model = tinylm();
+    let row = corpus(&model).remove(1);
+    let start = |init: Init, length: usize, seed: u64| {
+        let mut o = TrainOptions::new(AdapterKind::Prefix);
+        (o.init, o.length, o.seed, o.threads) = (Some(init), Some(length), seed, Some(1));
+        let trainer = Trainer::new(&model, o, vec![row.clone()], Vec::new()).unwrap();
+        trainer.adapter().unwrap()
+    };
+    // What the base computes for the row, after its first token, the BOS.
+    let tokens = 1 + row.given.len();
+    let read = start(Init::Prompts, tokens, 1);
+    let mean = start(Init::Mean, 400, 1);
+    assert_eq!(rows_of(&mean), rows_of(&start(Init::Mean, 400, 1)));
+    assert_ne!(rows_of(&mean), rows_of(&start(Init::Mean, 400, 2)));
+    let (Payload::Prefix { layers: read }, Payload::Prefix { layers: mean }) =
+        (read.payload(), mean.payload())
+    else {
+        panic!("two prefixes");
+    };
+    let column_means = |rows: &[f32], n: usize| -> Vec<f64> {
+        let width = rows.len() / n;
+        let mean = |c| {
+            let column = rows.iter().skip(c).step_by(width);
+            column.map(|&x| f64::from(x)).sum::<f64>() / n as f64
+        };
+        (0..width).map(mean).collect()
+    };
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    for (read, mean) in read.iter().zip(mean) {
+        let width = read.k.width();
+        let behind_bos = |rows: Vec<f32>| column_means(&rows[width..], tokens - 1);
+        let (k, v) = (behind_bos(read.k.to_f32()), behind_bos(read.v.to_f32()));
+        let (got_k, got_v) = (mean.k.to_f32(), mean.v.to_f32());
+        let (mean_k, mean_v) = (column_means(&got_k, 400), column_means(&got_v, 400));
+        // The completion counts as well, and 400 rows of noise do not quite cancel out.
+        let dot: f64 = k.iter().zip(&mean_k).map(|(a, b)| a * b).sum();
+        assert!(dot > 0.9 * norm(&k) * norm(&mean_k));
+        assert!(norm(&mean_v) < 0.05 * norm(&v));
+        assert!(got_k[..width] != got_k[width..2 * width]);
+        assert!(got_v.iter().any(|&x| x != 0.0));
+    }
+}
+
+#[test]
+fn a_run_with_dropout_that_fails_keeps_what_it_learned() {
+    let fixture = Fixture::new(Variant::Llama);
+    let mut o = options(AdapterKind::Prompt);
+    o.dropout = 0.1;
+    let mut trainer = fixture.trainer(o, &batch());
+    let start = rows_of(&trainer.adapter().unwrap());
+    trainer.step().unwrap();
+    let learned = rows_of(&trainer.adapter().unwrap());
+    assert_ne!(learned, start);
+    trainer.step().unwrap();
+    let [(name, (_, values))] = Vec::from_iter(trainer.parameters()).try_into().unwrap();
+    trainer
+        .set_parameter(&name, &vec![f32::NAN; values.len()])
+        .unwrap();
+    assert!(trainer.step().is_err());
+    assert_eq!(trainer.finished(), Some(Finish::Failed));
+    // The rows of the last finite loss, before its step and whole.
+    assert_eq!(rows_of(&trainer.adapter().unwrap()), learned);
 }
 
 #[test]

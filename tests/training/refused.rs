@@ -111,6 +111,14 @@ fn options_that_exclude_each_other() {
                 o.init = Some(Init::Vocab);
             },
         ),
+        (
+            Prompt,
+            "initial rows at the mean key",
+            "method prompt",
+            |o| {
+                o.init = Some(Init::Mean);
+            },
+        ),
         (PTuning, "initial zeros", "an encoder", |o| {
             o.init = Some(Init::Zeros);
             o.reparam = Some(Reparam::Mlp);

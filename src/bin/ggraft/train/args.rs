@@ -97,8 +97,10 @@ pub(super) struct ShapeArgs {
     )]
     length: Option<usize>,
     /// Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:"..." (the words' embeddings, for a
-    /// prefix what the model makes of them) or adapter:FILE (trains it further) [default: a text, the first training
-    /// prompts, which the model can read from the first step on; random for a prefix with --reparam mlp]
+    /// prefix what the model makes of them), prompts (as text, from the first training rows), mean (prefix: keys at the mean key
+    /// of the training rows, values near 0) or adapter:FILE (trains it further) [default: prompts, which the model can read from
+    /// the first step on; for a prefix mean if there are 300 steps or more and no frozen rows, which is slower and ends better,
+    /// random with --reparam mlp, the context with --loss distill]
     #[arg(long, value_name = "INIT", value_parser = InitArg::from_str, conflicts_with = "resume")]
     init: Option<InitArg>,
     /// Train the rows through a network, which is folded into them when saved: none, mlp or (p-tuning) lstm [default: mlp for
@@ -136,6 +138,10 @@ pub(super) struct ObjectiveArgs {
         conflicts_with = "resume"
     )]
     loss: LossArg,
+    /// Spread this much of the probability over the whole vocabulary: the adapter becomes less sure of itself. The validation
+    /// loss stays that of the tokens themselves
+    #[arg(long, value_name = "P", default_value_t = defaults().label_smoothing, value_parser = fraction::<f32>, conflicts_with = "resume")]
+    label_smoothing: f32,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -220,13 +226,17 @@ pub(super) struct ScheduleArgs {
         conflicts_with = "resume"
     )]
     optimizer: OptimizerArg,
-    /// AdamW: how much of the mean of squared gradients is kept per step. 0.98 forgets the large first gradients soon, which
+    /// AdamW: how much of the mean of squared gradients is kept per step. 0.9 forgets the large first gradients soon, which
     /// PyTorch's 0.999 would carry through a short run
-    #[arg(long, value_name = "X", default_value_t = 0.98, value_parser = fraction, conflicts_with = "resume")]
+    #[arg(long, value_name = "X", default_value_t = defaults().betas.1, value_parser = fraction::<f64>, conflicts_with = "resume")]
     beta2: f64,
     /// Pull all numbers towards 0 by X times the rate in each step. 0: the rows have no reason to be near 0
     #[arg(long, value_name = "X", default_value_t = defaults().weight_decay, value_parser = not_negative, conflicts_with = "resume")]
     weight_decay: f64,
+    /// Leave each number of the adapter out of a step with this probability, as PEFT's prefix dropout: against learning a
+    /// small data set by heart
+    #[arg(long, value_name = "P", default_value_t = defaults().dropout, value_parser = fraction::<f32>, conflicts_with = "resume")]
+    dropout: f32,
     /// Largest norm of a step's gradient; 0 does not clip. 1, as usual: a single odd row cannot ruin the adapter
     #[arg(long, value_name = "X", default_value_t = defaults().clip, value_parser = not_negative, conflicts_with = "resume")]
     clip: f64,
@@ -299,6 +309,8 @@ enum InitArg {
     Random,
     Zeros,
     Vocab,
+    Prompts,
+    Mean,
     Text(String),
     Adapter(PathBuf),
 }
@@ -311,11 +323,16 @@ impl FromStr for InitArg {
             None if text == "random" => Ok(Self::Random),
             None if text == "zeros" => Ok(Self::Zeros),
             None if text == "vocab" => Ok(Self::Vocab),
+            None if text == "prompts" => Ok(Self::Prompts),
+            None if text == "mean" => Ok(Self::Mean),
             Some(("text", "")) => Err("no text behind 'text:'".to_owned()),
             Some(("text", text)) => Ok(Self::Text(text.to_owned())),
             Some(("adapter", "")) => Err("no file behind 'adapter:'".to_owned()),
             Some(("adapter", path)) => Ok(Self::Adapter(path.into())),
-            _ => Err("must be random, zeros, vocab, text:\"...\" or adapter:FILE".to_owned()),
+            _ => Err(
+                "must be random, zeros, vocab, prompts, mean, text:\"...\" or adapter:FILE"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -326,6 +343,8 @@ impl InitArg {
             Self::Random => Init::Random,
             Self::Zeros => Init::Zeros,
             Self::Vocab => Init::Vocab,
+            Self::Prompts => Init::Prompts,
+            Self::Mean => Init::Mean,
             Self::Text(text) => Init::Text(text.clone()),
             Self::Adapter(path) => Init::Adapter(load_adapter(path, model, None)?),
         })
@@ -398,9 +417,12 @@ fn not_negative(text: &str) -> Result<f64, String> {
 }
 
 /// A number from 0 to below 1.
-fn fraction(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(x) if (0.0..1.0).contains(&x) => Ok(x),
+fn fraction<T>(text: &str) -> Result<T, String>
+where
+    T: FromStr<Err: Display> + Into<f64> + Copy,
+{
+    match text.parse::<T>() {
+        Ok(x) if (0.0..1.0).contains(&x.into()) => Ok(x),
         Ok(_) => Err("must be from 0 to below 1".to_owned()),
         Err(e) => Err(e.to_string()),
     }
@@ -458,6 +480,7 @@ impl Train {
         options.template = shape.template.clone();
         options.freeze_first = shape.freeze_first;
         options.loss = self.objective.loss.load()?;
+        options.label_smoothing = self.objective.label_smoothing;
         options.steps = schedule.steps;
         options.epochs = schedule.epochs;
         options.batch = schedule.batch;
@@ -478,6 +501,7 @@ impl Train {
         options.betas.1 = schedule.beta2;
         options.weight_decay = schedule.weight_decay;
         options.clip = schedule.clip;
+        options.dropout = schedule.dropout;
         options.eval_every = schedule.eval_every;
         options.patience = schedule.patience;
         options.seed = schedule.seed;
