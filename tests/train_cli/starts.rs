@@ -14,7 +14,7 @@ fn losses(place: &Place) -> (f64, f64) {
 fn every_start_is_a_different_one() {
     let place = Place::new();
     let prompt = ["text:Arr", "text:trade", "vocab", "zeros", "random"];
-    let prefix = ["text:Arr", "text:trade", "zeros", "random"];
+    let prefix = ["text:Arr", "text:trade", "zeros", "random", "mean"];
     for (method, inits) in [("prompt", &prompt[..]), ("prefix", &prefix)] {
         let mut first = Vec::new();
         for init in inits {

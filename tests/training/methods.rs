@@ -247,6 +247,42 @@ fn a_run_that_diverges_keeps_its_last_good_rows() {
     }
 }
 
+/// Where a prefix starts that is not told.
+#[test]
+fn default_starts_of_prefixes() {
+    let model = tinylm();
+    let rows = corpus(&model)[..2].to_vec();
+    let start = |change: &dyn Fn(&mut TrainOptions)| {
+        let mut o = TrainOptions::new(AdapterKind::Prefix);
+        (o.length, o.threads) = (Some(LENGTH), Some(1));
+        change(&mut o);
+        let trainer = Trainer::new(&model, o, rows.clone(), Vec::new()).unwrap();
+        rows_of(&trainer.adapter().unwrap())
+    };
+    let from = |init: Init| start(&|o| o.init = Some(init.clone()));
+    let (mean, prompts) = (from(Init::Mean), from(Init::Prompts));
+    assert_ne!(mean, prompts);
+    assert_eq!(start(&|_| ()), mean);
+    assert_eq!(start(&|o| o.steps = Some(300)), mean);
+    assert_eq!(start(&|o| o.steps = Some(299)), prompts);
+    assert_eq!(start(&|o| o.epochs = Some(2.0)), prompts);
+    assert_eq!(start(&|o| o.freeze_first = 1), prompts);
+    let distill = |context: &str| {
+        let context = context.to_owned();
+        start(&|o| {
+            o.loss = Objective::Distill {
+                context: context.clone(),
+                top_k: 4,
+            }
+        })
+    };
+    assert_eq!(
+        distill("Arr, matey!"),
+        from(Init::Text("Arr, matey!".to_owned()))
+    );
+    assert_eq!(distill(""), mean);
+}
+
 #[test]
 fn mean_start_is_the_mean_key_and_next_to_no_value() {
     let model = tinylm();
