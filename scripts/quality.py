@@ -2,10 +2,10 @@
 """Train adapters on the six example tasks and measure them on their test rows. Standard library only.
 
     scripts/quality.py recipe    the recipe of the PEFT baselines: 300 steps, batch 8, 20 virtual tokens, the learning rates of
-                                 models/tasks/baselines.json, a warm-up of 20 steps; a dropout of 0.05 on the facts, and P-tuning
-                                 in front starts from the text that prompt_text has. Everything else as ggraft does
-                                 it by default, so the step with the lowest validation loss is kept (PEFT's
-                                 figures: the last step)
+                                 models/tasks/baselines.json, a warm-up of 20 steps; a dropout of 0.05 on the facts (but
+                                 for the MLP of a prefix), and P-tuning in front starts from the text that
+                                 prompt_text has. Everything else as ggraft does it by default, so the step with the
+                                 lowest validation loss is kept (PEFT's figures: the last step)
     scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
 
 Prints one line per run, and the median over the seeds beside PEFT's figure. Needs the command (cargo build --release).
@@ -69,7 +69,9 @@ def run(a, task, method, seed):
     data = lambda split: os.path.join(TASKS, task, split + ".jsonl")
     args = [*(RECIPE if a.what == "recipe" else DEFAULTS)[method], *a.extra]
     if a.what == "recipe":
-        args += COMMON + (SMALL if task.startswith("facts") else [])
+        args += COMMON
+        if task.startswith("facts") and method != "prefix_proj" and "--dropout" not in args:
+            args += SMALL
         if method in ("prompt_text", "p_tuning"):
             args += ["--init", "text:" + TEXT[task]]
     with tempfile.TemporaryDirectory() as folder:
@@ -96,8 +98,10 @@ def main():
     ap.add_argument("--jobs", type=int, default=2, help="runs side by side")
     ap.add_argument("--threads", type=int, default=1, help="threads of each")
     ap.add_argument("--out", help="append one JSON object per run")
-    ap.add_argument("extra", nargs="*", help="more arguments for ggraft train, behind --")
-    a = ap.parse_args()
+    ap.epilog = "What stands behind -- goes to ggraft train."
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    a = ap.parse_args(sys.argv[1:end])
+    a.extra = sys.argv[end + 1:]
     methods = a.methods.split(",") if a.methods else list(RECIPE if a.what == "recipe" else DEFAULTS)
     with open(os.path.join(TASKS, "baselines.json"), encoding="utf-8") as f:
         peft = json.load(f)["tasks"]

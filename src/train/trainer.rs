@@ -26,9 +26,6 @@ const MAX_TOKENS: usize = 1024;
 /// Tokens whose keys and values [`Init::Mean`] looks at: enough for a mean, and less than a step costs.
 const MEAN_TOKENS: usize = 512;
 
-/// How much of the mean key [`Init::Mean`] takes.
-const MEAN_KEY: f32 = 1.0;
-
 /// Noise of [`Init::Mean`] as a part of the deviation of the tokens' values.
 const MEAN_NOISE: f32 = 0.2;
 
@@ -1295,7 +1292,10 @@ fn mean_rows(
     // Keys, then values of each layer, one token behind the other.
     let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); model.shape().n_layer];
     for example in train {
-        let left = MEAN_TOKENS.saturating_sub(seen[0][0].len() / width);
+        let left = MEAN_TOKENS - seen[0][0].len() / width;
+        if left == 0 {
+            break;
+        }
         let text = example
             .given
             .iter()
@@ -1303,7 +1303,7 @@ fn mean_rows(
         let first = bos.iter().filter(|_| example.bos);
         let longest = model.n_ctx_train().min(1 + left);
         let ids: Vec<i32> = first.chain(text).take(longest).copied().collect();
-        if left == 0 || ids.len() < 2 {
+        if ids.len() < 2 {
             continue;
         }
         // The first token is the attention sink, like no other.
@@ -1318,12 +1318,14 @@ fn mean_rows(
     }
     let layers = seen.into_iter().map(|kv| {
         let [k, v] = kv.map(|tokens| Moments::of(&tokens, width));
-        let mut rows = |moments: &Moments, share: f32| -> Vec<f32> {
-            let noise = MEAN_NOISE * moments.deviation;
-            let row = moments.mean.iter().cycle().take(length * width);
-            row.map(|m| share * m + noise * rng.normal()).collect()
+        let mut rows = |around: &[f32], deviation: f32| -> Vec<f32> {
+            let around = around.iter().cycle().take(length * width);
+            around
+                .map(|x| x + MEAN_NOISE * deviation * rng.normal())
+                .collect()
         };
-        [rows(&k, MEAN_KEY), rows(&v, 0.0)]
+        let k = rows(&k.mean, k.deviation);
+        [k, rows(&[0.0], v.deviation)]
     });
     let layers = layers.collect();
     prefix_rows(model, layers)
@@ -1332,7 +1334,7 @@ fn mean_rows(
 /// Mean and spread of rows.
 struct Moments {
     mean: Vec<f32>,
-    /// Root mean square distance of a value from the mean of its column.
+    /// Root mean square distance of a value from the mean of its column; of a single row, from 0.
     deviation: f32,
 }
 
@@ -1347,7 +1349,10 @@ impl Moments {
                 squares += f64::from(x) * f64::from(x);
             }
         }
-        let of_means: f64 = sum.iter().map(|s| s * s / n).sum();
+        let of_means: f64 = match n {
+            1.0 => 0.0,
+            _ => sum.iter().map(|s| s * s / n).sum(),
+        };
         Self {
             mean: sum.iter().map(|s| (s / n) as f32).collect(),
             deviation: ((squares - of_means).max(0.0) / rows.len() as f64).sqrt() as f32,

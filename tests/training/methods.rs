@@ -247,6 +247,33 @@ fn a_run_that_diverges_keeps_its_last_good_rows() {
     }
 }
 
+/// On a base that does not round its activations the loss goes on where it was, through every encoder.
+#[test]
+fn a_trained_adapter_goes_on_where_it_was() {
+    use AdapterKind::{PTuning, Prefix, Prompt};
+    let fixture = Fixture::new(Variant::Llama);
+    for (method, reparam) in [
+        (Prefix, Reparam::None),
+        (Prefix, Reparam::Mlp),
+        (Prompt, Reparam::None),
+        (PTuning, Reparam::Mlp),
+        (PTuning, Reparam::Lstm),
+    ] {
+        let mut o = options(method);
+        o.reparam = Some(reparam);
+        o.steps = Some(5);
+        let mut first = fixture.trainer(o.clone(), &batch());
+        while first.step().unwrap().is_some() {}
+        let ended = loss(&mut first, &batch());
+        o.init = Some(Init::Adapter(first.adapter().unwrap()));
+        let again = loss(&mut fixture.trainer(o, &batch()), &batch());
+        assert!(
+            (again - ended).abs() < 1e-6 * ended,
+            "{method}, {reparam:?}: {ended} -> {again}"
+        );
+    }
+}
+
 /// Where a prefix starts that is not told.
 #[test]
 fn default_starts_of_prefixes() {
