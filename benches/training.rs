@@ -20,7 +20,7 @@ use ggraft::measure::{Seconds, mul_mat_back_seconds};
 use ggraft::train::data::Example;
 use ggraft::train::{Init, TrainOptions, Trainer};
 use ggraft::{Model, ModelOptions};
-use ggraft_testkit::synth;
+use ggraft_testkit::{process_size, synth};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -202,7 +202,7 @@ fn step(what: &str) {
     let mut best = f64::INFINITY;
     while let Some(report) = trainer.step().expect("a step") {
         // The memory of a step is kept for the next one.
-        anonymous = anonymous.max(status("RssAnon"));
+        anonymous = anonymous.max(process_size("RssAnon").unwrap_or(0));
         if report.step > 1 {
             best = best.min(report.seconds);
         }
@@ -212,17 +212,9 @@ fn step(what: &str) {
         best * 1e3,
         t as f64 / best,
         trainer.summary().recomputed_layers,
-        anonymous * 1024 / 1000 / 1000,
-        status("VmHWM") * 1024 / 1000 / 1000,
+        anonymous / 1_000_000,
+        process_size("VmHWM").unwrap_or(0) / 1_000_000,
     );
-}
-
-/// A field of this process's status, in KiB.
-fn status(field: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with(field));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-        .unwrap_or(0)
 }
 
 fn main() {

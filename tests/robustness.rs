@@ -56,10 +56,7 @@ static ALLOCATOR: Counting = Counting;
 
 /// Largest size of the process so far, in bytes; 0 where the system does not say.
 fn peak_size() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmPeak:"));
-    let kilobytes = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    kilobytes.unwrap_or(0) << 10
+    ggraft_testkit::process_size("VmPeak").unwrap_or(0) as usize
 }
 
 /// CPU time of the process, so that a busy machine is no failure; wall-clock time where the system does not say.

@@ -39,11 +39,7 @@ pub(crate) fn arrange(
     tokens: &[i32],
     bos: bool,
 ) -> Result<Vec<Item>> {
-    let first = if bos && vocab.add_bos() {
-        vocab.bos()
-    } else {
-        None
-    };
+    let first = vocab.leading_bos().filter(|_| bos);
     let mut items = Vec::new();
     let Some(template) = template else {
         push_tokens(&mut items, first.as_slice());

@@ -199,9 +199,6 @@ pub struct ggraft_train_params {
     pub n_ctx: u32,
 }
 
-/// Tokens whose probabilities a distilled adapter learns at each place.
-const TOP_K: u32 = 20;
-
 // SAFETY: `repr(C)`, numbers and raw pointers; the sum of their sizes is checked below: no padding.
 unsafe impl Params for ggraft_train_params {
     const FIRST_SIZE: usize = size_of::<Self>();
@@ -222,7 +219,7 @@ unsafe impl Params for ggraft_train_params {
             template_text: std::ptr::null(),
             context: std::ptr::null(),
             objective: ggraft_objective::GGRAFT_OBJECTIVE_COMPLETION as i32,
-            top_k: TOP_K,
+            top_k: Objective::DEFAULT_TOP_K as u32,
             freeze_first: d.freeze_first as u32,
             label_smoothing: d.label_smoothing,
             steps: 0,

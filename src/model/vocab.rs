@@ -677,6 +677,11 @@ impl Vocab {
         self.native().is_ok_and(Native::add_bos)
     }
 
+    /// BOS if the file asks for it in front of each text.
+    pub fn leading_bos(&self) -> Option<i32> {
+        self.add_bos().then(|| self.bos()).flatten()
+    }
+
     /// Whether the file asks for EOS after each text. [`Vocab::tokenize`] with `add_special` does it.
     pub fn add_eos(&self) -> bool {
         self.native().is_ok_and(Native::add_eos)

@@ -220,6 +220,14 @@ pub struct Example {
     pub bos: bool,
 }
 
+impl Example {
+    /// All tokens, those that are given first.
+    pub fn ids(&self) -> impl Iterator<Item = i32> + '_ {
+        let then = self.then.iter().map(|&(id, _)| id);
+        self.given.iter().copied().chain(then)
+    }
+}
+
 /// A row to be completed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {

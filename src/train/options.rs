@@ -55,6 +55,11 @@ pub enum Objective {
     },
 }
 
+impl Objective {
+    /// Most probable tokens to take over where nothing else decides: they hold nearly all of the probability.
+    pub const DEFAULT_TOP_K: usize = 20;
+}
+
 /// Options of a [`super::Trainer`]. `None` stands for the default that the field's documentation names.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

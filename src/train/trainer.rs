@@ -258,7 +258,7 @@ impl Trainer {
             }
             None => TrainOptions::DEFAULT_STEPS,
         });
-        let encoder = match encoder {
+        let mut encoder = match encoder {
             Some(encoder) => encoder,
             None => start(model, &options, length, steps, &mut passes, &train)?,
         };
@@ -268,7 +268,6 @@ impl Trainer {
         if options.optimizer == super::OptimizerKind::Sgd {
             optimizer_options = optimizer_options.momentum(SGD_MOMENTUM);
         }
-        let mut encoder = encoder;
         let good = encoder.forward();
         Ok(Self {
             length,
@@ -1025,14 +1024,8 @@ impl<'a> Layout<'a> {
         let mut cut = 0;
         let mut out = Vec::with_capacity(examples.len());
         for (row, example) in examples.iter().enumerate() {
-            let ids = example
-                .given
-                .iter()
-                .chain(example.then.iter().map(|t| &t.0));
-            if let Some(&token) = ids
-                .into_iter()
-                .find(|&&id| id < 0 || id as usize >= n_vocab)
-            {
+            let unknown = |&id: &i32| id < 0 || id as usize >= n_vocab;
+            if let Some(token) = example.ids().find(unknown) {
                 let row = row + 1;
                 return Err(TrainError::Token {
                     set,
@@ -1120,7 +1113,7 @@ impl Teacher<'_> {
         let vocab = self.layout.model.vocab();
         let read = |s: &Sequence| {
             let example = &examples[s.example];
-            let bos = vocab.bos().filter(|_| example.bos && vocab.add_bos());
+            let bos = vocab.leading_bos().filter(|_| example.bos);
             let given = bos.iter().chain(&self.context).chain(&example.given);
             let mut slots: Vec<_> = given.map(|&id| Slot::Token(id)).collect();
             let follows = slots.len();
@@ -1218,14 +1211,7 @@ fn start(
             Some(text_rows(model, o.method, length, &ids, passes)?)
         }
         Init::Prompts => {
-            let mut ids = Vec::new();
-            for example in train {
-                ids.extend(&example.given);
-                if ids.len() >= length {
-                    break;
-                }
-                ids.extend(example.then.iter().map(|t| t.0));
-            }
+            let ids: Vec<i32> = train.iter().flat_map(Example::ids).take(length).collect();
             Some(text_rows(model, o.method, length, &ids, passes)?)
         }
         Init::Mean => Some(mean_rows(model, length, train, passes, &mut rng)?),
@@ -1287,8 +1273,7 @@ fn mean_rows(
     rng: &mut Rng,
 ) -> Result<Vec<f32>> {
     let width = model.shape().kv_width();
-    let vocab = model.vocab();
-    let bos = vocab.bos().filter(|_| vocab.add_bos());
+    let bos = model.vocab().leading_bos();
     // Keys, then values of each layer, one token behind the other.
     let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); model.shape().n_layer];
     for example in train {
@@ -1296,13 +1281,13 @@ fn mean_rows(
         if left == 0 {
             break;
         }
-        let text = example
-            .given
-            .iter()
-            .chain(example.then.iter().map(|t| &t.0));
-        let first = bos.iter().filter(|_| example.bos);
+        let first = bos.filter(|_| example.bos);
         let longest = model.n_ctx_train().min(1 + left);
-        let ids: Vec<i32> = first.chain(text).take(longest).copied().collect();
+        let ids: Vec<i32> = first
+            .into_iter()
+            .chain(example.ids())
+            .take(longest)
+            .collect();
         if ids.len() < 2 {
             continue;
         }
@@ -1371,7 +1356,6 @@ fn text_rows(
     if ids.is_empty() {
         return Err(TrainError::EmptyInit.into());
     }
-    let vocab = model.vocab();
     match method {
         AdapterKind::Prompt | AdapterKind::PTuning => {
             let ids: Vec<i32> = ids.iter().cycle().take(length).copied().collect();
@@ -1379,7 +1363,7 @@ fn text_rows(
         }
         AdapterKind::Prefix => {
             // The base expects its attention sink first.
-            let bos = vocab.bos().filter(|_| vocab.add_bos());
+            let bos = model.vocab().leading_bos();
             let text = ids.iter().cycle();
             let ids: Vec<i32> = bos.iter().chain(text).take(length).copied().collect();
             prefix_rows(model, passes.keys_values(&ids)?)

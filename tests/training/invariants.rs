@@ -297,12 +297,7 @@ fn logits(fixture: &Fixture, trainer: &Trainer, row: &Example) -> Vec<Vec<f64>> 
     let adapter = trainer.latest().unwrap();
     session.attach(&adapter, ExistingText::Drop).unwrap();
     let mut rows = Vec::new();
-    let ids: Vec<i32> = row
-        .given
-        .iter()
-        .chain(row.then.iter().map(|t| &t.0))
-        .copied()
-        .collect();
+    let ids: Vec<i32> = row.ids().collect();
     session
         .feed_with_logits(&ids, |_, row| {
             rows.push(row.iter().map(|&x| f64::from(x)).collect());

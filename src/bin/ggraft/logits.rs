@@ -69,10 +69,7 @@ impl Logits {
 /// BOS, where the model wants it, and the text; no EOS.
 fn tokenize(model: &Model, text: &str) -> Result<Vec<i32>> {
     let vocab = model.vocab();
-    let mut ids = Vec::new();
-    if vocab.add_bos() {
-        ids.extend(vocab.bos());
-    }
+    let mut ids: Vec<i32> = vocab.leading_bos().into_iter().collect();
     ids.extend(vocab.tokenize(text, false, true)?);
     Ok(ids)
 }

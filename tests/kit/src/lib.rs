@@ -8,6 +8,14 @@ pub mod synth;
 pub mod tensors;
 mod vocab;
 
+/// A size in this process's status, in bytes (`VmHWM`, `RssAnon`, ...); `None` where the system does not say.
+pub fn process_size(field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(name, _)| *name == field)?;
+    Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
 /// Inverse-frequency divisors of Llama 3's rope scaling, `ne = [n_rot / 2]`, as its converter stores them in `rope_freqs.weight`:
 /// 1 for wavelengths below `n_ctx_orig / high`, `factor` above `n_ctx_orig / low`, a linear blend between.
 pub(crate) fn llama3_rope_factors(

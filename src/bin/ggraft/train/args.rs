@@ -351,9 +351,6 @@ impl InitArg {
     }
 }
 
-/// Tokens whose probabilities the adapter learns to reproduce at each position: they hold nearly all of the mass.
-const DISTILL_TOP_K: usize = 20;
-
 /// `--loss`, before any file is read.
 #[derive(Clone)]
 enum LossArg {
@@ -383,7 +380,7 @@ impl LossArg {
             Self::All => Objective::All,
             Self::Distill(path) => Objective::Distill {
                 context: io::read_text(path)?,
-                top_k: DISTILL_TOP_K,
+                top_k: Objective::DEFAULT_TOP_K,
             },
         })
     }
@@ -398,34 +395,34 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number for which `valid` holds; `why` says what it must be.
+fn number<T>(text: &str, valid: impl Fn(f64) -> bool, why: &str) -> Result<T, String>
+where
+    T: FromStr<Err: Display> + Into<f64> + Copy,
+{
+    let x: T = text.parse().map_err(|e: T::Err| e.to_string())?;
+    valid(x.into()).then_some(x).ok_or_else(|| why.to_owned())
+}
+
 /// A finite number above 0.
 fn positive<T: FromStr<Err: Display> + Into<f64> + Copy>(text: &str) -> Result<T, String> {
-    let x: T = text.parse().map_err(|e: T::Err| e.to_string())?;
-    match x.into() {
-        value if value.is_finite() && value > 0.0 => Ok(x),
-        _ => Err("must be a finite number above 0".to_owned()),
-    }
+    let valid = |x: f64| x.is_finite() && x > 0.0;
+    number(text, valid, "must be a finite number above 0")
 }
 
 /// A finite number, 0 or more.
 fn not_negative(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(x) if (0.0..=f64::MAX).contains(&x) => Ok(x),
-        Ok(_) => Err("must be a finite number, 0 or more".to_owned()),
-        Err(e) => Err(e.to_string()),
-    }
+    let valid = |x| (0.0..=f64::MAX).contains(&x);
+    number(text, valid, "must be a finite number, 0 or more")
 }
 
 /// A number from 0 to below 1.
-fn fraction<T>(text: &str) -> Result<T, String>
-where
-    T: FromStr<Err: Display> + Into<f64> + Copy,
-{
-    match text.parse::<T>() {
-        Ok(x) if (0.0..1.0).contains(&x.into()) => Ok(x),
-        Ok(_) => Err("must be from 0 to below 1".to_owned()),
-        Err(e) => Err(e.to_string()),
-    }
+fn fraction<T: FromStr<Err: Display> + Into<f64> + Copy>(text: &str) -> Result<T, String> {
+    number(
+        text,
+        |x| (0.0..1.0).contains(&x),
+        "must be from 0 to below 1",
+    )
 }
 
 /// Bytes, with a unit as GNU's tools have them.
