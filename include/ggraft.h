@@ -626,7 +626,7 @@ typedef struct {
   int64_t warmup;
   // AdamW's decay of the mean of the gradient's square, from 0 to below 1. Default 0.9.
   double beta2;
-  // Pulls values towards 0. Default 0.
+  // Pulls values towards 0. Default -1: what suits method, reparam, learning rate and passes over the data; 0 in most runs.
   double weight_decay;
   // Largest norm of the gradient, longer ones are scaled down to it; 0 for no limit. Default 1.
   double clip;

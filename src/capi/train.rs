@@ -176,7 +176,7 @@ pub struct ggraft_train_params {
     pub warmup: i64,
     /// AdamW's decay of the mean of the gradient's square, from 0 to below 1. Default 0.9.
     pub beta2: f64,
-    /// Pulls values towards 0. Default 0.
+    /// Pulls values towards 0. Default -1: what suits method, reparam, learning rate and passes over the data; 0 in most runs.
     pub weight_decay: f64,
     /// Largest norm of the gradient, longer ones are scaled down to it; 0 for no limit. Default 1.
     pub clip: f64,
@@ -231,7 +231,7 @@ unsafe impl Params for ggraft_train_params {
             lr: 0.0,
             warmup: -1,
             beta2: d.betas.1,
-            weight_decay: d.weight_decay,
+            weight_decay: -1.0,
             clip: d.clip,
             optimizer: ggraft_optimizer::GGRAFT_OPTIMIZER_ADAMW as i32,
             dropout: d.dropout,
@@ -400,7 +400,7 @@ unsafe fn options(params: *const ggraft_train_params) -> Result<TrainOptions, Fa
     };
     o.optimizer = optimizer(p.optimizer)?;
     o.betas.1 = p.beta2;
-    o.weight_decay = p.weight_decay;
+    o.weight_decay = (p.weight_decay != -1.0).then_some(p.weight_decay);
     o.clip = p.clip;
     o.dropout = p.dropout;
     o.eval_every = (p.eval_every != 0).then_some(p.eval_every);

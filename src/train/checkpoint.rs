@@ -203,7 +203,7 @@ impl Trainer {
                 warmup: self.warmup,
                 optimizer: o.optimizer,
                 betas: [o.betas.0.into(), o.betas.1.into()],
-                weight_decay: o.weight_decay.into(),
+                weight_decay: self.weight_decay.into(),
                 clip: o.clip.into(),
                 dropout: f64::from(o.dropout).into(),
                 eval_every: self.eval_every,
@@ -388,7 +388,7 @@ impl SavedOptions {
         o.warmup = Some(self.warmup);
         o.optimizer = self.optimizer;
         o.betas = (self.betas[0].into(), self.betas[1].into());
-        o.weight_decay = self.weight_decay.into();
+        o.weight_decay = Some(self.weight_decay.into());
         o.clip = self.clip.into();
         o.dropout = f64::from(self.dropout) as f32;
         o.eval_every = Some(self.eval_every);

@@ -69,8 +69,8 @@ pub struct TrainOptions {
     /// P. Default: what the template places, what the initial adapter has, or 20: enough for most tasks.
     pub length: Option<usize>,
     /// Default: the text of the first prompts, through P-tuning's encoder too. But for a prefix random with the MLP, the context that
-    /// is distilled, and [`Init::Mean`] for runs of at least 300 steps in which no row is frozen: a text learns faster, the mean
-    /// ends better.
+    /// is distilled, and in runs of at least 300 steps in which no row is frozen [`Init::Mean`], or [`Init::Random`] from
+    /// [`TrainOptions::MANY_EPOCHS`] on: a text learns faster, they end better.
     pub init: Option<Init>,
     /// Default: [`Reparam::Mlp`] for P-tuning, none otherwise.
     pub reparam: Option<Reparam>,
@@ -107,8 +107,9 @@ pub struct TrainOptions {
     /// AdamW's decay of the mean of the gradient and of its square. Default: 0.9 and 0.9. PyTorch's 0.999 remembers squares
     /// for a thousand steps, longer than most runs: the large first gradients would hold back all later steps.
     pub betas: (f64, f64),
-    /// Decoupled weight decay (AdamW, Adafactor) or its older form (SGD).
-    pub weight_decay: f64,
+    /// Decoupled weight decay (AdamW, Adafactor) or its older form (SGD). Default: see
+    /// [`TrainOptions::default_weight_decay`].
+    pub weight_decay: Option<f64>,
     /// Largest norm of the gradient; longer ones are scaled down to it. 0 for no limit.
     pub clip: f64,
     /// Probability that a value of the prefix is left out in a step (PEFT's prefix dropout).
@@ -137,6 +138,9 @@ impl TrainOptions {
     pub const DEFAULT_STEPS: u64 = 300;
     /// Evaluations of a run where nothing else decides.
     pub const DEFAULT_EVALUATIONS: u64 = 20;
+    /// Passes over the data from which on a run learns its rows by heart if nothing holds it back: there is a weight decay by
+    /// default, and prefixes start at random.
+    pub const MANY_EPOCHS: f64 = 8.0;
     /// Bytes for activations where nothing else decides.
     pub const DEFAULT_MEMORY: u64 = 800 << 20;
 
@@ -163,7 +167,7 @@ impl TrainOptions {
             warmup: None,
             optimizer: OptimizerKind::AdamW,
             betas: (0.9, 0.9),
-            weight_decay: 0.0,
+            weight_decay: None,
             clip: 1.0,
             dropout: 0.0,
             eval_every: None,
@@ -194,6 +198,25 @@ impl TrainOptions {
             (OptimizerKind::AdamW, AdapterKind::Prefix, _) => 0.01,
             (OptimizerKind::AdamW, _, Reparam::None) => 0.03,
             (OptimizerKind::AdamW, _, _) => 0.01,
+        }
+    }
+
+    /// The weight decay when none is given, for a run at the learning rate `lr` that passes `epochs` times over its data.
+    ///
+    /// AdamW takes `lr` times the decay off every value in each step. It is that product which is fixed here, as Wang and
+    /// Aitchison (2024) advise: the values are a mean over the last 30 to 100 steps at the full rate, whatever the rate.
+    /// Without it a run that reads few rows often learns them by heart, and the tanh in a prefix's MLP saturates in any run.
+    /// The rows of a prefix, which have to be about as large as the base's own keys and values, get no more than 0.1.
+    pub fn default_weight_decay(&self, lr: f64, epochs: f64) -> f64 {
+        let repeats =
+            epochs >= Self::MANY_EPOCHS && !matches!(self.loss, Objective::Distill { .. });
+        match (self.optimizer, self.method, self.effective_reparam()) {
+            (OptimizerKind::AdamW, AdapterKind::Prefix, Reparam::Mlp | Reparam::Lstm) => 0.02 / lr,
+            (OptimizerKind::AdamW, AdapterKind::Prefix, Reparam::None) if repeats => {
+                (0.01 / lr).min(0.1)
+            }
+            (OptimizerKind::AdamW, _, Reparam::None) if repeats => 0.03 / lr,
+            _ => 0.0,
         }
     }
 }

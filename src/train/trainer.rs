@@ -184,6 +184,7 @@ pub struct Trainer {
     pub(super) length: usize,
     pub(super) steps: u64,
     pub(super) lr: f64,
+    pub(super) weight_decay: f64,
     pub(super) warmup: u64,
     pub(super) eval_every: u64,
     pub(super) train: Vec<Sequence>,
@@ -258,13 +259,22 @@ impl Trainer {
             }
             None => TrainOptions::DEFAULT_STEPS,
         });
+        let epochs = steps as f64 * rows_per_step as f64 / train_rows.len() as f64;
         let mut encoder = match encoder {
             Some(encoder) => encoder,
-            None => start(model, &options, length, steps, &mut passes, &train)?,
+            None => {
+                let default = default_init(&options, steps, epochs);
+                let init = options.init.as_ref().unwrap_or(&default);
+                start(model, &options, init, length, &mut passes, &train)?
+            }
         };
+        let lr = options.lr.unwrap_or_else(|| options.default_lr());
+        let weight_decay = options
+            .weight_decay
+            .unwrap_or_else(|| options.default_weight_decay(lr, epochs));
         let mut optimizer_options = OptimizerOptions::new(options.optimizer)
             .betas(options.betas.0, options.betas.1)
-            .weight_decay(options.weight_decay);
+            .weight_decay(weight_decay);
         if options.optimizer == super::OptimizerKind::Sgd {
             optimizer_options = optimizer_options.momentum(SGD_MOMENTUM);
         }
@@ -272,7 +282,8 @@ impl Trainer {
         Ok(Self {
             length,
             steps,
-            lr: options.lr.unwrap_or_else(|| options.default_lr()),
+            lr,
+            weight_decay,
             warmup: options.warmup.unwrap_or((steps / 15).min(100)),
             eval_every: options
                 .eval_every
@@ -872,8 +883,8 @@ fn check(o: &TrainOptions) -> Result<(), TrainError> {
             return wrong("beta", &beta, "must be from 0 to below 1");
         }
     }
-    if !(o.weight_decay.is_finite() && o.weight_decay >= 0.0) {
-        return wrong("weight decay", &o.weight_decay, "must not be negative");
+    if let Some(decay) = o.weight_decay.filter(|d| !(d.is_finite() && *d >= 0.0)) {
+        return wrong("weight decay", &decay, "must not be negative");
     }
     if !(o.clip.is_finite() && o.clip >= 0.0) {
         return wrong("clip", &o.clip, "must not be negative; 0 for no limit");
@@ -1158,8 +1169,8 @@ impl Teacher<'_> {
     }
 }
 
-/// [`TrainOptions::init`] if it is not given, for a run of so many steps.
-fn default_init(o: &TrainOptions, steps: u64) -> Init {
+/// [`TrainOptions::init`] if it is not given, for a run of so many steps and passes over the data.
+fn default_init(o: &TrainOptions, steps: u64, epochs: f64) -> Init {
     match (o.method, o.effective_reparam(), &o.loss) {
         (AdapterKind::Prefix, Reparam::None, Objective::Distill { context, .. })
             if !context.is_empty() =>
@@ -1170,7 +1181,11 @@ fn default_init(o: &TrainOptions, steps: u64) -> Init {
         (AdapterKind::Prefix, Reparam::None, _)
             if steps >= TrainOptions::DEFAULT_STEPS && o.freeze_first == 0 =>
         {
-            Init::Mean
+            if epochs >= TrainOptions::MANY_EPOCHS {
+                Init::Random
+            } else {
+                Init::Mean
+            }
         }
         (AdapterKind::Prefix, Reparam::Mlp | Reparam::Lstm, _) => Init::Random,
         _ => Init::Prompts,
@@ -1181,8 +1196,8 @@ fn default_init(o: &TrainOptions, steps: u64) -> Init {
 fn start(
     model: &Model,
     o: &TrainOptions,
+    init: &Init,
     length: usize,
-    steps: u64,
     passes: &mut Passes,
     train: &[Example],
 ) -> Result<Encoder> {
@@ -1193,8 +1208,7 @@ fn start(
         AdapterKind::Prefix => 2 * shape.n_layer * shape.kv_width(),
         AdapterKind::Prompt | AdapterKind::PTuning => shape.n_embd,
     };
-    let init = o.init.clone().unwrap_or_else(|| default_init(o, steps));
-    let rows = match &init {
+    let rows = match init {
         Init::Random => None,
         Init::Zeros => Some(vec![0.0; length * width]),
         Init::Adapter(adapter) => Some(adapter_rows(model, o, length, adapter)?),

@@ -356,9 +356,9 @@ fn training_refuses_what_it_cannot_use() {
             "beta is 1",
         ),
         (
-            Box::new(|p| p.weight_decay = -1.0),
+            Box::new(|p| p.weight_decay = -2.0),
             GGRAFT_ERROR_ARGUMENT,
-            "weight decay is -1",
+            "weight decay is -2",
         ),
         (
             Box::new(|p| p.clip = f64::NAN),

@@ -135,7 +135,7 @@ impl Kind {
         }
         o.lr = Some(1e-2);
         o.betas = (0.9, 0.999);
-        o.weight_decay = 0.01;
+        o.weight_decay = Some(0.01);
         o.schedule = Schedule::Constant;
         o.warmup = Some(0);
         o.clip = 0.0;

@@ -247,7 +247,7 @@ fn frozen_rows_stay() {
     let fixture = Fixture::new(Variant::Qwen3);
     let mut o = options(AdapterKind::Prefix);
     o.freeze_first = 2;
-    o.weight_decay = 0.1;
+    o.weight_decay = Some(0.1);
     let mut trainer = fixture.trainer(o, &batch());
     let before = values(&trainer);
     for _ in 0..3 {

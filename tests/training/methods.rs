@@ -274,25 +274,88 @@ fn a_trained_adapter_goes_on_where_it_was() {
     }
 }
 
+/// What pulls at the rows when nothing is said: by method, encoder and passes over the data.
+#[test]
+fn default_weight_decays() {
+    let model = tinylm();
+    let rows = corpus(&model)[..2].to_vec();
+    // Each step reads both rows twice.
+    let ended = |method, reparam, steps, loss: &Objective, weight_decay| {
+        let mut o = TrainOptions::new(method);
+        (o.length, o.threads, o.reparam, o.batch) = (Some(2), Some(1), Some(reparam), 4);
+        (o.steps, o.loss, o.lr, o.weight_decay) =
+            (Some(steps), loss.clone(), Some(0.1), weight_decay);
+        let mut trainer = Trainer::new(&model, o, rows.clone(), Vec::new()).unwrap();
+        while trainer.step().unwrap().is_some() {}
+        rows_of(&trainer.adapter().unwrap())
+    };
+    let plain = Objective::Completion;
+    let distill = Objective::Distill {
+        context: "Arr, matey!".to_owned(),
+        top_k: 4,
+    };
+    let (prefix, prompt, p_tuning) = (
+        AdapterKind::Prefix,
+        AdapterKind::Prompt,
+        AdapterKind::PTuning,
+    );
+    for (method, reparam, steps, loss, expected) in [
+        (prefix, Reparam::None, 3, &plain, 0.0),
+        (prefix, Reparam::None, 4, &plain, 0.1),
+        (prefix, Reparam::None, 4, &distill, 0.0),
+        (prefix, Reparam::Mlp, 3, &plain, 0.2),
+        (prefix, Reparam::Mlp, 4, &plain, 0.2),
+        (prompt, Reparam::None, 3, &plain, 0.0),
+        (prompt, Reparam::None, 4, &plain, 0.3),
+        (p_tuning, Reparam::None, 4, &plain, 0.3),
+        (p_tuning, Reparam::Mlp, 4, &plain, 0.0),
+    ] {
+        let of = |decay| ended(method, reparam, steps, loss, decay);
+        assert_eq!(
+            of(None),
+            of(Some(expected)),
+            "{method}, {reparam:?}, {steps} steps"
+        );
+    }
+    assert_ne!(
+        ended(prefix, Reparam::None, 4, &plain, Some(0.1)),
+        ended(prefix, Reparam::None, 4, &plain, Some(0.0))
+    );
+    // However slowly the rows of a prefix are trained, nothing keeps them small.
+    assert_eq!(
+        TrainOptions::new(prefix).default_weight_decay(1e-3, 8.0),
+        0.1
+    );
+}
+
 /// Where a prefix starts that is not told.
 #[test]
 fn default_starts_of_prefixes() {
     let model = tinylm();
-    let rows = corpus(&model)[..2].to_vec();
-    let start = |change: &dyn Fn(&mut TrainOptions)| {
+    // 300 steps of 8 rows read 300 rows 8 times.
+    let rows: Vec<_> = corpus(&model)[..2]
+        .iter()
+        .cycle()
+        .take(301)
+        .cloned()
+        .collect();
+    let start_with = |n: usize, change: &dyn Fn(&mut TrainOptions)| {
         let mut o = TrainOptions::new(AdapterKind::Prefix);
         (o.length, o.threads) = (Some(LENGTH), Some(1));
         change(&mut o);
-        let trainer = Trainer::new(&model, o, rows.clone(), Vec::new()).unwrap();
+        let trainer = Trainer::new(&model, o, rows[..n].to_vec(), Vec::new()).unwrap();
         rows_of(&trainer.adapter().unwrap())
     };
+    let start = |change: &dyn Fn(&mut TrainOptions)| start_with(rows.len(), change);
     let from = |init: Init| start(&|o| o.init = Some(init.clone()));
-    let (mean, prompts) = (from(Init::Mean), from(Init::Prompts));
+    let (mean, prompts, random) = (from(Init::Mean), from(Init::Prompts), from(Init::Random));
     assert_ne!(mean, prompts);
     assert_eq!(start(&|_| ()), mean);
     assert_eq!(start(&|o| o.steps = Some(300)), mean);
     assert_eq!(start(&|o| o.steps = Some(299)), prompts);
     assert_eq!(start(&|o| o.epochs = Some(2.0)), prompts);
+    assert_eq!(start_with(300, &|_| ()), random);
+    assert_eq!(start_with(2, &|o| o.steps = Some(299)), prompts);
     assert_eq!(start(&|o| o.freeze_first = 1), prompts);
     let distill = |context: &str| {
         let context = context.to_owned();

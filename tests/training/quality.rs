@@ -163,3 +163,18 @@ fn p_tuning_within_the_text_asks_for_facts() {
     let after = share(&mut session(&model, Some(&adapter)), &test, 6, exact);
     assert!(after > 0.9, "{before} -> {after}");
 }
+
+/// New names are told from a hundred old ones that are read eight times, thanks to the weight decay that such a run has.
+#[test]
+fn rows_that_are_read_often_are_not_learned_by_heart() {
+    let model = model("tinylm-q8_0");
+    let valid = rows("facts_trade", "valid", 20).examples(&model).unwrap();
+    let best = |weight_decay: Option<f64>| {
+        let mut o = TrainOptions::new(AdapterKind::Prefix);
+        (o.steps, o.eval_every, o.weight_decay) = (Some(100), Some(25), weight_decay);
+        let (trainer, _) = train(&model, o, &rows("facts_trade", "train", 100), &valid);
+        trainer.summary().best_valid_loss.unwrap()
+    };
+    let (with, without) = (best(None), best(Some(0.0)));
+    assert!(with < 0.8 * without, "{with} {without}");
+}

@@ -38,6 +38,24 @@ fn default_rates() -> String {
     )
 }
 
+/// [`TrainOptions::default_weight_decay`] in words.
+fn default_decays() -> String {
+    let decay = |method, reparam, lr| {
+        let mut options = TrainOptions::new(method);
+        options.reparam = reparam;
+        options.default_weight_decay(lr, TrainOptions::MANY_EPOCHS)
+    };
+    format!(
+        "with adamw, if the data is read {} times or more, {} / rate for prefix (at most {}) and {} / rate for prompt; for prefix \
+         with an MLP always {} / rate; otherwise 0",
+        TrainOptions::MANY_EPOCHS,
+        decay(AdapterKind::Prefix, None, 1.0),
+        decay(AdapterKind::Prefix, None, f64::MIN_POSITIVE),
+        decay(AdapterKind::Prompt, None, 1.0),
+        decay(AdapterKind::Prefix, Some(Reparam::Mlp), 1.0),
+    )
+}
+
 #[derive(Args)]
 #[command(next_help_heading = "Data")]
 pub(super) struct DataArgs {
@@ -99,8 +117,8 @@ pub(super) struct ShapeArgs {
     /// Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:"..." (the words' embeddings, for a
     /// prefix what the model makes of them), prompts (as text, from the first training rows), mean (prefix: keys at the mean key
     /// of the training rows, values near 0) or adapter:FILE (trains it further) [default: prompts, which the model can read from
-    /// the first step on; for a prefix mean if there are 300 steps or more and no frozen rows, which is slower and ends better,
-    /// random with --reparam mlp, the context with --loss distill]
+    /// the first step on; for a prefix, if there are 300 steps or more and no frozen rows, mean, or random if the data is read 8
+    /// times or more, which are slower and end better; random with --reparam mlp, the context with --loss distill]
     #[arg(long, value_name = "INIT", value_parser = InitArg::from_str, conflicts_with = "resume")]
     init: Option<InitArg>,
     /// Train the rows through a network, which is folded into them when saved: none, mlp or (p-tuning) lstm [default: mlp for
@@ -230,9 +248,17 @@ pub(super) struct ScheduleArgs {
     /// PyTorch's 0.999 would carry through a short run
     #[arg(long, value_name = "X", default_value_t = defaults().betas.1, value_parser = fraction::<f64>, conflicts_with = "resume")]
     beta2: f64,
-    /// Pull all numbers towards 0 by X times the rate in each step. 0: the rows have no reason to be near 0
-    #[arg(long, value_name = "X", default_value_t = defaults().weight_decay, value_parser = not_negative, conflicts_with = "resume")]
-    weight_decay: f64,
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = not_negative,
+        conflicts_with = "resume",
+        help = format!(
+            "Pull all numbers towards 0 by X times the rate in each step: against learning the rows by heart [default: {}]",
+            default_decays()
+        )
+    )]
+    weight_decay: Option<f64>,
     /// Leave each number of the adapter out of a step with this probability, as PEFT's prefix dropout: against learning a
     /// small data set by heart
     #[arg(long, value_name = "P", default_value_t = defaults().dropout, value_parser = fraction::<f32>, conflicts_with = "resume")]
