@@ -122,7 +122,7 @@ pub(super) struct ShapeArgs {
     #[arg(long, value_name = "INIT", value_parser = InitArg::from_str, conflicts_with = "resume")]
     init: Option<InitArg>,
     /// Train the rows through a network, which is folded into them when saved: none, mlp or (p-tuning) lstm [default: mlp for
-    /// p-tuning, which is defined by it; none otherwise, which trains faster and better from a text]
+    /// p-tuning, which is defined by it; none otherwise, which is faster and as good]
     #[arg(
         long,
         value_name = "none|mlp|lstm",
