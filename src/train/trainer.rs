@@ -1124,7 +1124,7 @@ impl Teacher<'_> {
         let vocab = self.layout.model.vocab();
         let read = |s: &Sequence| {
             let example = &examples[s.example];
-            let bos = vocab.leading_bos().filter(|_| example.bos);
+            let bos = example.bos.then(|| vocab.leading_bos()).flatten();
             let given = bos.iter().chain(&self.context).chain(&example.given);
             let mut slots: Vec<_> = given.map(|&id| Slot::Token(id)).collect();
             let follows = slots.len();
@@ -1287,7 +1287,6 @@ fn mean_rows(
     rng: &mut Rng,
 ) -> Result<Vec<f32>> {
     let width = model.shape().kv_width();
-    let bos = model.vocab().leading_bos();
     // Keys, then values of each layer, one token behind the other.
     let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); model.shape().n_layer];
     for example in train {
@@ -1295,7 +1294,7 @@ fn mean_rows(
         if left == 0 {
             break;
         }
-        let first = bos.filter(|_| example.bos);
+        let first = example.bos.then(|| model.vocab().leading_bos()).flatten();
         let longest = model.n_ctx_train().min(1 + left);
         let ids: Vec<i32> = first
             .into_iter()
