@@ -239,7 +239,8 @@ enum ggraft_init
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
   // GGRAFT_INIT_PROMPTS. But of a prefix GGRAFT_INIT_RANDOM with the MLP, the context with GGRAFT_OBJECTIVE_DISTILL, and
-  // GGRAFT_INIT_MEAN for runs of at least 300 steps in which no row is frozen.
+  // in runs of at least 300 steps in which no row is frozen GGRAFT_INIT_MEAN, or GGRAFT_INIT_RANDOM from 8 passes over the
+  // training set on.
   GGRAFT_INIT_DEFAULT = 0,
   // Normally distributed values; for an encoder PyTorch's initial weights.
   GGRAFT_INIT_RANDOM = 1,

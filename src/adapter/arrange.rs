@@ -39,8 +39,7 @@ pub(crate) fn arrange(
     tokens: &[i32],
     bos: bool,
 ) -> Result<Vec<Item>> {
-    // Asking the vocabulary makes it load its tables, which token ids do without.
-    let first = if bos { vocab.leading_bos() } else { None };
+    let first = vocab.leading_bos_if(bos);
     let mut items = Vec::new();
     let Some(template) = template else {
         push_tokens(&mut items, first.as_slice());

@@ -682,6 +682,12 @@ impl Vocab {
         self.add_bos().then(|| self.bos()).flatten()
     }
 
+    /// [`Vocab::leading_bos`] where a text begins. Elsewhere the vocabulary is not asked, which would make it load tables that
+    /// token ids do without.
+    pub(crate) fn leading_bos_if(&self, begins: bool) -> Option<i32> {
+        if begins { self.leading_bos() } else { None }
+    }
+
     /// Whether the file asks for EOS after each text. [`Vocab::tokenize`] with `add_special` does it.
     pub fn add_eos(&self) -> bool {
         self.native().is_ok_and(Native::add_eos)

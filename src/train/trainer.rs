@@ -1124,7 +1124,7 @@ impl Teacher<'_> {
         let vocab = self.layout.model.vocab();
         let read = |s: &Sequence| {
             let example = &examples[s.example];
-            let bos = example.bos.then(|| vocab.leading_bos()).flatten();
+            let bos = vocab.leading_bos_if(example.bos);
             let given = bos.iter().chain(&self.context).chain(&example.given);
             let mut slots: Vec<_> = given.map(|&id| Slot::Token(id)).collect();
             let follows = slots.len();
@@ -1294,7 +1294,7 @@ fn mean_rows(
         if left == 0 {
             break;
         }
-        let first = example.bos.then(|| model.vocab().leading_bos()).flatten();
+        let first = model.vocab().leading_bos_if(example.bos);
         let longest = model.n_ctx_train().min(1 + left);
         let ids: Vec<i32> = first
             .into_iter()

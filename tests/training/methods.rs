@@ -18,6 +18,16 @@ fn loss(trainer: &mut Trainer, rows: &[Example]) -> f64 {
     trainer.gradient(rows).unwrap().0
 }
 
+/// Every method with every encoder that it can have.
+const ENCODERS: [(AdapterKind, Reparam); 6] = [
+    (AdapterKind::Prefix, Reparam::None),
+    (AdapterKind::Prefix, Reparam::Mlp),
+    (AdapterKind::Prompt, Reparam::None),
+    (AdapterKind::PTuning, Reparam::None),
+    (AdapterKind::PTuning, Reparam::Mlp),
+    (AdapterKind::PTuning, Reparam::Lstm),
+];
+
 /// All values of an adapter.
 fn rows_of(adapter: &Adapter) -> Vec<f32> {
     match adapter.payload() {
@@ -46,17 +56,10 @@ fn five_steps(model: &Model, mut o: TrainOptions) -> (f64, f64, Adapter) {
 
 #[test]
 fn every_method_encoder_and_start_learns() {
-    use AdapterKind::{PTuning, Prefix, Prompt};
+    use AdapterKind::Prefix;
     let model = tinylm();
     let mut n = 0;
-    for (method, reparam) in [
-        (Prefix, Reparam::None),
-        (Prefix, Reparam::Mlp),
-        (Prompt, Reparam::None),
-        (PTuning, Reparam::None),
-        (PTuning, Reparam::Mlp),
-        (PTuning, Reparam::Lstm),
-    ] {
+    for (method, reparam) in ENCODERS {
         let with = |init: Init| {
             let mut o = TrainOptions::new(method);
             o.reparam = Some(reparam);
@@ -250,15 +253,8 @@ fn a_run_that_diverges_keeps_its_last_good_rows() {
 /// On a base that does not round its activations the loss goes on where it was, through every encoder.
 #[test]
 fn a_trained_adapter_goes_on_where_it_was() {
-    use AdapterKind::{PTuning, Prefix, Prompt};
     let fixture = Fixture::new(Variant::Llama);
-    for (method, reparam) in [
-        (Prefix, Reparam::None),
-        (Prefix, Reparam::Mlp),
-        (Prompt, Reparam::None),
-        (PTuning, Reparam::Mlp),
-        (PTuning, Reparam::Lstm),
-    ] {
+    for (method, reparam) in ENCODERS {
         let mut o = options(method);
         o.reparam = Some(reparam);
         o.steps = Some(5);
