@@ -625,6 +625,8 @@ typedef struct {
   double lr;
   // Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
   int64_t warmup;
+  // AdamW's decay of the mean of the gradient, from 0 to below 1. Default 0.9.
+  double beta1;
   // AdamW's decay of the mean of the gradient's square, from 0 to below 1. Default 0.9.
   double beta2;
   // Pulls values towards 0. Default -1: what suits method, reparam, learning rate and passes over the data; 0 in most runs.

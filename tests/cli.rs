@@ -1,6 +1,7 @@
 //! The `ggraft` command as its users meet it: what it prints, what it writes, how it fails.
 
 use ggraft::{Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::command::{self as testkit, stderr, stdout};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -16,14 +17,8 @@ const PROMPT: &str = "An old teacher is waiting at the harbour.\n";
 const PIRATE_SAYS: &str = "\"Arr, matey, tell the old teacher that this crew takes no prisoners. Mark me words, ye lubbers.\"";
 
 fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ggraft"));
-    command
-        .args(args)
-        .env_remove("RUST_LOG")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let mut command = testkit::command(env!("CARGO_BIN_EXE_ggraft"), args);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }
 
@@ -43,16 +38,6 @@ fn with_stdin<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> Output {
 /// Arguments split at white space.
 fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-#[track_caller]
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// What stdout says of a command that must succeed.
@@ -1028,7 +1013,7 @@ fn predict_scores_completions_as_eval_does() {
 
 /// Every flag of `ggraft train`.
 const TRAIN_FLAGS: &str = "--model --data --valid --max-len --method --length --init --reparam --hidden --template \
-    --freeze-first --loss --label-smoothing --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta2 --weight-decay --dropout --clip --seed \
+    --freeze-first --loss --label-smoothing --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta1 --beta2 --weight-decay --dropout --clip --seed \
     --eval-every --patience --output --checkpoint-every --resume --log --plot --threads --memory";
 
 #[test]

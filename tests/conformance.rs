@@ -4,11 +4,12 @@
 use ggraft::adapter::{ImportOptions, import_peft};
 use ggraft::infer::{ExistingText, FlashAttention, KvType};
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::conformance::{cases, name_of, within};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 type Outcome = Result<(), String>;
 
@@ -75,34 +76,7 @@ fn check(what: &str, got: &[f64], want: &[f64], tolerance: &Value) -> Outcome {
 }
 
 fn check_within(what: &str, got: &[f64], want: &[f64], metric: &str, limit: f64) -> Outcome {
-    if got.len() != want.len() {
-        return Err(format!(
-            "{what}: {} values instead of {}",
-            got.len(),
-            want.len()
-        ));
-    }
-    let max = |v: &mut dyn Iterator<Item = f64>| v.fold(0.0, |m: f64, x| m.max(x.abs()));
-    let l2 = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-    let mut diff = got.iter().zip(want).map(|(a, b)| a - b);
-    let distance = match metric {
-        "max|a-b| / max|b|" => max(&mut diff) / max(&mut want.iter().copied()),
-        "|a-b|" | "max|a-b|" => max(&mut diff),
-        "||a-b||_2 / ||b||_2" => l2(&mut diff) / l2(&mut want.iter().copied()),
-        other => return Err(format!("{what}: unknown metric '{other}'")),
-    };
-    // Written so that NaN fails.
-    if distance <= limit {
-        Ok(())
-    } else {
-        let first = got
-            .iter()
-            .zip(want)
-            .position(|(a, b)| (a - b).abs() > limit * b.abs().max(1.0));
-        Err(format!(
-            "{what}: {metric} = {distance:.3e} > {limit:.3e} (first difference at {first:?})"
-        ))
-    }
+    within(got, want, metric, limit).map_err(|e| format!("{what}: {e}"))
 }
 
 /// Cross-entropy of `label` under `logits`.
@@ -317,12 +291,7 @@ fn run_case(case: &Path, flash: FlashAttention, failures: &mut String) -> Result
     let mut note = |what: &str, outcome: Outcome| {
         n += 1;
         if let Err(e) = outcome {
-            writeln!(
-                failures,
-                "{}/{what}: {e}",
-                case.file_name().unwrap().to_string_lossy()
-            )
-            .unwrap();
+            writeln!(failures, "{}/{what}: {e}", name_of(case)).unwrap();
         }
     };
     for c in checks {
@@ -366,21 +335,10 @@ fn run_case(case: &Path, flash: FlashAttention, failures: &mut String) -> Result
 }
 
 fn run_tree(flash: FlashAttention) {
-    let root = std::env::var_os("GGRAFT_CONFORMANCE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"),
-        PathBuf::from,
-    );
-    let mut cases: Vec<PathBuf> = fs::read_dir(&root)
-        .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.join("case.json").exists())
-        .collect();
-    cases.sort();
-    assert!(!cases.is_empty(), "{} holds no case", root.display());
     let mut failures = String::new();
     let mut n = 0;
-    for case in &cases {
-        match run_case(case, flash, &mut failures) {
+    for case in cases() {
+        match run_case(&case, flash, &mut failures) {
             Ok(checks) => n += checks,
             Err(e) => writeln!(failures, "{}: {e}", case.display()).unwrap(),
         }

@@ -175,6 +175,8 @@ pub struct ggraft_train_params {
     pub lr: f64,
     /// Steps in which the learning rate rises. Default -1: one in fifteen, at most 100.
     pub warmup: i64,
+    /// AdamW's decay of the mean of the gradient, from 0 to below 1. Default 0.9.
+    pub beta1: f64,
     /// AdamW's decay of the mean of the gradient's square, from 0 to below 1. Default 0.9.
     pub beta2: f64,
     /// Pulls values towards 0. Default -1: what suits method, reparam, learning rate and passes over the data; 0 in most runs.
@@ -231,6 +233,7 @@ unsafe impl Params for ggraft_train_params {
             schedule: ggraft_schedule::GGRAFT_SCHEDULE_LINEAR as i32,
             lr: 0.0,
             warmup: -1,
+            beta1: d.betas.0,
             beta2: d.betas.1,
             weight_decay: -1.0,
             clip: d.clip,
@@ -247,7 +250,7 @@ unsafe impl Params for ggraft_train_params {
 }
 
 const _: () = assert!(
-    size_of::<ggraft_train_params>() == 6 * size_of::<usize>() + 18 * 4 + 11 * 8,
+    size_of::<ggraft_train_params>() == 6 * size_of::<usize>() + 18 * 4 + 12 * 8,
     "padding"
 );
 
@@ -400,7 +403,7 @@ unsafe fn options(params: *const ggraft_train_params) -> Result<TrainOptions, Fa
         })?),
     };
     o.optimizer = optimizer(p.optimizer)?;
-    o.betas.1 = p.beta2;
+    o.betas = (p.beta1, p.beta2);
     o.weight_decay = (p.weight_decay != -1.0).then_some(p.weight_decay);
     o.clip = p.clip;
     o.dropout = p.dropout;

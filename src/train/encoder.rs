@@ -641,7 +641,7 @@ fn sigmoid(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::train::rng::Stream;
-    use std::collections::BTreeMap;
+    use ggraft_testkit::tensors::Tensors;
     use std::fs;
     use std::path::Path;
 
@@ -947,23 +947,6 @@ mod tests {
         );
     }
 
-    type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-    fn read(path: &Path) -> Tensors {
-        let bytes = fs::read(path).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let tensor = |(name, view): (String, safetensors::tensor::TensorView)| {
-            let bytes = view.data().chunks_exact(4);
-            let values = bytes.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-            (name, (view.shape().to_vec(), values.collect()))
-        };
-        let tensors = file.tensors().into_iter();
-        tensors
-            .filter(|(_, view)| view.dtype() == safetensors::Dtype::F32)
-            .map(tensor)
-            .collect()
-    }
-
     fn doubles(values: &[f32]) -> Vec<f64> {
         values.iter().map(|&v| v.into()).collect()
     }
@@ -986,24 +969,26 @@ mod tests {
                     continue;
                 }
                 let what = |name: &str| format!("{}: {name}", dir.display());
-                let saved = read(&dir.join("adapter_model.safetensors"));
-                let expected = read(&dir.join("expected.safetensors"));
-                let params = read(&dir.join("encoder_init.safetensors"))
-                    .into_iter()
-                    .map(|(name, (shape, value))| Param::new(name, &shape, value))
+                let load = |name: &str| Tensors::load(&dir.join(name));
+                let saved = load("adapter_model.safetensors");
+                let expected = load("expected.safetensors");
+                let init = load("encoder_init.safetensors");
+                let params = init
+                    .names()
+                    .map(|n| Param::new(n, init.shape(n), init.f32(n).to_vec()))
                     .collect();
                 let mut encoder = Encoder::from_params(kind, params).unwrap();
 
-                let (shape, rows) = &saved[ROWS];
-                assert_eq!(shape[..], [encoder.rows, encoder.width]);
+                assert_eq!(*saved.shape(ROWS), [encoder.rows, encoder.width]);
                 let out = encoder.forward();
-                assert_close(&what(ROWS), &out, &doubles(rows), 1e-5);
+                assert_close(&what(ROWS), &out, &doubles(saved.f32(ROWS)), 1e-5);
 
-                encoder.backward(&expected["grad.prompt_embeddings"].1);
+                encoder.backward(expected.f32("grad.prompt_embeddings"));
                 for param in encoder.params() {
-                    let (shape, grad) = &expected[&format!("grad.{}", param.name)];
-                    assert_eq!(*shape, param.shape);
-                    assert_close(&what(&param.name), &param.grad, &doubles(grad), 1e-4);
+                    let name = format!("grad.{}", param.name);
+                    let grad = doubles(expected.f32(&name));
+                    assert_eq!(*expected.shape(&name), param.shape);
+                    assert_close(&what(&param.name), &param.grad, &grad, 1e-4);
                 }
                 checked += 1;
             }

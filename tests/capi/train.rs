@@ -210,6 +210,7 @@ fn every_method_and_choice_trains() {
         Box::new(|p| p.schedule = ggraft_schedule::GGRAFT_SCHEDULE_COSINE as i32),
         Box::new(|p| p.lr = 0.05),
         Box::new(|p| p.warmup = 4),
+        Box::new(|p| p.beta1 = 0.5),
         Box::new(|p| p.beta2 = 0.5),
         Box::new(|p| p.weight_decay = 0.5),
         Box::new(|p| p.clip = 0.001),
@@ -349,6 +350,11 @@ fn training_refuses_what_it_cannot_use() {
             Box::new(|p| p.lr = f64::NAN),
             GGRAFT_ERROR_ARGUMENT,
             "learning rate is NaN",
+        ),
+        (
+            Box::new(|p| p.beta1 = -0.1),
+            GGRAFT_ERROR_ARGUMENT,
+            "beta is -0.1",
         ),
         (
             Box::new(|p| p.beta2 = 1.0),

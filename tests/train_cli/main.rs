@@ -8,12 +8,13 @@ mod resumed;
 mod starts;
 
 use ggraft::file::types::GgmlType;
+use ggraft_testkit::command::{self as testkit, stderr, stdout};
 use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -196,24 +197,7 @@ impl Drop for Running {
 }
 
 fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ggraft"));
-    command
-        .args(args)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-#[track_caller]
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
+    testkit::command(env!("CARGO_BIN_EXE_ggraft"), args)
 }
 
 /// What stdout says of a command that must succeed.

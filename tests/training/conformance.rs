@@ -6,7 +6,7 @@ use ggraft::adapter::{AdapterKind, export_peft};
 use ggraft::train::data::Example;
 use ggraft::train::{Init, Reparam, Schedule, TrainOptions, Trainer};
 use ggraft::{Model, ModelOptions};
-use ggraft_testkit::metrics::nmse;
+use ggraft_testkit::conformance::{cases, name_of, within};
 use ggraft_testkit::tensors::Tensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -37,24 +37,8 @@ impl Checks {
     /// Compares by a metric of case.json.
     fn within(&mut self, what: &str, got: &[f32], want: &[f32], metric: &str, limit: f64) {
         self.n += 1;
-        if got.len() != want.len() {
-            return self.fail(
-                what,
-                format!("{} values instead of {}", got.len(), want.len()),
-            );
-        }
-        let distance = match metric {
-            "|a-b|" | "max|a-b|" => got.iter().zip(want).fold(0.0, |m: f64, (a, b)| {
-                let d = (f64::from(*a) - f64::from(*b)).abs();
-                if d.is_nan() { f64::INFINITY } else { m.max(d) }
-            }),
-            "||a-b||_2 / ||b||_2" => nmse(got, want).sqrt(),
-            other => return self.fail(what, format!("unknown metric '{other}'")),
-        };
-        // Written so that NaN fails.
-        let passes = distance <= limit;
-        if !passes {
-            self.fail(what, format!("{metric} = {distance:.3e} > {limit:.3e}"));
+        if let Err(e) = within(got, want, metric, limit) {
+            self.fail(what, e);
         }
     }
 
@@ -499,26 +483,13 @@ fn exported(trainer: &Trainer, model: &Model) -> ggraft::Result<Vec<f32>> {
     Ok(saved.f32(ROWS).to_vec())
 }
 
-fn name_of(case: &Path) -> String {
-    case.file_name().unwrap().to_string_lossy().into_owned()
-}
-
 fn open(path: &Path) -> Result<Model, String> {
     Model::open(path, &ModelOptions::default()).map_err(|e| e.to_string())
 }
 
 /// Runs `f` on every case of the tree; it says how many adapters it ran.
 fn each_case(f: impl Fn(&Path, &Value, &mut Checks) -> Result<usize, String>) {
-    let root = std::env::var_os("GGRAFT_CONFORMANCE").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"),
-        PathBuf::from,
-    );
-    let mut cases: Vec<PathBuf> = fs::read_dir(&root)
-        .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.join("case.json").exists())
-        .collect();
-    cases.sort();
+    let cases = cases();
     let mut checks = Checks::default();
     let mut adapters = 0;
     for case in &cases {
@@ -532,7 +503,7 @@ fn each_case(f: impl Fn(&Path, &Value, &mut Checks) -> Result<usize, String>) {
     let Checks { n, failures } = checks;
     assert!(failures.is_empty(), "of {n} checks:\n{failures}");
     println!("{n} checks of {adapters} adapters in {} cases", cases.len());
-    assert!(adapters > 0 && n > 0, "nothing in {}", root.display());
+    assert!(adapters > 0 && n > 0, "nothing to compare");
 }
 
 fn adapter_checks(json: &Value) -> impl Iterator<Item = &Value> {

@@ -4,45 +4,10 @@
 use super::*;
 use crate::ModelOptions;
 use crate::train::batch::{Sequence, Target};
-use safetensors::SafeTensors;
+use ggraft_testkit::conformance::{cases, name_of, within};
+use ggraft_testkit::tensors::Tensors;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-
-/// Tensors of a reference file.
-struct Reference(Vec<u8>);
-
-impl Reference {
-    fn bytes(&self, name: &str) -> (Vec<usize>, &[u8]) {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        let view = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        (view.shape().to_vec(), view.data())
-    }
-
-    fn f32(&self, name: &str) -> Vec<f32> {
-        let elements = self.bytes(name).1.chunks_exact(4);
-        elements
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    }
-
-    fn ids(&self, name: &str) -> Vec<i32> {
-        let elements = self.bytes(name).1.chunks_exact(8);
-        elements
-            .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32)
-            .collect()
-    }
-}
-
-/// Relative distance.
-fn l2(got: &[f32], want: &[f32]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = &mut got
-        .iter()
-        .zip(want)
-        .map(|(a, b)| f64::from(*a) - f64::from(*b));
-    norm(difference) / norm(&mut want.iter().map(|&b| f64::from(b)))
-}
+use std::path::Path;
 
 /// PEFT's CPT: frozen embeddings of a context with a bounded, trained change.
 struct Cpt {
@@ -64,13 +29,13 @@ fn is_label(ty: i32) -> bool {
 }
 
 impl Cpt {
-    fn new(config: &Value, init: &Reference) -> Self {
+    fn new(config: &Value, init: &Tensors) -> Self {
         let ints = |key: &str| -> Vec<i32> {
             let list = config[key].as_array().unwrap().iter();
             list.map(|v| v.as_i64().unwrap() as i32).collect()
         };
         let number = |key: &str| config[key].as_f64().unwrap() as f32;
-        let width = init.bytes("embedding.weight").0[1];
+        let width = init.shape("embedding.weight")[1];
         let types = ints("cpt_tokens_type_mask");
         let unit = (width as f32 / 2048.0).sqrt();
         let bound = |ty: &i32| match ty % 4 {
@@ -84,8 +49,8 @@ impl Cpt {
             types,
             decay: number("opt_loss_decay_factor"),
             width,
-            embedding: init.f32("embedding.weight"),
-            delta: init.f32("delta_embedding.weight"),
+            embedding: init.f32("embedding.weight").to_vec(),
+            delta: init.f32("delta_embedding.weight").to_vec(),
         }
     }
 
@@ -183,31 +148,23 @@ impl Cpt {
 /// Checks an adapter of the tree; returns how many comparisons were made.
 fn check_cpt(case: &Path, model: &Model, check: &Value) -> usize {
     let path = |key: &str| case.join(check[key].as_str().unwrap());
-    let read = |path: PathBuf| std::fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-    let config = serde_json::from_slice(&read(path("dir").join("adapter_config.json"))).unwrap();
-    let want = Reference(read(path("expected")));
-    let mut cpt = Cpt::new(&config, &Reference(read(path("encoder_init"))));
+    let config = std::fs::read(path("dir").join("adapter_config.json")).unwrap();
+    let config = serde_json::from_slice(&config).unwrap();
+    let want = Tensors::load(&path("expected"));
+    let mut cpt = Cpt::new(&config, &Tensors::load(&path("encoder_init")));
     let mut n = 0;
     let mut near = |what: &str, got: &[f32], tolerance: &str| {
         let tolerance = &check["tolerances"][tolerance];
-        let expected = want.f32(what);
-        let distance = match tolerance["metric"].as_str().unwrap() {
-            "|a-b|" | "max|a-b|" => {
-                assert_eq!(got.len(), expected.len());
-                let differences = got.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-                differences.fold(0.0, f32::max).into()
-            }
-            "||a-b||_2 / ||b||_2" => l2(got, &expected),
-            other => panic!("unknown metric {other}"),
-        };
-        assert!(got.iter().all(|x| x.is_finite()), "{case:?}: {what}");
-        let limit = tolerance["value"].as_f64().unwrap();
-        assert!(distance <= limit, "{case:?}: {what} {distance} > {limit}");
+        let (metric, limit) = (&tolerance["metric"], &tolerance["value"]);
+        let (metric, limit) = (metric.as_str().unwrap(), limit.as_f64().unwrap());
+        if let Err(e) = within(got, want.f32(what), metric, limit) {
+            panic!("{}: {what}: {e}", name_of(case));
+        }
         n += 1;
     };
     let mut passes = Passes::new(model, model.pool(1), usize::MAX, false);
 
-    let (ids, labels) = (want.ids("input_ids"), want.ids("labels"));
+    let (ids, labels) = (want.tokens("input_ids"), want.tokens("labels"));
     let packed = cpt.packed(&[(&ids, &labels)]);
     let (loss, d_rows) = cpt.compute(&mut passes, &packed);
     near("loss", &[loss], "loss");
@@ -218,9 +175,9 @@ fn check_cpt(case: &Path, model: &Model, check: &Value) -> usize {
     near("loss_unmasked", &[loss], "loss");
 
     // Ten steps of AdamW.
-    let width = want.bytes("trajectory.input_ids").0[1];
+    let width = want.shape("trajectory.input_ids")[1];
     let [ids, labels, mask] =
-        ["input_ids", "labels", "attention_mask"].map(|t| want.ids(&format!("trajectory.{t}")));
+        ["input_ids", "labels", "attention_mask"].map(|t| want.tokens(&format!("trajectory.{t}")));
     let rows: Vec<_> = ids
         .chunks_exact(width)
         .zip(labels.chunks_exact(width))
@@ -258,15 +215,9 @@ fn check_cpt(case: &Path, model: &Model, check: &Value) -> usize {
 
 #[test]
 fn context_aware_prompt_tuning_as_peft() {
-    let given = std::env::var_os("GGRAFT_CONFORMANCE").map(PathBuf::from);
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
-    let root = given.as_ref().unwrap_or(&bundled);
     let mut n = 0;
-    for entry in std::fs::read_dir(root).unwrap() {
-        let case = entry.unwrap().path();
-        let Ok(json) = std::fs::read(case.join("case.json")) else {
-            continue;
-        };
+    for case in cases() {
+        let json = std::fs::read(case.join("case.json")).unwrap();
         let json: Value = serde_json::from_slice(&json).unwrap();
         let checks = json["checks"].as_array().unwrap();
         let model = case.join(checks[0]["model"].as_str().unwrap());
@@ -283,5 +234,5 @@ fn context_aware_prompt_tuning_as_peft() {
         }
     }
     // Another tree may have none.
-    assert!(n > 0 || given.is_some());
+    assert!(n > 0 || std::env::var_os("GGRAFT_CONFORMANCE").is_some());
 }

@@ -1,5 +1,7 @@
 //! Random models of every architecture, and libllama as the oracle. Serves this repository's tests, benches and examples only.
 
+pub mod command;
+pub mod conformance;
 pub mod fixture;
 pub mod metrics;
 pub mod oracle;

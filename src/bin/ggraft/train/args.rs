@@ -244,6 +244,10 @@ pub(super) struct ScheduleArgs {
         conflicts_with = "resume"
     )]
     optimizer: OptimizerArg,
+    /// AdamW: how much of the mean of gradients is kept per step. More overshoots at an adapter's large
+    /// rates; 0.8 is worth a try for prompts and the networks
+    #[arg(long, value_name = "X", default_value_t = defaults().betas.0, value_parser = fraction::<f64>, conflicts_with = "resume")]
+    beta1: f64,
     /// AdamW: how much of the mean of squared gradients is kept per step. 0.9 forgets the large first gradients soon, which
     /// PyTorch's 0.999 would carry through a short run
     #[arg(long, value_name = "X", default_value_t = defaults().betas.1, value_parser = fraction::<f64>, conflicts_with = "resume")]
@@ -521,7 +525,7 @@ impl Train {
             OptimizerArg::Adafactor => OptimizerKind::Adafactor,
             OptimizerArg::Sgd => OptimizerKind::Sgd,
         };
-        options.betas.1 = schedule.beta2;
+        options.betas = (schedule.beta1, schedule.beta2);
         options.weight_decay = schedule.weight_decay;
         options.clip = schedule.clip;
         options.dropout = schedule.dropout;

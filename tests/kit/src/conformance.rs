@@ -1,0 +1,75 @@
+//! Trees of reference results by Transformers and PEFT, laid out like `tests/conformance`.
+
+use std::path::{Path, PathBuf};
+
+/// Folders of the cases of `tests/conformance`, or of the tree that the environment variable `GGRAFT_CONFORMANCE` names; sorted.
+///
+/// # Panics
+/// If the tree cannot be read or has no case: a test that finds nothing to compare must not pass.
+pub fn cases() -> Vec<PathBuf> {
+    let root = std::env::var_os("GGRAFT_CONFORMANCE").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../conformance"),
+        PathBuf::from,
+    );
+    let entries = std::fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
+    let mut cases: Vec<_> = entries
+        .map(|e| e.unwrap_or_else(|e| panic!("{}: {e}", root.display())))
+        .map(|e| e.path())
+        .filter(|p| p.join("case.json").exists())
+        .collect();
+    assert!(!cases.is_empty(), "{} holds no case", root.display());
+    cases.sort();
+    cases
+}
+
+/// A case's name: that of its folder.
+///
+/// # Panics
+/// If the path ends in `..`.
+pub fn name_of(case: &Path) -> String {
+    let name = case.file_name().expect("a case is a folder");
+    name.to_string_lossy().into_owned()
+}
+
+/// Compares by a metric that a `case.json` names: `max|a-b|` (for scalars written `|a-b|`), `max|a-b| / max|b|` or
+/// `||a-b||_2 / ||b||_2`, where b is the reference.
+///
+/// # Errors
+/// The distance, if it is not within `limit` (a NaN never is), values of different number, or a metric of another name.
+pub fn within<T: Copy + Into<f64>>(
+    got: &[T],
+    want: &[T],
+    metric: &str,
+    limit: f64,
+) -> Result<(), String> {
+    if got.len() != want.len() {
+        return Err(format!("{} values instead of {}", got.len(), want.len()));
+    }
+    let diff = || got.iter().zip(want).map(|(&a, &b)| a.into() - b.into());
+    let reference = || want.iter().map(|&b| b.into());
+    let l2 = |sum: f64, x: f64| sum + x * x;
+    let distance = match metric {
+        "|a-b|" | "max|a-b|" => diff().fold(0.0, max_abs),
+        "max|a-b| / max|b|" => diff().fold(0.0, max_abs) / reference().fold(0.0, max_abs),
+        "||a-b||_2 / ||b||_2" => (diff().fold(0.0, l2) / reference().fold(0.0, l2)).sqrt(),
+        other => return Err(format!("unknown metric '{other}'")),
+    };
+    if distance <= limit {
+        return Ok(());
+    }
+    let first = diff()
+        .zip(reference())
+        .position(|(d, b)| d.is_nan() || d.abs() > limit * b.abs().max(1.0));
+    Err(format!(
+        "{metric} = {distance:.3e} > {limit:.3e} (first difference at {first:?})"
+    ))
+}
+
+/// The larger absolute value. Unlike `f64::max` it keeps a NaN.
+fn max_abs(m: f64, x: f64) -> f64 {
+    if m.is_nan() || x.abs() <= m {
+        m
+    } else {
+        x.abs()
+    }
+}
