@@ -114,12 +114,22 @@ pub(super) struct ShapeArgs {
         )
     )]
     length: Option<usize>,
-    /// Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:"..." (the words' embeddings, for a
-    /// prefix what the model makes of them), prompts (as text, from the first training rows), mean (prefix: keys at the mean key
-    /// of the training rows, values near 0) or adapter:FILE (trains it further) [default: prompts, which the model can read from
-    /// the first step on; for a prefix, if there are 300 steps or more and no frozen rows, mean, or random if the data is read 8
-    /// times or more, which are slower and end better; random with --reparam mlp, the context with --loss distill]
-    #[arg(long, value_name = "INIT", value_parser = InitArg::from_str, conflicts_with = "resume")]
+    #[arg(
+        long,
+        value_name = "INIT",
+        value_parser = InitArg::from_str,
+        conflicts_with = "resume",
+        help = format!(
+            "Where training starts: random, zeros, vocab (embeddings of sampled tokens), text:\"...\" (the words' embeddings, for \
+             a prefix what the model makes of them), prompts (as text, from the first training rows), mean (prefix: keys at the \
+             mean key of the training rows, values near 0) or adapter:FILE (trains it further) [default: prompts, which the model \
+             can read from the first step on; for a prefix, if there are {} steps or more and no frozen rows, mean, or random if \
+             the data is read {} times or more, which are slower and end better; random with --reparam mlp, the context with \
+             --loss distill]",
+            TrainOptions::DEFAULT_STEPS,
+            TrainOptions::MANY_EPOCHS,
+        )
+    )]
     init: Option<InitArg>,
     /// Train the rows through a network, which is folded into them when saved: none, mlp or (p-tuning) lstm [default: mlp for
     /// p-tuning, which is defined by it; none otherwise, which is faster and as good]
@@ -244,8 +254,7 @@ pub(super) struct ScheduleArgs {
         conflicts_with = "resume"
     )]
     optimizer: OptimizerArg,
-    /// AdamW: how much of the mean of gradients is kept per step. More overshoots at an adapter's large
-    /// rates; 0.8 is worth a try for prompts and the networks
+    /// AdamW: how much of the mean of gradients is kept per step. More overshoots at the large rates of adapters
     #[arg(long, value_name = "X", default_value_t = defaults().betas.0, value_parser = fraction::<f64>, conflicts_with = "resume")]
     beta1: f64,
     /// AdamW: how much of the mean of squared gradients is kept per step. 0.9 forgets the large first gradients soon, which
