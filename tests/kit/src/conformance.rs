@@ -57,11 +57,12 @@ pub fn within<T: Copy + Into<f64>>(
     if distance <= limit {
         return Ok(());
     }
-    let first = diff()
-        .zip(reference())
-        .position(|(d, b)| d.is_nan() || d.abs() > limit * b.abs().max(1.0));
+    // NaN is the largest of all.
+    let largest = diff().map(f64::abs).enumerate();
+    let at = largest.max_by(|(_, a), (_, b)| a.total_cmp(b));
+    let at = at.map_or(0, |(at, _)| at);
     Err(format!(
-        "{metric} = {distance:.3e} > {limit:.3e} (first difference at {first:?})"
+        "{metric} = {distance:.3e} > {limit:.3e} (largest difference at {at})"
     ))
 }
 
@@ -71,5 +72,41 @@ fn max_abs(m: f64, x: f64) -> f64 {
         m
     } else {
         x.abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within;
+
+    const METRICS: [&str; 4] = [
+        "|a-b|",
+        "max|a-b|",
+        "max|a-b| / max|b|",
+        "||a-b||_2 / ||b||_2",
+    ];
+
+    #[test]
+    fn distances() {
+        let (got, want) = ([3.0, -2.0], [3.0f64, 4.0]);
+        for (metric, distance) in METRICS.into_iter().zip([6.0, 6.0, 1.5, 1.2]) {
+            assert_eq!(within(&got, &want, metric, distance + 1e-9), Ok(()));
+            let error = within(&got, &want, metric, distance - 1e-9).unwrap_err();
+            assert!(error.starts_with(metric), "{error}");
+            assert!(error.ends_with("(largest difference at 1)"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_not_near() {
+        for metric in METRICS {
+            for (got, want) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::INFINITY, 1.0)] {
+                for (got, want) in [([got, 1.0], [want, 1.0]), ([1.0, got], [1.0, want])] {
+                    assert!(within(&got, &want, metric, 1e9).is_err(), "{metric}");
+                }
+            }
+            assert!(within(&[0.0f32], &[], metric, 1e9).is_err());
+        }
+        assert!(within(&[0.0f32], &[0.0], "|a+b|", 1e9).is_err());
     }
 }
