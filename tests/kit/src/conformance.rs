@@ -47,11 +47,15 @@ pub fn within<T: Copy + Into<f64>>(
     }
     let diff = || got.iter().zip(want).map(|(&a, &b)| a.into() - b.into());
     let reference = || want.iter().map(|&b| b.into());
-    let l2 = |sum: f64, x: f64| sum + x * x;
+    let squares = |sum: f64, x: f64| sum + x * x;
+    // Equal values are near each other, zeros too.
+    let ratio = |d: f64, of: f64| if d == 0.0 { 0.0 } else { d / of };
     let distance = match metric {
         "|a-b|" | "max|a-b|" => diff().fold(0.0, max_abs),
-        "max|a-b| / max|b|" => diff().fold(0.0, max_abs) / reference().fold(0.0, max_abs),
-        "||a-b||_2 / ||b||_2" => (diff().fold(0.0, l2) / reference().fold(0.0, l2)).sqrt(),
+        "max|a-b| / max|b|" => ratio(diff().fold(0.0, max_abs), reference().fold(0.0, max_abs)),
+        "||a-b||_2 / ||b||_2" => {
+            ratio(diff().fold(0.0, squares), reference().fold(0.0, squares)).sqrt()
+        }
         other => return Err(format!("unknown metric '{other}'")),
     };
     if distance <= limit {
@@ -94,6 +98,10 @@ mod tests {
             let error = within(&got, &want, metric, distance - 1e-9).unwrap_err();
             assert!(error.starts_with(metric), "{error}");
             assert!(error.ends_with("(largest difference at 1)"), "{error}");
+        }
+        for metric in METRICS {
+            assert_eq!(within(&[0.0f32; 2], &[0.0; 2], metric, 0.0), Ok(()));
+            assert!(within(&[1e-9f32, 0.0], &[0.0; 2], metric, 1e-10).is_err());
         }
     }
 
