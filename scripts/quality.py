@@ -3,8 +3,8 @@
 
     scripts/quality.py recipe    the recipe of the PEFT baselines: 300 steps, batch 8, 20 virtual tokens, the learning rates of
                                  models/tasks/baselines.json, a warm-up of 20 steps; P-tuning in front starts from the
-                                 text that prompt_text has; P-tuning has a dropout of 0.05 on the facts; sentiment, whose validation
-                                 loss hangs on two or three misread reviews, is evaluated every 5 steps instead of every 15.
+                                 text that prompt_text has, and P-tuning has a dropout of 0.05 on the facts; sentiment, whose
+                                 validation loss hangs on two or three misread reviews, is evaluated every 5 steps, not 15.
                                  Everything else as ggraft does it by default, so the step with the lowest validation loss is
                                  kept (PEFT's figures: the last step)
     scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
