@@ -1,7 +1,7 @@
 //! The `ggraft` command as its users meet it: what it prints, what it writes, how it fails.
 
 use ggraft::{Model, ModelOptions, Session, SessionOptions};
-use ggraft_testkit::command::{self as testkit, stderr, stdout};
+use ggraft_testkit::command::{stderr, stdout};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -17,7 +17,7 @@ const PROMPT: &str = "An old teacher is waiting at the harbour.\n";
 const PIRATE_SAYS: &str = "\"Arr, matey, tell the old teacher that this crew takes no prisoners. Mark me words, ye lubbers.\"";
 
 fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
-    let mut command = testkit::command(env!("CARGO_BIN_EXE_ggraft"), args);
+    let mut command = ggraft_testkit::command::command(env!("CARGO_BIN_EXE_ggraft"), args);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }

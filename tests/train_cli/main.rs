@@ -8,7 +8,7 @@ mod resumed;
 mod starts;
 
 use ggraft::file::types::GgmlType;
-use ggraft_testkit::command::{self as testkit, stderr, stdout};
+use ggraft_testkit::command::{stderr, stdout};
 use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -197,7 +197,7 @@ impl Drop for Running {
 }
 
 fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
-    testkit::command(env!("CARGO_BIN_EXE_ggraft"), args)
+    ggraft_testkit::command::command(env!("CARGO_BIN_EXE_ggraft"), args)
 }
 
 /// What stdout says of a command that must succeed.
