@@ -93,7 +93,7 @@ def splits(a, task, seed, folder):
 
 
 def run(a, task, method, seed):
-    args = [*(RECIPE if a.what == "recipe" else DEFAULTS)[method], *a.extra]
+    args = [*(RECIPE if a.what == "recipe" else DEFAULTS)[method]]
     if a.what == "recipe":
         args += COMMON
         if method.startswith("p_tuning") and task.startswith("facts"):
@@ -102,6 +102,8 @@ def run(a, task, method, seed):
             args += ["--eval-every", "5"]
         if method in ("prompt_text", "p_tuning"):
             args += ["--init", "text:" + TEXT[task]]
+    # The command takes an option once: the user's value replaces the one above.
+    args = [x for name, value in zip(args[::2], args[1::2]) if name not in a.extra for x in (name, value)] + a.extra
     with tempfile.TemporaryDirectory() as folder:
         paths = splits(a, task, seed, folder)
         adapter, log, out = (os.path.join(folder, n) for n in ("a.gguf", "log.jsonl", "out.jsonl"))
