@@ -614,8 +614,7 @@ pub unsafe extern "C" fn ggraft_train_params_init(
 /// Prepares a run on `model`, which stays as it is: no step is taken yet. `params` may be NULL. `train` is the path of a JSONL
 /// file, whose rows are learned: each line an object with `prompt` and `completion`, with `messages` of `role` and `content`, or
 /// with `text`, and perhaps a `weight`. `valid` is such a file, too, whose rows decide which step's adapter is kept; NULL: that
-/// of the last step. Both are read before the function returns. To compute the initial rows and the predictions of
-/// GGRAFT_OBJECTIVE_DISTILL can take seconds.
+/// of the last step. Both are read before the function returns. To compute the initial rows can take as long as a step.
 ///
 /// # Safety
 /// `model` is a live handle, `params` NULL or an initialised struct whose pointers are valid, `train` a NUL-terminated string,
@@ -684,7 +683,8 @@ pub unsafe extern "C" fn ggraft_trainer_resume_from_jsonl_text(
 }
 
 /// Takes one step, and stores what it did: `ggraft_trainer_step(trainer, &report, sizeof report)`. `report.state` tells whether
-/// there are more; when the run is over, nothing is computed and the last report stored again.
+/// there are more; when the run is over, nothing is computed and the last report stored again. Before its first step a run with
+/// GGRAFT_OBJECTIVE_DISTILL computes what `context` makes the model predict in all rows.
 ///
 /// GGRAFT_ERROR_CANCELLED: the step was not taken, or only its evaluation is missing; the next call takes up what was left.
 /// GGRAFT_ERROR_NON_FINITE: the run is over (GGRAFT_TRAIN_FAILED), a lower learning rate may help.

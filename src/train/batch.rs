@@ -1,6 +1,11 @@
 //! Rows of text packed into one sequence: no padding, and what all rows begin with is computed once.
 
+use std::borrow::Borrow;
 use std::ops::Range;
+
+/// Tokens in one graph, if the rows are not longer: enough to multiply matrices at full speed. Larger batches are computed
+/// in several graphs, so that memory does not grow with the batch.
+pub(crate) const MAX_TOKENS: usize = 1024;
 
 /// What stands at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,13 +106,48 @@ impl Packed {
 /// Slots that all sequences begin with; every sequence keeps at least one of its own.
 fn shared_start(sequences: &[&Sequence]) -> usize {
     let (first, rest) = sequences.split_first().expect("a batch has a sequence");
-    if rest.is_empty() {
-        return 0;
+    let shared = |s: &&Sequence| shared_by(first, s);
+    rest.iter().map(shared).min().unwrap_or(0)
+}
+
+/// Slots that two sequences begin with, short of the last one of either.
+fn shared_by(a: &Sequence, b: &Sequence) -> usize {
+    let longest = a.slots.len().min(b.slots.len()) - 1;
+    let equal = |i: &usize| a.slots[*i] == b.slots[*i];
+    (0..longest).take_while(equal).count()
+}
+
+/// The first of `sequences` that fit into one graph of `limit` tokens, and at least one. What all of them begin with counts
+/// once.
+pub(crate) fn first_group<S: Borrow<Sequence>>(
+    sequences: impl IntoIterator<Item = S>,
+    limit: usize,
+) -> Vec<S> {
+    let mut group: Vec<S> = Vec::new();
+    let (mut slots, mut shared) = (0, usize::MAX);
+    for s in sequences {
+        slots += s.borrow().slots.len();
+        let first = group.first().unwrap_or(&s).borrow();
+        shared = shared.min(shared_by(first, s.borrow()));
+        if !group.is_empty() && slots - group.len() * shared > limit {
+            break;
+        }
+        group.push(s);
     }
-    let shortest = sequences.iter().map(|s| s.slots.len()).min().unwrap_or(1);
-    (0..shortest - 1)
-        .find(|&i| rest.iter().any(|s| s.slots[i] != first.slots[i]))
-        .unwrap_or(shortest - 1)
+    group
+}
+
+/// All of `sequences`, divided as [`first_group`] does it.
+pub(crate) fn groups<'a>(
+    sequences: &[&'a Sequence],
+    limit: usize,
+) -> impl Iterator<Item = Vec<&'a Sequence>> {
+    let mut rest = sequences;
+    std::iter::from_fn(move || {
+        let group = first_group(rest.iter().copied(), limit);
+        rest = &rest[group.len()..];
+        (!group.is_empty()).then_some(group)
+    })
 }
 
 #[cfg(test)]
@@ -145,6 +185,32 @@ mod tests {
         assert_eq!(p.outputs, [1, 2, 1]);
         assert_eq!(p.targets, [vec![(3, 1.0)], vec![(4, 1.0)], vec![(5, 1.0)]]);
         assert_eq!(p.weights, [1.0, 1.0, 0.5]);
+    }
+
+    #[test]
+    fn what_a_graph_holds() {
+        let lengths = |rows: &[&[i32]], limit| -> Vec<usize> {
+            let rows: Vec<_> = rows.iter().map(|ids| sequence(ids, &[], 1.0)).collect();
+            let rows: Vec<_> = rows.iter().collect();
+            let packed = groups(&rows, limit).inspect(|g| {
+                assert!(g.len() == 1 || Packed::new(g).n_tokens() <= limit);
+            });
+            packed.map(|g| g.len()).collect()
+        };
+        // Without a common start every token counts.
+        assert_eq!(lengths(&[&[1, 2], &[3, 4], &[5, 6]], 5), [2, 1]);
+        assert_eq!(lengths(&[&[1, 2], &[3, 4], &[5, 6]], 6), [3]);
+        // 1 2 3 once, and a token of each.
+        let alike: &[&[i32]] = &[&[1, 2, 3, 4], &[1, 2, 3, 5], &[1, 2, 3, 6]];
+        assert_eq!(lengths(alike, 6), [3]);
+        assert_eq!(lengths(alike, 5), [2, 1]);
+        // The third row shares less: 1 once, then 2 3 4, 2 3 5 and 7.
+        let other: &[&[i32]] = &[&[1, 2, 3, 4], &[1, 2, 3, 5], &[1, 7]];
+        assert_eq!(lengths(other, 7), [2, 1]);
+        assert_eq!(lengths(other, 8), [3]);
+        // Longer than the limit, but alone.
+        assert_eq!(lengths(&[&[1, 2, 3], &[4], &[5, 6, 7]], 2), [1, 1, 1]);
+        assert!(lengths(&[], 2).is_empty());
     }
 
     #[test]

@@ -7,8 +7,9 @@ use super::batch::{Sequence, Slot};
 use super::data::Example;
 use super::encoder::{Encoder, EncoderKind};
 use super::param::Param;
+use super::report::Report;
 use super::rng::{Rng, RngState};
-use super::trainer::{Best, Report, Trainer};
+use super::trainer::{Best, Trainer};
 use super::{Init, Objective, OptimizerKind, Reparam, Schedule, TrainError, TrainOptions};
 use crate::adapter::{AdapterKind, Template};
 use crate::error::{Error, Result};
@@ -176,7 +177,7 @@ impl Trainer {
         Saved {
             version: VERSION,
             base: self.model.fingerprint().to_string(),
-            data: [hash(&self.train), hash(&self.valid)],
+            data: self.hashes.clone(),
             options: SavedOptions {
                 method: o.method.name().to_owned(),
                 length: self.length,
@@ -203,7 +204,7 @@ impl Trainer {
                 warmup: self.warmup,
                 optimizer: o.optimizer,
                 betas: [o.betas.0.into(), o.betas.1.into()],
-                weight_decay: self.weight_decay.into(),
+                weight_decay: state.optimizer.options().weight_decay.into(),
                 clip: o.clip.into(),
                 dropout: f64::from(o.dropout).into(),
                 eval_every: self.eval_every,
@@ -290,11 +291,9 @@ impl Trainer {
             encoder = encoder.with_base(base).map_err(state_error)?;
         }
         let mut trainer = Self::prepare(model, options, train, valid, Some(encoder))?;
-        for (sequences, hashed, what) in [
-            (&trainer.train, &saved.data[0], "other training data"),
-            (&trainer.valid, &saved.data[1], "other validation data"),
-        ] {
-            if hash(sequences) != *hashed {
+        let whats = ["other training data", "other validation data"];
+        for ((found, hashed), what) in trainer.hashes.iter().zip(&saved.data).zip(whats) {
+            if found != hashed {
                 return Err(other(what).into());
             }
         }
@@ -490,7 +489,7 @@ fn hex(hash: Sha256) -> String {
 }
 
 /// Identifies sequences: what is computed, what is predicted, and with which weight.
-fn hash(sequences: &[Sequence]) -> String {
+pub(super) fn hash(sequences: &[Sequence]) -> String {
     let mut hash = Sha256::new();
     for s in sequences {
         hash.update((s.slots.len() as u64).to_le_bytes());

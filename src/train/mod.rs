@@ -1,22 +1,28 @@
 //! Training of adapters on a frozen, quantized base.
 
 mod batch;
+mod check;
 mod checkpoint;
 pub mod data;
 mod encoder;
 mod error;
+mod layout;
 mod linalg;
 mod optimizer;
 mod options;
 mod param;
 mod pass;
+mod report;
 mod rng;
 mod schedule;
+mod start;
+mod teacher;
 mod trainer;
 
 pub use error::TrainError;
 pub use optimizer::{OptimizerKind, OptimizerOptions};
 pub use options::{Init, Objective, Reparam, TrainOptions};
 pub use param::StateError;
+pub use report::{CancelToken, Finish, Report, Summary};
 pub use schedule::Schedule;
-pub use trainer::{CancelToken, Finish, Report, Summary, Trainer};
+pub use trainer::Trainer;

@@ -175,6 +175,11 @@ impl Optimizer {
         self.step
     }
 
+    /// What it was made with.
+    pub(crate) fn options(&self) -> &OptimizerOptions {
+        &self.options
+    }
+
     /// What a checkpoint holds, besides [`Optimizer::steps`].
     pub(crate) fn state(&self) -> Vec<(String, Vec<f32>)> {
         let moments = self.moments.iter().flatten();

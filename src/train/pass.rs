@@ -468,9 +468,14 @@ impl Passes {
     }
 
     /// The `k` most probable tokens at each target of `batch`, with probabilities that sum to 1: what the base alone says.
-    pub(crate) fn predict(&mut self, batch: &Packed, k: usize) -> Result<Vec<Vec<(i32, f32)>>> {
+    pub(crate) fn predict(
+        &mut self,
+        batch: &Packed,
+        k: usize,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Vec<(i32, f32)>>> {
         let goal = Goal::Predictions(k.min(self.model.shape().n_vocab));
-        let outcome = self.run(batch, &Variables::None, 1.0, 0.0, goal, None)?;
+        let outcome = self.run(batch, &Variables::None, 1.0, 0.0, goal, Some(cancel))?;
         Ok(outcome.predictions)
     }
 

@@ -1,12 +1,13 @@
 //! What must not change a result: packing, recomputation, threads, accumulation, cancelling.
 
 use crate::{
-    Fixture, LENGTH, METHODS, assert_close, batch, bits, distance, example, flat, options, values,
+    Fixture, LENGTH, METHODS, assert_close, batch, bits, corpus, distance, example, flat, model,
+    options, values,
 };
 use ggraft::adapter::{AdapterKind, Precision};
 use ggraft::infer::{ExistingText, FlashAttention, KvType};
 use ggraft::train::data::Example;
-use ggraft::train::{OptimizerKind, Reparam, TrainError, TrainOptions, Trainer};
+use ggraft::train::{Init, Objective, OptimizerKind, Reparam, TrainError, TrainOptions, Trainer};
 use ggraft::{Error, Session, SessionOptions};
 use ggraft_testkit::fixture::{Variant, all_variants};
 
@@ -376,6 +377,51 @@ fn a_cancelled_step_changes_nothing() {
             assert_eq!(bits(&values(&plain)), bits(&values(&cancelled)));
         }
     }
+}
+
+#[test]
+fn a_teacher_goes_on_where_it_was() {
+    let model = model("tinylm-q8_0");
+    let mut o = TrainOptions::new(AdapterKind::Prefix);
+    o.length = Some(LENGTH);
+    o.init = Some(Init::Random);
+    o.batch = 2;
+    o.steps = Some(2);
+    o.threads = Some(1);
+    o.loss = Objective::Distill {
+        context: "\"Arr, me hearties!\"\n".to_owned(),
+        top_k: 20,
+    };
+    let rows = corpus(&model);
+    let [mut plain, mut stopped] = [o.clone(), o].map(|o| {
+        let (train, valid) = (rows[..3].to_vec(), rows[3..].to_vec());
+        Trainer::new(&model, o, train, valid).unwrap()
+    });
+    assert_eq!(stopped.untaught(), 4);
+    // A graph for each set.
+    stopped.teach().unwrap();
+    assert_eq!(stopped.untaught(), 1);
+    let token = stopped.cancel_token();
+    token.cancel();
+    for e in [
+        stopped.teach().unwrap_err(),
+        stopped.step().unwrap_err(),
+        stopped.valid_loss().unwrap_err(),
+    ] {
+        assert!(matches!(e, Error::Train(TrainError::Cancelled)));
+    }
+    assert_eq!(stopped.untaught(), 1);
+    token.reset();
+    for _ in 0..2 {
+        let [a, b] = [&mut plain, &mut stopped].map(|t| t.step().unwrap().unwrap());
+        assert_eq!(a.loss.to_bits(), b.loss.to_bits());
+        let valid = [a, b].map(|report| report.valid_loss.unwrap().to_bits());
+        assert_eq!(valid[0], valid[1]);
+        assert_eq!(stopped.untaught(), 0);
+    }
+    assert_eq!(bits(&values(&plain)), bits(&values(&stopped)));
+    // There is nothing left to say.
+    stopped.teach().unwrap();
 }
 
 #[test]

@@ -101,6 +101,12 @@ fn batch() -> Vec<Example> {
     rows
 }
 
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
+
+fn model(name: &str) -> Model {
+    Model::open(format!("{MODELS}/{name}.gguf"), &ModelOptions::default()).unwrap()
+}
+
 /// Texts in the words of tinylm's corpus, as a completion task.
 fn corpus(model: &Model) -> Vec<Example> {
     let rows = [

@@ -1,18 +1,13 @@
 //! What is trained and towards what: every method, encoder and start; distillation; runs that fail.
 
-use crate::{Fixture, LENGTH, METHODS, batch, corpus, example, options, values};
+use crate::{Fixture, LENGTH, METHODS, batch, corpus, example, model, options, values};
 use ggraft::adapter::{Adapter, AdapterKind, Payload, Precision, Template};
 use ggraft::train::data::Example;
 use ggraft::train::{
     Finish, Init, Objective, OptimizerKind, Reparam, Schedule, TrainError, TrainOptions, Trainer,
 };
-use ggraft::{Error, Model, ModelOptions};
+use ggraft::{Error, Model};
 use ggraft_testkit::fixture::Variant;
-
-fn tinylm() -> Model {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tinylm-q8_0.gguf");
-    Model::open(path, &ModelOptions::default()).unwrap()
-}
 
 fn loss(trainer: &mut Trainer, rows: &[Example]) -> f64 {
     trainer.gradient(rows).unwrap().0
@@ -57,7 +52,7 @@ fn five_steps(model: &Model, mut o: TrainOptions) -> (f64, f64, Adapter) {
 #[test]
 fn every_method_encoder_and_start_learns() {
     use AdapterKind::Prefix;
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     let mut n = 0;
     for (method, reparam) in ENCODERS {
         let with = |init: Init| {
@@ -114,7 +109,7 @@ fn every_method_encoder_and_start_learns() {
 
 #[test]
 fn every_optimizer_and_schedule_learns() {
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     for optimizer in [
         OptimizerKind::AdamW,
         OptimizerKind::Adafactor,
@@ -135,7 +130,7 @@ fn every_optimizer_and_schedule_learns() {
 
 #[test]
 fn a_template_places_virtual_tokens() {
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     let mut o = TrainOptions::new(AdapterKind::PTuning);
     o.template = Some(Template::parse("{v:2}{prompt}Pirate: {v:3}").unwrap());
     let (before, after, adapter) = five_steps(&model, o.clone());
@@ -188,7 +183,7 @@ fn an_adapter_that_stands_for_the_context_has_nothing_to_distill() {
 
 #[test]
 fn distillation_learns_what_the_context_does() {
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     for (method, top_k, context) in [
         (AdapterKind::Prefix, 20, "\"Arr, me hearties!\"\n"),
         (AdapterKind::Prompt, 1, "\"Arr, me hearties!\"\n"),
@@ -273,7 +268,7 @@ fn a_trained_adapter_goes_on_where_it_was() {
 /// What pulls at the rows when nothing is said: by method, encoder and passes over the data.
 #[test]
 fn default_weight_decays() {
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     let rows = corpus(&model)[..2].to_vec();
     // Each step reads both rows twice.
     let ended = |method, reparam, steps, loss: &Objective, weight_decay| {
@@ -327,7 +322,7 @@ fn default_weight_decays() {
 /// Where a prefix starts that is not told.
 #[test]
 fn default_starts_of_prefixes() {
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     // 300 steps of 8 rows read 300 rows 8 times.
     let rows: Vec<_> = corpus(&model)[..2]
         .iter()
@@ -371,7 +366,7 @@ fn default_starts_of_prefixes() {
 
 #[test]
 fn mean_start_is_the_mean_key_and_next_to_no_value() {
-    let model = tinylm();
+    let model = model("tinylm-q8_0");
     let row = corpus(&model).remove(1);
     let start = |init: Init, length: usize, seed: u64| {
         let mut o = TrainOptions::new(AdapterKind::Prefix);

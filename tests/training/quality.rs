@@ -1,21 +1,16 @@
 //! Whether training is of use: the example tasks in a few steps, measured as a user would, by what a session predicts and
 //! writes with the adapter.
 
+use crate::{MODELS, model};
 use ggraft::adapter::{AdapterKind, Precision, Template};
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{ExistingText, GenerateOptions};
 use ggraft::train::data::{Content, Dataset, Example, Row};
 use ggraft::train::{TrainOptions, Trainer};
-use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use ggraft::{Adapter, Model, Session, SessionOptions};
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
-
-const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
-
-fn model(name: &str) -> Model {
-    Model::open(format!("{MODELS}/{name}.gguf"), &ModelOptions::default()).unwrap()
-}
 
 /// The first rows of a task.
 fn rows(task: &str, split: &str, n: usize) -> Dataset {

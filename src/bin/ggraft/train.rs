@@ -250,6 +250,7 @@ impl<'a> Run<'a> {
     }
 
     fn train(&mut self) -> Result<()> {
+        self.teach()?;
         while let Some(report) = self.trainer.step()? {
             if let Some(log) = &mut self.log {
                 log.write(&report)?;
@@ -269,6 +270,22 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Lets the base read the context that is distilled, if there is one.
+    fn teach(&mut self) -> Result<()> {
+        let rows = self.trainer.untaught();
+        if rows == 0 || self.trainer.finished().is_some() {
+            return Ok(());
+        }
+        loop {
+            let left = self.trainer.untaught();
+            self.progress.show_teaching(rows - left, rows);
+            if left == 0 {
+                return Ok(());
+            }
+            self.trainer.teach()?;
+        }
     }
 
     /// Saves what Ctrl-C left, and returns the failure that says so.

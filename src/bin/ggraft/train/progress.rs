@@ -48,6 +48,20 @@ impl Progress {
         }
     }
 
+    /// Before the first step: the base has read `done` of `rows` behind the context that is distilled.
+    pub(super) fn show_teaching(&mut self, done: usize, rows: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(rows as u64);
+            bar.set_position(done as u64);
+            bar.set_message("rows read behind the context");
+        } else if done == 0 {
+            io::note(&format!(
+                "the model reads the context in front of {rows} rows"
+            ));
+        }
+        self.begin = Instant::now();
+    }
+
     pub(super) fn show(&mut self, report: &Report, best: Option<(u64, f64)>) {
         let keep = 1.0 - 1.0 / SMOOTH;
         self.loss = keep * self.loss + report.loss;
