@@ -467,6 +467,13 @@ impl Passes {
         }
     }
 
+    /// Whether [`Passes::predict`] stays within the budget.
+    pub(crate) fn can_predict(&self, batch: &Packed, k: usize) -> bool {
+        let goal = Goal::Predictions(k.min(self.model.shape().n_vocab));
+        let plan = self.build(batch, &Variables::None, 0.0, goal, 0);
+        plan.shape.memory_needed() <= self.budget
+    }
+
     /// The `k` most probable tokens at each target of `batch`, with probabilities that sum to 1: what the base alone says.
     pub(crate) fn predict(
         &mut self,

@@ -70,27 +70,26 @@ impl Teacher {
         sequences: [&mut [Sequence]; 2],
         cancel: &AtomicBool,
     ) -> Result<()> {
-        // The context is computed once in each graph: the more rows share it, the better, within twice the memory that one
-        // row needs.
-        let limit = MAX_TOKENS.max(2 * self.context.len());
-        for (set, sequences) in sequences.into_iter().enumerate() {
-            let rest = &mut sequences[self.taught[set]..];
+        let waiting = |set: &usize| self.taught[*set] < self.sequences[*set];
+        let Some(set) = (0..2).find(waiting) else {
+            return Ok(());
+        };
+        let rest = &mut sequences[set][self.taught[set]..];
+        // The context is computed once in each graph: the more rows share it, the better.
+        let mut limit = MAX_TOKENS.max(2 * self.context.len());
+        let (n, packed) = loop {
             let read = first_group(rest.iter().map(|s| self.read(set, s)), limit);
-            if read.is_empty() {
-                continue;
-            }
             let packed = Packed::new(&read.iter().collect::<Vec<_>>());
-            let mut found = passes.predict(&packed, self.top_k, cancel)?.into_iter();
-            for target in rest
-                .iter_mut()
-                .take(read.len())
-                .flat_map(|s| &mut s.targets)
-            {
-                target.tokens = found.next().expect("one prediction per target");
+            if read.len() == 1 || passes.can_predict(&packed, self.top_k) {
+                break (read.len(), packed);
             }
-            self.taught[set] += read.len();
-            break;
+            limit /= 2;
+        };
+        let mut found = passes.predict(&packed, self.top_k, cancel)?.into_iter();
+        for target in rest[..n].iter_mut().flat_map(|s| &mut s.targets) {
+            target.tokens = found.next().expect("one prediction per target");
         }
+        self.taught[set] += n;
         Ok(())
     }
 

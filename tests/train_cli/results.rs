@@ -396,10 +396,14 @@ fn a_context_is_distilled() {
     let place = Place::new();
     place.take_rows("persona_pirate", "train", 2);
     place.write("context.txt", "\"Arr, me hearties!\"\n");
-    place.trained(
+    let output = place.train(
         "--method prefix --loss distill:@context.txt --steps 6 --batch 2 --schedule constant --warmup 0 --init random \
          --length 4 -o @out.gguf --log @log.jsonl",
     );
+    assert!(output.status.success(), "{output:?}");
+    let shown = String::from_utf8(output.stderr).unwrap();
+    let line = "the model reads the context in front of 2 rows\n";
+    assert!(shown.starts_with(line), "{shown}");
     let log = place.log("log.jsonl");
     let loss = |i: usize| log[i]["loss"].as_f64().unwrap();
     assert!(loss(5) < loss(0), "{log:?}");

@@ -393,10 +393,11 @@ fn a_teacher_goes_on_where_it_was() {
         top_k: 20,
     };
     let rows = corpus(&model);
-    let [mut plain, mut stopped] = [o.clone(), o].map(|o| {
+    let trainer = |o: &TrainOptions| {
         let (train, valid) = (rows[..3].to_vec(), rows[3..].to_vec());
-        Trainer::new(&model, o, train, valid).unwrap()
-    });
+        Trainer::new(&model, o.clone(), train, valid).unwrap()
+    };
+    let [mut plain, mut stopped] = [trainer(&o), trainer(&o)];
     assert_eq!(stopped.untaught(), 4);
     // A graph for each set.
     stopped.teach().unwrap();
@@ -422,6 +423,18 @@ fn a_teacher_goes_on_where_it_was() {
     assert_eq!(bits(&values(&plain)), bits(&values(&stopped)));
     // There is nothing left to say.
     stopped.teach().unwrap();
+
+    // Without memory for several rows it reads one at a time.
+    o.memory = Some(0);
+    let mut poor = trainer(&o);
+    let left = (0..4).map(|_| {
+        poor.teach().unwrap();
+        poor.untaught()
+    });
+    assert_eq!(left.collect::<Vec<_>>(), [3, 2, 1, 0]);
+    o.memory = None;
+    let [rich, poor] = [trainer(&o), poor].map(|mut t| t.step().unwrap().unwrap().loss);
+    assert!((rich - poor).abs() < 1e-5 * rich, "{rich} {poor}");
 }
 
 #[test]
