@@ -43,5 +43,12 @@ bench: setup ## latency beside libllama, training steps and their kernel
 	$(CARGO) bench --bench latency
 	$(CARGO) bench --bench training
 
+fuzz: setup ## the parsers of untrusted files on random bytes, a minute each (needs nightly Rust and cargo-fuzz)
+	for target in gguf adapter; do \
+		mkdir -p fuzz/corpus/$$target; \
+		$(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target models/adapters -- -max_total_time=60 || exit 1; \
+	done
+	$(CARGO) +nightly fuzz run peft -- -max_total_time=60
+
 clean:
 	$(CARGO) clean
