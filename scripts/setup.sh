@@ -22,9 +22,9 @@ if [ -n "$missing" ]; then
     root=""
     [ "$(id -u)" = 0 ] || root="sudo"
     echo "installing$missing"
-    $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    $root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null
     # shellcheck disable=SC2086 # a list of packages
-    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then
