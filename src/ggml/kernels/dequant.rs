@@ -52,6 +52,9 @@ impl Tile {
                 }
             }
         }
+        // Stable Rust has no prefetch for other CPUs.
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = n;
     }
 }
 
