@@ -177,7 +177,7 @@ impl Trainer {
         Saved {
             version: VERSION,
             base: self.model.fingerprint().to_string(),
-            data: self.hashes.clone(),
+            data: [hash(&self.train), hash(&self.valid)],
             options: SavedOptions {
                 method: o.method.name().to_owned(),
                 length: self.length,
@@ -291,9 +291,11 @@ impl Trainer {
             encoder = encoder.with_base(base).map_err(state_error)?;
         }
         let mut trainer = Self::prepare(model, options, train, valid, Some(encoder))?;
-        let whats = ["other training data", "other validation data"];
-        for ((found, hashed), what) in trainer.hashes.iter().zip(&saved.data).zip(whats) {
-            if found != hashed {
+        for (sequences, hashed, what) in [
+            (&trainer.train, &saved.data[0], "other training data"),
+            (&trainer.valid, &saved.data[1], "other validation data"),
+        ] {
+            if hash(sequences) != *hashed {
                 return Err(other(what).into());
             }
         }
@@ -488,8 +490,9 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Identifies sequences: what is computed, what is predicted, and with which weight.
-pub(super) fn hash(sequences: &[Sequence]) -> String {
+/// Identifies sequences: what is computed, what is predicted, and with which weight. A target counts as the token that follows
+/// in the text, whatever a teacher says of it: the context is among the options, and the teacher may not have spoken yet.
+fn hash(sequences: &[Sequence]) -> String {
     let mut hash = Sha256::new();
     for s in sequences {
         hash.update((s.slots.len() as u64).to_le_bytes());
@@ -504,9 +507,9 @@ pub(super) fn hash(sequences: &[Sequence]) -> String {
         hash.update((s.targets.len() as u64).to_le_bytes());
         for target in &s.targets {
             hash.update((target.at as u64).to_le_bytes());
-            for (id, p) in &target.tokens {
+            if let Slot::Token(id) = s.slots[target.at + 1] {
                 hash.update(id.to_le_bytes());
-                hash.update(p.to_le_bytes());
+                hash.update(1f32.to_le_bytes());
             }
         }
     }

@@ -469,19 +469,18 @@ impl Passes {
 
     /// Whether [`Passes::predict`] stays within the budget.
     pub(crate) fn can_predict(&self, batch: &Packed, k: usize) -> bool {
-        let goal = Goal::Predictions(k.min(self.model.shape().n_vocab));
-        let plan = self.build(batch, &Variables::None, 0.0, goal, 0);
+        let plan = self.build(batch, &Variables::None, 0.0, Goal::Predictions(k), 0);
         plan.shape.memory_needed() <= self.budget
     }
 
-    /// The `k` most probable tokens at each target of `batch`, with probabilities that sum to 1: what the base alone says.
+    /// The `k <= V` most probable tokens at each target of `batch`, with probabilities that sum to 1: what the base alone says.
     pub(crate) fn predict(
         &mut self,
         batch: &Packed,
         k: usize,
         cancel: &AtomicBool,
     ) -> Result<Vec<Vec<(i32, f32)>>> {
-        let goal = Goal::Predictions(k.min(self.model.shape().n_vocab));
+        let goal = Goal::Predictions(k);
         let outcome = self.run(batch, &Variables::None, 1.0, 0.0, goal, Some(cancel))?;
         Ok(outcome.predictions)
     }

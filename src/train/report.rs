@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct CancelToken(pub(super) Arc<AtomicBool>);
 
 impl CancelToken {
-    /// Makes the step that runs, or the next one, return [`TrainError::Cancelled`](super::TrainError::Cancelled). The trainer is then as before the step.
+    /// Makes the step that runs, or the next one, return [`TrainError::Cancelled`](super::TrainError::Cancelled). The trainer
+    /// is then as before the step.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -29,7 +30,8 @@ impl CancelToken {
 pub enum Finish {
     /// All steps were taken.
     Steps,
-    /// The validation loss has not improved for as many evaluations as [`TrainOptions::patience`](super::TrainOptions::patience) says.
+    /// The validation loss has not improved for as many evaluations as
+    /// [`TrainOptions::patience`](super::TrainOptions::patience) says.
     EarlyStop,
     /// A step ended with [`TrainError::NonFinite`](super::TrainError::NonFinite).
     Failed,

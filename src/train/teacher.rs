@@ -7,6 +7,7 @@ use super::data::Example;
 use super::pass::Passes;
 use crate::error::Result;
 use crate::model::Model;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 /// The base that reads a context, with the rows that wait for its predictions.
@@ -16,9 +17,10 @@ pub(super) struct Teacher {
     top_k: usize,
     /// What the sequences of each set were made from.
     examples: [Vec<Example>; 2],
-    /// Sequences of each set, and how many of them have their targets.
-    sequences: [usize; 2],
-    taught: [usize; 2],
+    /// Sequences of each set that have no targets of it yet.
+    waiting: [Range<usize>; 2],
+    /// Tokens in one graph, if the rows are not longer.
+    limit: usize,
 }
 
 impl Teacher {
@@ -33,13 +35,15 @@ impl Teacher {
         examples: [Vec<Example>; 2],
         sequences: [&[Sequence]; 2],
     ) -> Result<Self> {
+        let context = model.vocab().tokenize(context, false, true)?;
         let teacher = Self {
             model: model.clone(),
-            context: model.vocab().tokenize(context, false, true)?,
-            top_k,
+            top_k: top_k.min(model.shape().n_vocab),
             examples,
-            sequences: sequences.map(<[_]>::len),
-            taught: [0; 2],
+            waiting: sequences.map(|s| 0..s.len()),
+            // The context is computed once in each graph: the more rows share it, the better.
+            limit: MAX_TOKENS.max(2 * context.len()),
+            context,
         };
         let n_ctx = model.n_ctx_train();
         let too_long = |(set, s): (usize, &Sequence)| teacher.read(set, s).slots.len() > n_ctx;
@@ -57,7 +61,7 @@ impl Teacher {
 
     /// Sequences that wait.
     pub(super) fn left(&self) -> usize {
-        self.sequences.iter().sum::<usize>() - self.taught.iter().sum::<usize>()
+        self.waiting.iter().map(ExactSizeIterator::len).sum()
     }
 
     /// Replaces the targets of some of `sequences` that wait by what the base predicts there.
@@ -70,26 +74,23 @@ impl Teacher {
         sequences: [&mut [Sequence]; 2],
         cancel: &AtomicBool,
     ) -> Result<()> {
-        let waiting = |set: &usize| self.taught[*set] < self.sequences[*set];
-        let Some(set) = (0..2).find(waiting) else {
+        let Some(set) = (0..2).find(|&set| !self.waiting[set].is_empty()) else {
             return Ok(());
         };
-        let rest = &mut sequences[set][self.taught[set]..];
-        // The context is computed once in each graph: the more rows share it, the better.
-        let mut limit = MAX_TOKENS.max(2 * self.context.len());
+        let rest = &mut sequences[set][self.waiting[set].clone()];
         let (n, packed) = loop {
-            let read = first_group(rest.iter().map(|s| self.read(set, s)), limit);
+            let read = first_group(rest.iter().map(|s| self.read(set, s)), self.limit);
             let packed = Packed::new(&read.iter().collect::<Vec<_>>());
             if read.len() == 1 || passes.can_predict(&packed, self.top_k) {
                 break (read.len(), packed);
             }
-            limit /= 2;
+            self.limit /= 2;
         };
         let mut found = passes.predict(&packed, self.top_k, cancel)?.into_iter();
         for target in rest[..n].iter_mut().flat_map(|s| &mut s.targets) {
             target.tokens = found.next().expect("one prediction per target");
         }
-        self.taught[set] += n;
+        self.waiting[set].start += n;
         Ok(())
     }
 

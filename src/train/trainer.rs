@@ -2,7 +2,6 @@
 
 use super::batch::{MAX_TOKENS, Packed, Sequence, groups};
 use super::check::{MAX_THREADS, check, check_range, length};
-use super::checkpoint::hash;
 use super::data::Example;
 use super::encoder::Encoder;
 use super::layout::Layout;
@@ -89,8 +88,6 @@ pub struct Trainer {
     pub(super) eval_every: u64,
     pub(super) train: Vec<Sequence>,
     pub(super) valid: Vec<Sequence>,
-    /// [`hash`] of both, as they were before the teacher.
-    pub(super) hashes: [String; 2],
     /// Who has yet to say what some of the rows shall predict, if anybody.
     teacher: Option<Teacher>,
     cut_rows: usize,
@@ -174,7 +171,6 @@ impl Trainer {
             optimizer_options = optimizer_options.momentum(SGD_MOMENTUM);
         }
         let good = encoder.forward();
-        let hashes = [&train_rows, &valid_rows].map(|rows| hash(rows));
         let teacher = match &options.loss {
             Objective::Distill { context, top_k } => {
                 let sequences = [&train_rows[..], &valid_rows[..]];
@@ -216,7 +212,6 @@ impl Trainer {
             options,
             train: train_rows,
             valid: valid_rows,
-            hashes,
             teacher,
             cancel: CancelToken::default(),
             recomputed: 0,

@@ -401,7 +401,7 @@ fn a_context_is_distilled() {
          --length 4 -o @out.gguf --log @log.jsonl",
     );
     assert!(output.status.success(), "{output:?}");
-    let shown = String::from_utf8(output.stderr).unwrap();
+    let shown = stderr(&output);
     let line = "the model reads the context in front of 2 rows\n";
     assert!(shown.starts_with(line), "{shown}");
     let log = place.log("log.jsonl");
