@@ -43,6 +43,34 @@ impl Sequence {
     pub(crate) fn mass(&self) -> f64 {
         f64::from(self.weight) * self.targets.len() as f64
     }
+
+    /// What the base reads of it when there is no adapter: the text, and the same targets but that of a token with no text in
+    /// front of it. `None` if no target is left.
+    pub(crate) fn without_virtual(&self) -> Option<Self> {
+        let is_text = |slot: &Slot| matches!(slot, Slot::Token(_));
+        // How many text tokens stand in front of each slot.
+        let mut before = Vec::with_capacity(self.slots.len() + 1);
+        before.push(0);
+        for slot in &self.slots {
+            before.push(before[before.len() - 1] + usize::from(is_text(slot)));
+        }
+        let targets: Vec<_> = self
+            .targets
+            .iter()
+            .filter_map(|t| {
+                Some(Target {
+                    at: before[t.at + 1].checked_sub(1)?,
+                    tokens: t.tokens.clone(),
+                })
+            })
+            .collect();
+        (!targets.is_empty()).then(|| Self {
+            slots: self.slots.iter().copied().filter(is_text).collect(),
+            targets,
+            follows: before[self.follows],
+            ..*self
+        })
+    }
 }
 
 /// Sequences in one graph. Tokens 0..shared are what all sequences begin with; the rest of each follows.
@@ -211,6 +239,30 @@ mod tests {
         // Longer than the limit, but alone.
         assert_eq!(lengths(&[&[1, 2, 3], &[4], &[5, 6, 7]], 2), [1, 1, 1]);
         assert!(lengths(&[], 2).is_empty());
+    }
+
+    #[test]
+    fn without_an_adapter_the_text_remains() {
+        let mut row = sequence(&[1, 2, 3], &[], 0.5);
+        row.slots = vec![
+            Slot::Virtual(0),
+            Slot::Token(1),
+            Slot::Virtual(1),
+            Slot::Token(2),
+            Slot::Token(3),
+        ];
+        let target = |at, id| Target {
+            at,
+            tokens: vec![(id, 1.0)],
+        };
+        // Token 1 has nothing in front of it without the adapter.
+        row.targets = vec![target(0, 1), target(2, 2), target(3, 3)];
+        let text = row.without_virtual().unwrap();
+        assert_eq!(text.slots, [1, 2, 3].map(Slot::Token));
+        assert_eq!(text.targets, [target(0, 2), target(1, 3)]);
+        assert_eq!(text.weight, 0.5);
+        row.targets.truncate(1);
+        assert_eq!(row.without_virtual(), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Grows when the meaning of anything in the file changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Keys of the metadata: the JSON text, and the hash of it and all tensors.
 const KEY: &str = "ggraft";
 const HASH: &str = "sha256";
@@ -92,6 +92,8 @@ struct Saved {
     version: u32,
     /// Hexadecimal.
     base: String,
+    /// Of the base's weights as they are in its file, see [`weights`].
+    weights: String,
     /// Of training and validation set.
     data: [String; 2],
     options: SavedOptions,
@@ -108,7 +110,56 @@ struct Saved {
     tokens: u64,
     seconds: Bits,
     broken: bool,
-    unevaluated: Option<Report>,
+    unevaluated: Option<SavedReport>,
+    base_loss: Option<Bits>,
+}
+
+/// A report that has no validation loss yet.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct SavedReport {
+    step: u64,
+    steps: u64,
+    loss: Bits,
+    lr: Bits,
+    grad_norm: Bits,
+    tokens: u64,
+    targets: u64,
+    seconds: Bits,
+    epoch: Bits,
+}
+
+impl From<Report> for SavedReport {
+    fn from(r: Report) -> Self {
+        Self {
+            step: r.step,
+            steps: r.steps,
+            loss: r.loss.into(),
+            lr: r.lr.into(),
+            grad_norm: r.grad_norm.into(),
+            tokens: r.tokens,
+            targets: r.targets,
+            seconds: r.seconds.into(),
+            epoch: r.epoch.into(),
+        }
+    }
+}
+
+impl From<SavedReport> for Report {
+    fn from(r: SavedReport) -> Self {
+        Self {
+            step: r.step,
+            steps: r.steps,
+            loss: r.loss.into(),
+            lr: r.lr.into(),
+            grad_norm: r.grad_norm.into(),
+            tokens: r.tokens,
+            targets: r.targets,
+            seconds: r.seconds.into(),
+            valid_loss: None,
+            best: false,
+            epoch: r.epoch.into(),
+        }
+    }
 }
 
 const PARAM: &str = "param.";
@@ -177,6 +228,7 @@ impl Trainer {
         Saved {
             version: VERSION,
             base: self.model.fingerprint().to_string(),
+            weights: weights(&self.model),
             data: [hash(&self.train), hash(&self.valid)],
             options: SavedOptions {
                 method: o.method.name().to_owned(),
@@ -228,7 +280,8 @@ impl Trainer {
             tokens: state.tokens,
             seconds: state.seconds.into(),
             broken: state.broken,
-            unevaluated: state.unevaluated,
+            unevaluated: state.unevaluated.map(Into::into),
+            base_loss: state.base_loss.map(Into::into),
         }
     }
 
@@ -281,6 +334,12 @@ impl Trainer {
         };
         if saved.base != model.fingerprint().to_string() {
             return Err(other("another base model").into());
+        }
+        if saved.weights != weights(model) {
+            return Err(other(
+                "another file of this base model, whose weights are rounded differently",
+            )
+            .into());
         }
 
         let options = saved.options.restore().map_err(unusable)?;
@@ -349,7 +408,8 @@ impl Trainer {
         state.tokens = saved.tokens;
         state.seconds = saved.seconds.into();
         state.broken = saved.broken;
-        state.unevaluated = saved.unevaluated;
+        state.unevaluated = saved.unevaluated.map(Into::into);
+        state.base_loss = saved.base_loss.map(Into::into);
         Ok(trainer)
     }
 }
@@ -489,6 +549,25 @@ fn checksum<'a, 'b: 'a>(
 fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
+
+/// Identifies the weights of a file: other quantizations of one model share its fingerprint, but no run goes on with them to
+/// the same result. All tensors count, by names, types, shapes and their first bytes: reading the rest would take longer than
+/// many a step.
+fn weights(model: &Model) -> String {
+    let file = model.file();
+    let mut tensors: Vec<_> = file.tensors().collect();
+    tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+    let mut hash = Sha256::new();
+    for (part, info) in tensors {
+        hash.update(format!("\n{} {:?} {:?}\n", info.name, info.ty, info.ne));
+        let bytes = &file.parts()[part].bytes()[info.range.clone()];
+        hash.update(&bytes[..bytes.len().min(WEIGHT_BYTES)]);
+    }
+    hex(hash)
+}
+
+/// Bytes of each tensor that identify it.
+const WEIGHT_BYTES: usize = 4096;
 
 /// Identifies sequences: what is computed, what is predicted, and with which weight. A target counts as the token that follows
 /// in the text, whatever a teacher says of it: the context is among the options, and the teacher may not have spoken yet.

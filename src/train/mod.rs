@@ -6,6 +6,7 @@ mod checkpoint;
 pub mod data;
 mod encoder;
 mod error;
+mod evaluate;
 mod layout;
 mod linalg;
 mod optimizer;

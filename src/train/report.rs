@@ -38,7 +38,7 @@ pub enum Finish {
 }
 
 /// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
     /// Steps taken, this one included.
@@ -77,6 +77,8 @@ pub struct Summary {
     pub best_step: Option<u64>,
     /// The lowest validation loss.
     pub best_valid_loss: Option<f64>,
+    /// Validation loss of the base without adapter, if [`Trainer::base_valid_loss`](super::Trainer::base_valid_loss) was asked.
+    pub base_valid_loss: Option<f64>,
     /// Training loss of the first step.
     pub first_loss: Option<f64>,
     /// Training loss of the last step.

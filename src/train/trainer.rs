@@ -4,6 +4,7 @@ use super::batch::{MAX_TOKENS, Packed, Sequence, groups};
 use super::check::{MAX_THREADS, check, check_range, length};
 use super::data::Example;
 use super::encoder::Encoder;
+use super::evaluate::mean_loss;
 use super::layout::Layout;
 use super::optimizer::{Optimizer, OptimizerOptions, clip_grad_norm};
 use super::pass::{Goal, Passes, Variables};
@@ -52,6 +53,8 @@ pub(super) struct State {
     pub(super) broken: bool,
     /// The last step, if its evaluation was cancelled.
     pub(super) unevaluated: Option<Report>,
+    /// Validation loss of the base alone, once it was asked for.
+    pub(super) base_loss: Option<f64>,
 }
 
 /// Trains one adapter on one frozen base.
@@ -207,6 +210,7 @@ impl Trainer {
                 seconds: 0.0,
                 broken: false,
                 unevaluated: None,
+                base_loss: None,
             },
             model: model.clone(),
             options,
@@ -340,6 +344,24 @@ impl Trainer {
         self.steps
     }
 
+    /// Makes the run one of `steps` steps, also one that is over: the parameters and the optimizer's state stay, the learning
+    /// rate follows the schedule of a run of that length (with the warm-up as it was), and the patience begins anew.
+    ///
+    /// # Errors
+    /// [`TrainError::Option`] unless that is more than the run has taken.
+    pub fn set_steps(&mut self, steps: u64) -> Result<(), TrainError> {
+        if steps <= self.state.step {
+            return Err(TrainError::Option {
+                option: "steps",
+                value: steps.to_string(),
+                why: "the run has taken as many already",
+            });
+        }
+        self.steps = steps;
+        self.state.stale = 0;
+        Ok(())
+    }
+
     /// The adapter: that of the lowest validation loss, or of the last step without a validation set.
     ///
     /// # Errors
@@ -374,23 +396,32 @@ impl Trainer {
         self.finish_teaching()?;
         let rows = self.state.encoder.forward();
         let variables = self.variables(&rows)?;
-        let (mut sum, mut mass) = (0.0, 0.0);
-        for group in groups(&self.valid.iter().collect::<Vec<_>>(), MAX_TOKENS) {
-            let packed = Packed::new(&group);
-            let outcome = self.passes.run(
-                &packed,
-                &variables,
-                1.0,
-                0.0,
-                Goal::Losses,
-                Some(&self.cancel.0),
-            )?;
-            for (&l, &w) in outcome.losses.iter().zip(&packed.weights) {
-                sum += f64::from(l) * f64::from(w);
-                mass += f64::from(w);
-            }
+        let valid: Vec<_> = self.valid.iter().collect();
+        mean_loss(&mut self.passes, &valid, &variables, &self.cancel.0).map(Some)
+    }
+
+    /// As [`Trainer::valid_loss`], of the base without any adapter: what an adapter must be better than to be of use. Computed
+    /// once in a run.
+    ///
+    /// # Errors
+    /// As [`Trainer::valid_loss`].
+    pub fn base_valid_loss(&mut self) -> Result<Option<f64>> {
+        if self.valid.is_empty() || self.state.base_loss.is_some() {
+            return Ok(self.state.base_loss);
         }
-        Ok(Some(sum / mass))
+        self.finish_teaching()?;
+        let valid: Vec<_> = self
+            .valid
+            .iter()
+            .filter_map(Sequence::without_virtual)
+            .collect();
+        if valid.is_empty() {
+            return Ok(None);
+        }
+        let valid: Vec<_> = valid.iter().collect();
+        let loss = mean_loss(&mut self.passes, &valid, &Variables::None, &self.cancel.0)?;
+        self.state.base_loss = Some(loss);
+        Ok(Some(loss))
     }
 
     /// Mean cross-entropy of `examples` under the current parameters, and its gradient with respect to each of them by PEFT's
@@ -404,7 +435,7 @@ impl Trainer {
         let (sequences, _) = layout.sequences(examples, "examples")?;
         let rows = self.state.encoder.forward();
         let batch: Vec<_> = sequences.iter().collect();
-        let (loss, _, _, d_rows) = self.accumulate(&batch, &rows)?;
+        let (loss, _, _, d_rows) = self.accumulate(&batch, batch.len(), &rows)?;
         self.state
             .encoder
             .params_mut()
@@ -494,6 +525,7 @@ impl Trainer {
             last_loss: state.last_loss,
             tokens: state.tokens,
             seconds: state.seconds,
+            base_valid_loss: state.base_loss,
             trained_parameters: state.encoder.params().iter().map(trained).sum(),
             adapter_values: state.good.len() as u64,
             cut_rows: self.cut_rows,
@@ -553,7 +585,7 @@ impl Trainer {
             .iter()
             .map(|&i| &train[i as usize])
             .collect();
-        let result = self.accumulate(&batch, &used);
+        let result = self.accumulate(&batch, self.options.batch, &used);
         self.train = train;
         let (loss, tokens, targets, mut d_rows) = result?;
         if let Some(mask) = &mask {
@@ -583,10 +615,12 @@ impl Trainer {
         (p > 0.0).then(|| (0..n).map(|_| draw()).collect())
     }
 
-    /// Mean loss of `batch`, tokens computed, targets, gradient with respect to `rows`.
+    /// Mean loss of `batch`, of which `at_once` rows are computed together if they fit into a graph; tokens computed, targets,
+    /// gradient with respect to `rows`.
     fn accumulate(
         &mut self,
         batch: &[&Sequence],
+        at_once: usize,
         rows: &[f32],
     ) -> Result<(f64, u64, u64, Vec<f32>)> {
         let variables = self.variables(rows)?;
@@ -595,7 +629,8 @@ impl Trainer {
         let scale = if mass > 0.0 { 1.0 / mass } else { 0.0 };
         let mut d_rows = vec![0.0; rows.len()];
         let (mut loss, mut tokens, mut targets) = (0.0, 0, 0);
-        for group in groups(batch, MAX_TOKENS) {
+        let parts = batch.chunks(at_once);
+        for group in parts.flat_map(|part| groups(part, MAX_TOKENS)) {
             let packed = Packed::new(&group);
             let outcome = self.passes.run(
                 &packed,
