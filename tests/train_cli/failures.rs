@@ -1,6 +1,6 @@
 //! Runs that cannot begin or end well: one line, and nothing that was there is lost.
 
-use crate::{Place, assert_loads, command, failure};
+use crate::{Place, assert_loads, command, failure, stderr, stdout};
 use std::fs;
 
 #[test]
@@ -126,11 +126,105 @@ fn a_run_that_diverges_leaves_the_last_good_adapter() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_is_named() {
+fn a_log_that_finds_no_room_does_not_end_the_run() {
     let place = Place::new();
-    let text = place
-        .refused("--method prompt --length 2 --steps 2 --batch 1 -o @out.gguf --log /dev/full");
-    assert!(text.contains("/dev/full: No space left"), "{text}");
+    let line = "--method prompt --length 2 --steps 3 --batch 1 -o @out.gguf";
+    let output = place.train(&format!("{line} --log /dev/full"));
+    assert!(output.status.success(), "{output:?}");
+    let text = stderr(&output);
+    // Said once, not in every step.
+    assert_eq!(
+        text.matches("/dev/full: No space left").count(),
+        1,
+        "{text}"
+    );
+    assert_loads(&place.path("out.gguf"));
+}
+
+/// The folder of a run disappears under it, as a network drive may.
+#[cfg(unix)]
+#[test]
+fn an_adapter_without_its_folder_is_saved_elsewhere() {
+    let place = Place::random();
+    for name in ["gone", "spare", "here"] {
+        fs::create_dir(place.path(name)).unwrap();
+    }
+    place.write("here/out.gguf", "precious");
+    let line = "--method prompt --length 2 --steps 500 --batch 1 -o @gone/out.gguf --plot @gone/x.svg --log @log.jsonl";
+    let mut command = command(&place.train_args(line));
+    command
+        .env("TMPDIR", place.path("spare"))
+        .current_dir(place.path("here"));
+    let mut child = crate::Running(command.spawn().unwrap());
+    assert!(place.wait_for_steps(&mut child.0, "log.jsonl", 5));
+    fs::remove_dir_all(place.path("gone")).unwrap();
+    let output = child.end();
+    let text = failure(&output);
+    assert!(text.contains("gone/out.gguf: No such file"), "{text}");
+    assert!(
+        text.contains("the adapter is in ") && text.contains("here/2-out.gguf"),
+        "{text}"
+    );
+    assert_loads(&place.path("here/2-out.gguf"));
+    assert_eq!(place.read("here/out.gguf"), b"precious");
+    assert!(
+        stderr(&output).contains("the plot is not there"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn an_adapter_of_another_run_is_kept() {
+    let place = Place::random();
+    let line = "--method prompt --length 2 --steps 2 --batch 1 -o @out.gguf";
+    place.trained(line);
+    let first = place.read("out.gguf");
+    let text = place.trained(&format!("{line} --seed 7 --checkpoint-every 1"));
+    let second = place.read("out.gguf");
+    assert_ne!(first, second);
+    assert_eq!(place.read("out.gguf.old"), first);
+    assert!(text.contains("out.gguf.old: what was there"), "{text}");
+    place.trained(&format!("{line} --seed 8"));
+    assert_eq!(place.read("out.gguf.old"), first);
+    assert_eq!(place.read("out.gguf.old2"), second);
+    place.trained(&format!("{line} --seed 9 --overwrite"));
+    assert!(!place.exists("out.gguf.old3"));
+}
+
+#[test]
+fn a_run_that_helps_nothing_says_so() {
+    let place = Place::new();
+    place.write(
+        "text.jsonl",
+        r#"{"text": "A cat sat by the door.\nThe dog was happy."}"#,
+    );
+    let bad =
+        "--method prefix --init random --length 4 --batch 1 --warmup 0 --schedule constant --lr 30";
+    let output = place.train(&format!("{bad} --steps 4 --valid @text.jsonl -o @a.gguf"));
+    let text = stderr(&output);
+    assert!(
+        text.contains("validation loss of the model alone: "),
+        "{text}"
+    );
+    assert!(text.contains("no better than the model alone ("), "{text}");
+    assert!(stdout(&output).contains("model alone  "), "{output:?}");
+    // And a run that is of use does not.
+    let good = "--method prompt --length 4 --batch 2 --steps 45";
+    for valid in ["--valid @train.jsonl.copy", ""] {
+        fs::copy(place.path("train.jsonl"), place.path("train.jsonl.copy")).unwrap();
+        let text = stderr(&place.train(&format!("{good} {valid} -o @c.gguf --overwrite")));
+        assert!(
+            !text.contains("no better") && !text.contains("risen"),
+            "{text}"
+        );
+    }
+    // What was learned is lost again.
+    let worse = "--method prompt --init adapter:@c.gguf --batch 1 --warmup 0 --clip 0 --optimizer sgd --lr 1000";
+    let output = place.train(&format!(
+        "{worse} --schedule constant --steps 45 -o @d.gguf"
+    ));
+    let text = stderr(&output);
+    assert!(text.contains("the training loss has risen from "), "{text}");
 }
 
 /// Files cannot grow beyond a limit, as on a full disk.
@@ -154,11 +248,11 @@ fn an_adapter_that_does_not_fit_leaves_the_old_one() {
         text.contains("out.gguf: ") && text.contains("too large"),
         "{text}"
     );
-    let text = limited(&format!("{line} --checkpoint-every 1"));
-    assert!(
-        text.contains("out.gguf.ckpt: ") && text.contains("too large"),
-        "{text}"
-    );
+    // It is known before the first step.
+    let text = limited(&format!("{line} --log @log.jsonl"));
+    assert!(text.contains("out.gguf: "), "{text}");
+    assert_eq!(place.lines("log.jsonl"), 0);
+    let _ = fs::remove_file(place.path("log.jsonl"));
     assert_eq!(place.read("out.gguf"), b"precious");
     assert_eq!(place.names(), before);
 }

@@ -7,10 +7,14 @@ use std::time::Duration;
 const SAVES: &str = "-o @out.gguf --log @log.jsonl --plot @loss.svg";
 
 fn interrupt(child: &Child) {
+    signal(child, "-INT");
+}
+
+fn signal(child: &Child, signal: &str) {
     let id = child.id().to_string();
     assert!(
         Command::new("kill")
-            .args(["-INT", &id])
+            .args([signal, &id])
             .status()
             .unwrap()
             .success()
@@ -69,6 +73,52 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
         assert_eq!(place.log_without_times("log.jsonl"), log);
         assert!(!place.exists("out.gguf.ckpt"));
     }
+}
+
+#[test]
+fn other_polite_signals_are_ctrl_c() {
+    let place = Place::random();
+    for name in ["-TERM", "-HUP"] {
+        let mut child = place.spawn(&format!(
+            "--method prompt --steps 100000 --batch 1 --overwrite {SAVES}"
+        ));
+        assert!(place.wait_for_steps(&mut child.0, "log.jsonl", 5));
+        signal(&child.0, name);
+        let output = child.end();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        assert!(steps(&output) >= 5);
+        assert_loads(&place.path("out.gguf"));
+        for name in ["out.gguf.ckpt", "log.jsonl"] {
+            std::fs::remove_file(place.path(name)).unwrap();
+        }
+    }
+}
+
+/// There is room for the adapter, but not for the checkpoint.
+#[test]
+fn an_adapter_is_saved_without_room_for_its_checkpoint() {
+    let place = Place::random();
+    let mut shell = Command::new("sh");
+    // The optimizer of 100 tokens fits into no 100 KiB (of 512 bytes or 1024), the adapter does.
+    let script = "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\"";
+    let line = "--method p-tuning --length 2 --hidden 400 --steps 100000 --batch 1 -o @out.gguf --plot @loss.svg";
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_ggraft")]);
+    shell.args(place.train_args(line)).env_remove("RUST_LOG");
+    shell.stdout(std::process::Stdio::piped());
+    shell.stderr(std::process::Stdio::piped());
+    let child = crate::Running(shell.spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(1500));
+    interrupt(&child.0);
+    let output = child.end();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let text = crate::stderr(&output);
+    assert!(text.contains("no room for a checkpoint"), "{text}");
+    assert!(
+        text.contains("out.gguf has the adapter; the run cannot go on"),
+        "{text}"
+    );
+    assert_loads(&place.path("out.gguf"));
+    assert!(!place.exists("out.gguf.ckpt"));
 }
 
 /// A run with evaluations that take far longer than its steps.

@@ -5,6 +5,7 @@ mod failures;
 mod interrupted;
 mod results;
 mod resumed;
+mod rows;
 mod starts;
 
 use ggraft::file::types::GgmlType;

@@ -1,6 +1,8 @@
 //! Runs that are killed, and what comes of their checkpoints.
 
 use crate::{Place, assert_loads, failure, numbers, stderr};
+use ggraft::file::types::GgmlType;
+use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -163,13 +165,91 @@ fn what_is_no_checkpoint_of_this_run_is_refused() {
     );
     let text = failure(&command.output().unwrap());
     assert!(text.contains("made with another base model"), "{text}");
-    assert!(refused("--resume @missing.ckpt").contains("missing.ckpt: "));
+    assert!(
+        refused("--resume @missing.ckpt").contains("missing.ckpt: there is no such checkpoint")
+    );
 
     // It was not touched, and still good.
     assert_eq!(place.read("out.gguf.ckpt"), good);
     place.trained(&format!(
         "--valid @valid.jsonl {SAVES} --resume @out.gguf.ckpt"
     ));
+}
+
+#[test]
+fn a_checkpoint_that_is_missing_is_reported_as_missing() {
+    let place = Place::random();
+    let text = place.refused("--resume @out.gguf.ckpt -o @out.gguf");
+    assert!(
+        text.contains("out.gguf.ckpt: there is no such checkpoint"),
+        "{text}"
+    );
+}
+
+#[test]
+fn weights_of_another_type_do_not_go_on() {
+    let mut place = Place::random();
+    place.trained("--method prompt --steps 2 --batch 1 -o @out.gguf --keep-checkpoint");
+    let resume = "--steps 4 --resume @out.gguf.ckpt -o @new.gguf";
+    place.model = place.path("other.gguf");
+    let spec = FixtureSpec::new(Variant::Llama, GgmlType::Q8_0);
+    write_fixture(&place.model, &spec).unwrap();
+    let text = place.refused(resume);
+    assert!(
+        text.contains("whose weights are rounded differently"),
+        "{text}"
+    );
+    place.model = place.path("model.gguf");
+    place.trained(resume);
+}
+
+#[test]
+fn a_run_that_is_over_is_given_more_steps() {
+    let place = Place::random();
+    let new = "--method prefix --length 5 --batch 2 --schedule constant --warmup 0 --weight-decay 0 --init random";
+    place.trained(&format!(
+        "{new} --steps 30 -o @whole.gguf --log @whole.jsonl"
+    ));
+    place.trained(&format!(
+        "{new} --steps 10 -o @out.gguf --log @log.jsonl --keep-checkpoint"
+    ));
+    assert!(place.exists("out.gguf.ckpt"));
+    // Without more steps it is over.
+    let resume = "-o @out.gguf --log @log.jsonl --resume @out.gguf.ckpt";
+    let text = place.refused(&format!("{resume} --steps 10"));
+    assert!(
+        text.contains("steps is 10: the run has taken as many"),
+        "{text}"
+    );
+    place.trained(&format!("{resume} --steps 30"));
+    // The same run: the optimizer knew its gradients, the order of the rows went on.
+    assert_eq!(
+        place.log_without_times("log.jsonl")[10..],
+        place.log_without_times("whole.jsonl")[10..]
+    );
+    let values = |name: &str| {
+        crate::ok(&place.args(&format!("inspect @{name} --json")));
+        ggraft::Adapter::load(&place.path(name))
+            .unwrap()
+            .payload()
+            .clone()
+    };
+    assert_eq!(values("out.gguf"), values("whole.gguf"));
+}
+
+#[test]
+fn checkpoints_are_saved_by_the_clock() {
+    let place = Place::random();
+    let line = format!("--method prompt --steps 1000000 --batch 1 --checkpoint-every 1s {SAVES}");
+    let mut child = place.spawn(&line);
+    let begin = Instant::now();
+    while !place.exists("out.gguf.ckpt") {
+        assert!(child.0.try_wait().unwrap().is_none());
+        assert!(begin.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    assert_loads(&place.path("out.gguf"));
 }
 
 #[test]

@@ -243,6 +243,70 @@ fn accumulated_batches_are_one_batch() {
     }
 }
 
+/// A batch is what is computed together: of equal rows, which share all tokens but one each, a smaller batch computes more.
+#[test]
+fn a_microbatch_has_as_many_rows_as_the_batch() {
+    let fixture = Fixture::new(Variant::Llama);
+    let rows = vec![example(7, 5, 9); 4];
+    let tokens = |batch: usize, accum: usize| {
+        let mut o = options(AdapterKind::Prompt);
+        (o.batch, o.accum) = (batch, accum);
+        fixture.trainer(o, &rows).step().unwrap().unwrap().tokens
+    };
+    let length = (tokens(1, 1), tokens(4, 1), tokens(2, 2), tokens(1, 4));
+    let (one, four, two_twice, four_times) = length;
+    assert_eq!(four, one + 3);
+    assert_eq!(two_twice, 2 * (one + 1));
+    assert_eq!(four_times, 4 * one);
+}
+
+/// The base alone is the trainer's loss with an adapter that does nothing: a prompt has no such values, but a session has none.
+#[test]
+fn the_base_is_evaluated_without_the_adapter() {
+    let fixture = Fixture::new(Variant::Llama);
+    let losses: Vec<f64> = METHODS
+        .map(|method| {
+            let mut o = options(method);
+            o.seed = 3;
+            let mut trainer = Trainer::new(&fixture.model, o, batch(), batch()).unwrap();
+            let with = trainer.valid_loss().unwrap().unwrap();
+            let base = trainer.base_valid_loss().unwrap().unwrap();
+            assert_ne!(with, base, "{method}");
+            assert_eq!(trainer.summary().base_valid_loss, Some(base));
+            base
+        })
+        .to_vec();
+    assert_eq!(losses[0], losses[1]);
+    let mut session = Session::new(
+        &fixture.model,
+        &SessionOptions::default().kv_type(KvType::F32),
+    )
+    .unwrap();
+    let mut sum = 0.0;
+    for row in batch() {
+        session.reset();
+        session.prompt_tokens(&row.given).unwrap();
+        for &(id, counts) in &row.then {
+            let logits = session.logits().unwrap();
+            let z: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            if counts {
+                sum += f64::from(row.weight) * (z.ln() - f64::from(logits[id as usize]));
+            }
+            session.feed(&[id]).unwrap();
+        }
+    }
+    let mass: f64 = batch()
+        .iter()
+        .map(|r| f64::from(r.weight) * r.then.iter().filter(|t| t.1).count() as f64)
+        .sum();
+    assert!(
+        (sum / mass - losses[0]).abs() < 1e-4,
+        "{} and {}",
+        sum / mass,
+        losses[0]
+    );
+}
+
 #[test]
 fn frozen_rows_stay() {
     let fixture = Fixture::new(Variant::Qwen3);

@@ -20,7 +20,8 @@ Each line of the data is a JSON object; other fields are ignored:
   {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   in the model's chat template; the assistant's messages are scored
   {\"text\": \"...\"}   BOS + text + EOS, all scored but BOS
 A \"weight\" multiplies a row's part in the mean loss. Exact match counts the completions that greedy decoding would write token
-for token, the end included.";
+for token, the end included. Rows that do not fit into the context are left out, and a warning names them. After Ctrl-C the figures
+are those of the rows that are done.";
 
 /// Measure how well a model with an adapter predicts a data set
 #[derive(Args)]
@@ -61,7 +62,7 @@ impl Eval {
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         let mut totals = Totals::default();
-        data::for_each(&data, |row| {
+        let done = data::for_each(&data, |row| {
             let score = score(&mut session, &row.example(&model)?)?;
             let weight = f64::from(row.weight);
             totals.nll += weight * score.nll;
@@ -74,11 +75,15 @@ impl Eval {
             Ok(())
         })?;
         if totals.weight == 0.0 {
+            if let Some(why) = done.stopped {
+                return Err(why);
+            }
             return Err(Failure::Unsuitable(
                 "no token counts: all weights are 0".to_owned(),
             ));
         }
-        self.print(data.rows().len(), &totals)
+        self.print(done.rows, &totals)?;
+        done.stopped.map_or(Ok(()), Err)
     }
 
     fn print(&self, rows: usize, totals: &Totals) -> Result<()> {

@@ -2,13 +2,15 @@
 
 use crate::args::{AdapterArgs, Limit, ModelArgs, SessionArgs, new_session, parse_limit};
 use crate::data;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::score::score;
 use crate::{interrupt, io};
 use clap::Args;
+use ggraft::Session;
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{GenerateOptions, KvType};
-use serde_json::json;
+use ggraft::train::data::Prompt;
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -20,7 +22,8 @@ Each line of the data is a JSON object; other fields are ignored:
   {\"prompt\": \"...\"}, perhaps with {\"completion\": \"...\"}
   {\"messages\": [...]}   in the model's chat template; the assistant's last message, if it ends the row, is the completion
 The output has a row {\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the
-summed negative log-likelihood of the completion and its end, and \"tokens\", their number.";
+summed negative log-likelihood of the completion and its end, and \"tokens\", their number. Of rows that do not fit into the
+context the prediction is null, and a warning names them. Ctrl-C keeps the rows that are done.";
 
 /// Complete every prompt of a data set with the most likely text
 #[derive(Args)]
@@ -54,21 +57,44 @@ impl Predict {
         let mut greedy = GenerateOptions::default().sampler(SamplerParams::greedy());
         greedy.max_tokens = self.n.0;
         let mut out = String::new();
-        data::for_each(&data, |row| {
+        let done = data::for_each(&data, |row| {
             let prompt = row.prompt(&model)?;
-            let answer = prompt.answer.as_ref();
-            let score = answer.map(|row| score(&mut session, row)).transpose()?;
-            session.reset();
-            session.prompt_tokens(&prompt.tokens)?;
-            let done = session.generate(&greedy, |_| ControlFlow::Continue(()))?;
-            let mut object = json!({"prompt": prompt.text, "prediction": done.text});
-            if let Some(score) = score {
-                object["nll"] = score.nll.into();
-                object["tokens"] = score.tokens.into();
+            let result = complete(&mut session, &prompt, &greedy);
+            if matches!(&result, Err(e) if e.is_context_full()) {
+                // Rows keep their places.
+                let object = json!({"prompt": prompt.text, "prediction": null});
+                out += &format!("{object}\n");
             }
-            out += &format!("{object}\n");
+            out += &format!("{}\n", result?);
             Ok(())
         })?;
-        io::write_file(&self.output, |file| file.write_all(out.as_bytes()))
+        if done.rows == 0
+            && let Some(why) = done.stopped
+        {
+            return Err(why);
+        }
+        io::write_file(&self.output, |file| file.write_all(out.as_bytes()))?;
+        match done.stopped {
+            Some(why) => Err(Failure::Interrupted(format!(
+                "{why}, which {} has",
+                self.output.display()
+            ))),
+            None => Ok(()),
+        }
     }
+}
+
+/// The row of the output.
+fn complete(session: &mut Session, prompt: &Prompt, greedy: &GenerateOptions) -> Result<Value> {
+    let answer = prompt.answer.as_ref();
+    let score = answer.map(|row| score(session, row)).transpose()?;
+    session.reset();
+    session.prompt_tokens(&prompt.tokens)?;
+    let done = session.generate(greedy, |_| ControlFlow::Continue(()))?;
+    let mut object = json!({"prompt": prompt.text, "prediction": done.text});
+    if let Some(score) = score {
+        object["nll"] = score.nll.into();
+        object["tokens"] = score.tokens.into();
+    }
+    Ok(object)
 }

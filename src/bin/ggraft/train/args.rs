@@ -11,6 +11,7 @@ use ggraft::train::{Init, Objective, OptimizerKind, Reparam, Schedule, TrainOpti
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 /// Defaults that do not depend on the method.
 fn defaults() -> TrainOptions {
@@ -193,17 +194,17 @@ pub(super) struct ScheduleArgs {
         long,
         value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..),
-        conflicts_with_all = ["epochs", "resume"],
+        conflicts_with = "epochs",
         help = format!(
             "Steps, each of --batch x --accum rows [default: {}, as adapters learn fast]",
             TrainOptions::DEFAULT_STEPS
         )
     )]
-    steps: Option<u64>,
+    pub(super) steps: Option<u64>,
     /// Passes over the data instead of --steps; may be a fraction
     #[arg(long, value_name = "N", value_parser = positive::<f64>, conflicts_with = "resume")]
     epochs: Option<f64>,
-    /// Rows computed together. More make steps smoother and slower; 8 is what the defaults are tuned for
+    /// Rows of one batch, which are computed together as far as they fit into a graph of 1024 tokens. More make steps smoother and slower; 8 is what the defaults are tuned for
     #[arg(
         long,
         value_name = "N",
@@ -212,7 +213,7 @@ pub(super) struct ScheduleArgs {
         conflicts_with = "resume"
     )]
     batch: usize,
-    /// Batches added up to one step: larger batches without more memory
+    /// Batches computed one after the other and added up to one step: the steps of a larger batch in the memory of this one
     #[arg(
         long,
         value_name = "N",
@@ -305,12 +306,18 @@ pub(super) struct SavingArgs {
     /// The adapter file to write; it is replaced in one piece, so that it can always be read
     #[arg(short, long, value_name = "OUT.gguf")]
     pub(super) output: PathBuf,
-    /// Save the adapter to OUT.gguf and a checkpoint to OUT.gguf.ckpt every N steps; the checkpoint is removed when the training
-    /// has ended well [default: only Ctrl-C saves one]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(super) checkpoint_every: Option<u64>,
+    /// Save the adapter to OUT.gguf and a checkpoint to OUT.gguf.ckpt every N steps or, as 30s, 10m or 2h, so often; never: only
+    /// when the run is stopped. The checkpoint is removed when the training has ended well
+    #[arg(long, value_name = "N|TIME|never", default_value_t = Every::DEFAULT)]
+    pub(super) checkpoint_every: Every,
+    /// Leave a checkpoint of the end, to give the run more steps with --resume and --steps
+    #[arg(long)]
+    pub(super) keep_checkpoint: bool,
+    /// Replace an OUT.gguf of another run. Without it that is kept as OUT.gguf.old, OUT.gguf.old2, ...
+    #[arg(long)]
+    pub(super) overwrite: bool,
     /// Go on with the run that saved this checkpoint, with its options: apart from it, only -m, --data and --valid (the same
-    /// ones), -o, -t, --log, --plot and --checkpoint-every can be given
+    /// ones), --steps (all steps of the run, to give it more), -t and what is under Saving can be given
     #[arg(long, value_name = "FILE")]
     pub(super) resume: Option<PathBuf>,
     /// Write one JSON object per step: losses, rate, gradient norm, tokens, seconds. With --resume it is continued
@@ -340,6 +347,70 @@ pub(super) struct ComputationArgs {
         )
     )]
     memory: Option<u64>,
+}
+
+/// How often a run saves what it has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Every {
+    Never,
+    Steps(u64),
+    Time(Duration),
+}
+
+impl Every {
+    /// What a crash may cost.
+    pub(super) const DEFAULT: Self = Self::Time(Duration::from_secs(600));
+
+    /// After step `step`, if the last time was `last`.
+    pub(super) fn is_due(self, step: u64, last: Instant) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Steps(n) => step.is_multiple_of(n),
+            Self::Time(time) => last.elapsed() >= time,
+        }
+    }
+}
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        let end = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let n = text[..end].parse().ok().filter(|&n: &u64| n > 0);
+        let unit = match &text[end..] {
+            "" => None,
+            "s" => Some(1),
+            "m" => Some(60),
+            "h" => Some(3600),
+            _ => Some(0),
+        };
+        match (n, unit) {
+            (Some(n), None) => Ok(Self::Steps(n)),
+            (Some(n), Some(unit @ 1..)) if n < 1 << 32 => {
+                Ok(Self::Time(Duration::from_secs(n * unit)))
+            }
+            _ => Err("must be a number of steps, a time as 30s, 10m or 2h, or never".to_owned()),
+        }
+    }
+}
+
+impl Display for Every {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Never => f.write_str("never"),
+            Self::Steps(n) => write!(f, "{n}"),
+            Self::Time(time) => match time.as_secs() {
+                s if s.is_multiple_of(3600) => write!(f, "{}h", s / 3600),
+                s if s.is_multiple_of(60) => write!(f, "{}m", s / 60),
+                s => write!(f, "{s}s"),
+            },
+        }
+    }
 }
 
 /// `--init`, before any file is read.
@@ -570,6 +641,23 @@ mod tests {
             let options = command.train.options(&model).unwrap();
             let expected = TrainOptions::new(method);
             assert_eq!(format!("{options:?}"), format!("{expected:?}"));
+        }
+    }
+
+    #[test]
+    fn times_have_units_and_steps_have_none() {
+        for (text, expected) in [
+            ("never", Every::Never),
+            ("7", Every::Steps(7)),
+            ("90s", Every::Time(Duration::from_secs(90))),
+            ("10m", Every::DEFAULT),
+            ("2h", Every::Time(Duration::from_secs(7200))),
+        ] {
+            let found: Every = text.parse().unwrap();
+            assert_eq!((found, found.to_string()), (expected, text.to_owned()));
+        }
+        for text in ["", "0", "0s", "m", "-1", "1d", "1.5m", "99999999999999h"] {
+            assert!(text.parse::<Every>().is_err(), "{text}");
         }
     }
 

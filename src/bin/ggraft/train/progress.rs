@@ -62,6 +62,15 @@ impl Progress {
         self.begin = Instant::now();
     }
 
+    /// A line that stays.
+    pub(super) fn line(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => io::note(text),
+        }
+        self.begin = Instant::now();
+    }
+
     pub(super) fn show(&mut self, report: &Report, best: Option<(u64, f64)>) {
         let keep = 1.0 - 1.0 / SMOOTH;
         self.loss = keep * self.loss + report.loss;

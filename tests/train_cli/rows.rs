@@ -1,0 +1,96 @@
+//! `ggraft predict` and `ggraft eval` when not all rows can be computed.
+
+use crate::{Place, command, error_line, json, stderr};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Of three rows the second one is too long.
+fn with_a_long_row() -> Place {
+    let place = Place::random();
+    let long = "word ".repeat(200);
+    let row = |prompt: &str| format!("{{\"prompt\": \"{prompt}\", \"completion\": \"x\"}}\n");
+    place.write("rows.jsonl", row("a") + &row(&long) + &row("b"));
+    place.write("long.jsonl", row(&long));
+    place
+}
+
+#[test]
+fn rows_that_are_too_long_are_named_and_left_out() {
+    let place = with_a_long_row();
+    let run = |line: &str| command(&place.args(line)).output().unwrap();
+    let output = run("predict -t 1 -n 2 -c 64 -m @@ --data @rows.jsonl -o @out.jsonl");
+    assert!(output.status.success(), "{output:?}");
+    let text = stderr(&output);
+    assert!(
+        text.contains("left out: 1 rows do not fit into the context (a longer one: --ctx): "),
+        "{text}"
+    );
+    assert!(
+        text.contains("rows.jsonl:2") && !text.contains("reset"),
+        "{text}"
+    );
+    let found: Vec<Value> = place.log("out.jsonl");
+    let predicted: Vec<bool> = found
+        .iter()
+        .map(|row| row["prediction"].is_string())
+        .collect();
+    assert_eq!(predicted, [true, false, true]);
+    assert!(found[1]["prediction"].is_null());
+
+    let output = run("eval -t 1 -c 64 -m @@ --data @rows.jsonl --json");
+    assert!(output.status.success(), "{output:?}");
+    assert!(stderr(&output).contains("rows.jsonl:2"), "{output:?}");
+    let figures = json(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(figures["rows"], 2);
+
+    for line in ["eval", "predict -o @none.jsonl"] {
+        let output = run(&format!("{line} -t 1 -c 64 -m @@ --data @long.jsonl"));
+        assert_eq!(output.status.code(), Some(1));
+        let text = error_line(&output);
+        assert!(text.contains("all 1 rows do not fit"), "{text}");
+    }
+    assert!(!place.exists("none.jsonl"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_the_rows_that_are_done() {
+    let place = Place::random();
+    place.write(
+        "rows.jsonl",
+        "{\"prompt\": \"a\", \"completion\": \"b c d\"}\n".repeat(20_000),
+    );
+    for (line, signal) in [
+        ("eval --json", "-INT"),
+        ("predict -n 8 -o @out.jsonl", "-TERM"),
+    ] {
+        // Later, until it is late enough: a handler is there, and a row is done.
+        for delay in (50..).step_by(50) {
+            let args = place.args(&format!("{line} -t 1 -m @@ --data @rows.jsonl"));
+            let child = crate::Running(command(&args).spawn().unwrap());
+            std::thread::sleep(Duration::from_millis(delay));
+            let id = child.0.id().to_string();
+            std::process::Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .unwrap();
+            let output = child.end();
+            if output.status.code().is_none() || stderr(&output).contains("after 0 of") {
+                continue;
+            }
+            assert_eq!(output.status.code(), Some(130), "{output:?}");
+            let text = stderr(&output);
+            let (_, rest) = text.split_once("interrupted after ").unwrap();
+            let (done, rest) = rest.split_once(' ').unwrap();
+            assert!(rest.starts_with("of 20000 rows"), "{text}");
+            let done: usize = done.parse().unwrap();
+            if line.starts_with("eval") {
+                let figures = json(std::str::from_utf8(&output.stdout).unwrap());
+                assert_eq!(figures["rows"], done);
+            } else {
+                assert_eq!(place.lines("out.jsonl"), done);
+            }
+            break;
+        }
+    }
+}
