@@ -1374,7 +1374,37 @@ fn pickles_and_oversized_configurations_are_refused() {
     let import = || import_peft(dir.path(), &control(), None, &ImportOptions::default());
     let error = peft_error(import());
     assert_matches!(&error, PeftError::PickleOnly { .. });
-    assert!(error.to_string().contains("safe_serialization=True"));
+    let text = error.to_string();
+    assert!(
+        text.contains("weights_only=True") && !text.contains('\n'),
+        "{text}"
+    );
+    assert!(
+        text.ends_with(&format!("'{}'", dir.path().display())),
+        "{text}"
+    );
+    // A folder that holds such folders names them.
+    let parent = tempfile::tempdir().unwrap();
+    for name in ["zeta", "alpha", "empty"] {
+        std::fs::create_dir(parent.path().join(name)).unwrap();
+        if name != "empty" {
+            std::fs::copy(
+                dir.path().join("adapter_config.json"),
+                parent.path().join(name).join("adapter_config.json"),
+            )
+            .unwrap();
+        }
+    }
+    let error = peft_error(import_peft(
+        parent.path(),
+        &control(),
+        None,
+        &ImportOptions::default(),
+    ));
+    assert!(
+        error.to_string().ends_with("use one of alpha, zeta"),
+        "{error}"
+    );
     std::fs::write(
         dir.path().join("adapter_config.json"),
         " ".repeat((1 << 20) + 1),

@@ -165,7 +165,9 @@ fn class(error: &Error) -> ggraft_status {
             | TrainError::EmptyInit
             | TrainError::InitAdapter { .. }
             | TrainError::State(_) => GGRAFT_ERROR_ARGUMENT,
-            TrainError::NothingToLearn { .. } | TrainError::Token { .. } => GGRAFT_ERROR_DATA,
+            TrainError::NothingToLearn { .. }
+            | TrainError::NoWeight { .. }
+            | TrainError::Token { .. } => GGRAFT_ERROR_DATA,
             TrainError::Checkpoint { .. } | TrainError::OtherRun { .. } => GGRAFT_ERROR_CHECKPOINT,
         },
         Error::Io { .. } => GGRAFT_ERROR_IO,

@@ -33,6 +33,18 @@ pub enum PeftError {
         /// The folder.
         dir: PathBuf,
     },
+    /// A folder without adapter_config.json whose subfolders have one, as PEFT saves named adapters.
+    #[error(
+        "{}: holds several adapters in folders of their own: use one of {}",
+        dir.display(),
+        names.join(", ")
+    )]
+    NamedAdapters {
+        /// The folder.
+        dir: PathBuf,
+        /// Its subfolders that are adapters, sorted.
+        names: Vec<String>,
+    },
     /// adapter_config.json is larger than any real one.
     #[error("adapter_config.json has {size} bytes, the limit is {max}")]
     ConfigTooLarge {
@@ -82,9 +94,12 @@ pub enum PeftError {
     },
     /// Only a pickle, whose loading executes code.
     #[error(
-        "{}: only adapter_model.bin, a pickle, which can run code when it is read; save the adapter again with \
-         safe_serialization=True",
-        dir.display()
+        "{}: only adapter_model.bin, a pickle, which can run code when it is read; if you trust it, convert it with: python3 -c \
+         \"import sys, torch; from safetensors.torch import save_file; d = sys.argv[1]; t = torch.load(d + '/adapter_model.bin', \
+         map_location='cpu', weights_only=True); save_file({{k: v.contiguous() for k, v in t.items()}}, d + \
+         '/adapter_model.safetensors')\" '{}'",
+        dir.display(),
+        dir.display().to_string().replace('\'', "'\\''")
     )]
     PickleOnly {
         /// The folder.
@@ -281,8 +296,11 @@ impl PeftFolder {
             })
         };
         if !present(&config)? {
-            return Err(PeftError::ConfigMissing {
-                dir: dir.to_owned(),
+            let (dir, names) = (dir.to_owned(), named_adapters(dir));
+            return Err(if names.is_empty() {
+                PeftError::ConfigMissing { dir }
+            } else {
+                PeftError::NamedAdapters { dir, names }
             }
             .into());
         }
@@ -625,4 +643,14 @@ fn config_json(config: &PeftConfig) -> BTreeMap<&'static str, Value> {
         other => panic!("{} folders hold more than rows", other.name()),
     }
     out
+}
+/// Subfolders that are adapters themselves, sorted.
+fn named_adapters(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .filter(|entry| entry.path().join(CONFIG_FILE).is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }

@@ -105,6 +105,13 @@ pub(super) fn check(o: &TrainOptions) -> Result<(), TrainError> {
         }
         _ => {}
     }
+    if o.hidden.is_some() && reparam == Reparam::None {
+        return conflict(
+            "an inner width",
+            "no encoder".to_owned(),
+            "only networks have one",
+        );
+    }
     if o.template.is_some() && o.method != AdapterKind::PTuning {
         return conflict(
             "a template",

@@ -53,6 +53,12 @@ pub enum TrainError {
         /// The longest row that is used.
         max_len: usize,
     },
+    /// All rows have the weight 0: there is no mean over them.
+    #[error("{set}: all rows have the weight 0, so that nothing counts")]
+    NoWeight {
+        /// Training or validation set.
+        set: &'static str,
+    },
     /// A token id that the model does not have.
     #[error("row {row} of the {set}: token {token} is not in the vocabulary of {n_vocab}")]
     Token {

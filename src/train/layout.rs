@@ -2,7 +2,7 @@
 
 use super::batch::{Sequence, Slot, Target};
 use super::data::Example;
-use super::{Objective, TrainError, TrainOptions};
+use super::{Objective, TrainError, TrainOptions, Trimmed};
 use crate::adapter::{AdapterKind, Item, arrange};
 use crate::error::Result;
 use crate::model::Model;
@@ -34,14 +34,14 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// All examples; how many were cut.
+    /// All examples, and which of them were too long.
     pub(super) fn sequences(
         &self,
         examples: &[Example],
         set: &'static str,
-    ) -> Result<(Vec<Sequence>, usize)> {
+    ) -> Result<(Vec<Sequence>, Trimmed)> {
         let n_vocab = self.model.shape().n_vocab;
-        let mut cut = 0;
+        let mut trimmed = Trimmed::default();
         let mut out = Vec::with_capacity(examples.len());
         for (row, example) in examples.iter().enumerate() {
             let unknown = |&id: &i32| id < 0 || id as usize >= n_vocab;
@@ -57,9 +57,12 @@ impl<'a> Layout<'a> {
             }
             let mut s = self.sequence(row, example)?;
             if s.slots.len() > self.max_len {
-                cut += 1;
+                trimmed.cut.push(row);
                 s.slots.truncate(self.max_len);
                 s.targets.retain(|t| t.at + 1 < self.max_len);
+                if s.targets.is_empty() {
+                    trimmed.lost.push(row);
+                }
             }
             out.push(s);
         }
@@ -68,7 +71,10 @@ impl<'a> Layout<'a> {
         if out.is_empty() && !examples.is_empty() {
             return Err(self.nothing_to_learn(set).into());
         }
-        Ok((out, cut))
+        if !out.is_empty() && out.iter().all(|s| s.weight == 0.0) {
+            return Err(TrainError::NoWeight { set }.into());
+        }
+        Ok((out, trimmed))
     }
 
     pub(super) fn nothing_to_learn(&self, set: &'static str) -> TrainError {

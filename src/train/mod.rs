@@ -24,6 +24,6 @@ pub use error::TrainError;
 pub use optimizer::{OptimizerKind, OptimizerOptions};
 pub use options::{Init, Objective, Reparam, TrainOptions};
 pub use param::StateError;
-pub use report::{CancelToken, Finish, Report, Summary};
+pub use report::{CancelToken, Finish, Report, Summary, Trimmed};
 pub use schedule::Schedule;
 pub use trainer::Trainer;

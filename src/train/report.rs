@@ -65,6 +65,16 @@ pub struct Report {
     pub epoch: f64,
 }
 
+/// Rows of a data set that are too long, by their indices among the examples.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Trimmed {
+    /// Rows that lose their ends.
+    pub cut: Vec<usize>,
+    /// Rows among them that lose every token that they have to predict: they are not used.
+    pub lost: Vec<usize>,
+}
+
 /// A run so far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]

@@ -12,7 +12,7 @@ use super::report::{CancelToken, Finish, Report, Summary};
 use super::rng::{Rng, Stream};
 use super::start::{default_init, prefix_rows, start};
 use super::teacher::Teacher;
-use super::{Init, Objective, Reparam, TrainError, TrainOptions};
+use super::{Init, Objective, Reparam, TrainError, TrainOptions, Trimmed};
 use crate::adapter::{Adapter, AdapterKind, BaseSignature, Parts, Payload, Rows, prefix_from_peft};
 use crate::error::Result;
 use crate::model::Model;
@@ -93,7 +93,7 @@ pub struct Trainer {
     pub(super) valid: Vec<Sequence>,
     /// Who has yet to say what some of the rows shall predict, if anybody.
     teacher: Option<Teacher>,
-    cut_rows: usize,
+    trimmed: [Trimmed; 2],
     passes: Passes,
     pub(super) state: State,
     cancel: CancelToken,
@@ -130,6 +130,14 @@ impl Trainer {
         }
         check(&options)?;
         let length = length(&options)?;
+        if length >= model.n_ctx_train() {
+            return Err(TrainError::Option {
+                option: "length",
+                value: length.to_string(),
+                why: "leaves no room for text in the context that the model was trained on",
+            }
+            .into());
+        }
         let n_threads = options.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
@@ -142,11 +150,11 @@ impl Trainer {
             model.has_long_context(n_ctx),
         );
         let layout = Layout::new(model, &options, length);
-        let (train_rows, cut_rows) = layout.sequences(&train, "training set")?;
+        let (train_rows, train_trimmed) = layout.sequences(&train, "training set")?;
         if train_rows.is_empty() {
             return Err(layout.nothing_to_learn("training set").into());
         }
-        let (valid_rows, _) = layout.sequences(&valid, "validation set")?;
+        let (valid_rows, valid_trimmed) = layout.sequences(&valid, "validation set")?;
         let rows_per_step = options.batch * options.accum;
         let steps = options.steps.unwrap_or_else(|| match options.epochs {
             Some(epochs) => {
@@ -190,7 +198,7 @@ impl Trainer {
             eval_every: options
                 .eval_every
                 .unwrap_or(steps.div_ceil(TrainOptions::DEFAULT_EVALUATIONS)),
-            cut_rows,
+            trimmed: [train_trimmed, valid_trimmed],
             passes,
             state: State {
                 step: 0,
@@ -512,6 +520,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// Rows of the training and of the validation set that are too long.
+    pub fn trimmed(&self) -> &[Trimmed; 2] {
+        &self.trimmed
+    }
+
     /// The run so far.
     pub fn summary(&self) -> Summary {
         let state = &self.state;
@@ -528,7 +541,7 @@ impl Trainer {
             base_valid_loss: state.base_loss,
             trained_parameters: state.encoder.params().iter().map(trained).sum(),
             adapter_values: state.good.len() as u64,
-            cut_rows: self.cut_rows,
+            cut_rows: self.trimmed[0].cut.len(),
             recomputed_layers: self.recomputed,
         }
     }

@@ -378,12 +378,12 @@ fn rows_that_are_cut_are_mentioned() {
     let place = Place::new();
     place.take_rows("persona_pirate", "train", 2);
     place.take_rows("persona_pirate", "valid", 2);
-    let line = "--method prompt --length 2 --steps 1 -o @out.gguf";
+    let line = "--method prompt --length 2 --steps 1 --batch 2 -o @out.gguf --overwrite";
     assert_eq!(stderr(&place.train(line)).lines().count(), 1);
     let output = place.train(&format!("{line} --max-len 20"));
     stdout(&output);
     let text = stderr(&output);
-    assert!(text.contains("warning: 2 rows of "), "{text}");
+    assert!(text.contains("warning: 2 rows do not fit into "), "{text}");
     assert!(text.contains("--max-len 20 and lose their ends"), "{text}");
     // The completion begins behind the limit.
     let text = place.refused(&format!("{line} --max-len 5"));

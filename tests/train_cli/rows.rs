@@ -94,3 +94,72 @@ fn ctrl_c_keeps_the_rows_that_are_done() {
         }
     }
 }
+
+#[test]
+fn odd_rows_and_options_are_named_before_the_first_step() {
+    let place = Place::random();
+    let row = |completion: &str, weight: f32| {
+        format!(
+            "{{\"prompt\": \"a b c d\", \"completion\": \"{completion}\", \"weight\": {weight}}}\n"
+        )
+    };
+    let long = "x ".repeat(60);
+    place.write(
+        "odd.jsonl",
+        row("x", 1.0) + &row(&long, 1.0) + &row("x", 0.0),
+    );
+    place.write("idle.jsonl", row("x", 0.0));
+    let prompt = place
+        .text("odd.jsonl")
+        .replacen("a b c d", &"a b ".repeat(60), 1);
+    place.write("lost.jsonl", prompt);
+    let warned = |line: &str| {
+        let output = place.train(&format!(
+            "--method prompt --length 2 --steps 1 -o @out.gguf --overwrite {line}"
+        ));
+        assert!(output.status.success(), "{output:?}");
+        stderr(&output)
+    };
+    let text = warned("--data @odd.jsonl --valid @lost.jsonl --max-len 30 --batch 2 --accum 2");
+    for expected in [
+        "1 rows do not fit into --max-len 30 and lose their ends: ",
+        "odd.jsonl:2\n",
+        "2 rows do not fit into --max-len 30",
+        "1 of them lose all that they have to predict and are not used: ",
+        "lost.jsonl:1\n",
+        "1 rows have the weight 0 and count for nothing: ",
+        "odd.jsonl:3\n",
+        "a step takes 4 rows (--batch x --accum), the data has 3",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let threads = std::thread::available_parallelism().unwrap().get() + 1;
+    let line = format!(
+        "train -t {threads} -m @@ --data @train.jsonl --method prompt --length 2 --steps 1 -o @t.gguf"
+    );
+    let text = stderr(&command(&place.args(&line)).output().unwrap());
+    assert!(text.contains(&format!("{threads} threads on ")), "{text}");
+    for (line, expected) in [
+        (
+            "--data @idle.jsonl",
+            "training set: all rows have the weight 0",
+        ),
+        (
+            "--valid @idle.jsonl",
+            "validation set: all rows have the weight 0",
+        ),
+        (
+            "--hidden 8",
+            "an inner width cannot be used with no encoder",
+        ),
+        ("--length 60000", "leaves no room for text"),
+        (
+            "--loss distill:@blank.txt",
+            "blank.txt: there is no text to distill",
+        ),
+    ] {
+        place.write("blank.txt", " \n");
+        let text = place.refused(&format!("--method prompt --steps 1 -o @none.gguf {line}"));
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+}

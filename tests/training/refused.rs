@@ -245,13 +245,21 @@ fn nothing_at_all() {
     for init in [Init::Random, Init::Prompts, Init::Text("a".to_owned())] {
         let mut o = options(AdapterKind::Prefix);
         o.init = Some(init);
-        // More than the model has positions for.
-        o.length = Some(300);
-        let found = refused(&fixture, o, Vec::new(), Vec::new());
+        let found = refused(&fixture, o.clone(), Vec::new(), Vec::new());
         assert!(matches!(
             found,
             TrainError::NothingToLearn {
                 set: "training set",
+                ..
+            }
+        ));
+        // More than the model has positions for.
+        o.length = Some(300);
+        let found = refused(&fixture, o, batch(), Vec::new());
+        assert!(matches!(
+            found,
+            TrainError::Option {
+                option: "length",
                 ..
             }
         ));

@@ -2,6 +2,7 @@
 
 mod args;
 mod log;
+mod notes;
 mod progress;
 mod run;
 mod saving;
@@ -70,6 +71,7 @@ impl Train {
         let model = Model::open(&self.data.model, &ModelOptions::default())?;
         let sample = sample_prompt(&train);
         let trainer = self.trainer(&model, &train, valid.as_ref())?;
+        notes::warn(&trainer, [Some(&train), valid.as_ref()]);
         let rows = train.rows().len();
         drop((train, valid));
         Run::new(&self, trainer, rows)?.execute(sample)

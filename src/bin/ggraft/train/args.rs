@@ -488,10 +488,19 @@ impl LossArg {
         Ok(match self {
             Self::Completion => Objective::Completion,
             Self::All => Objective::All,
-            Self::Distill(path) => Objective::Distill {
-                context: io::read_text(path)?,
-                top_k: Objective::DEFAULT_TOP_K,
-            },
+            Self::Distill(path) => {
+                let context = io::read_text(path)?;
+                if context.trim().is_empty() {
+                    return Err(Failure::Unsuitable(format!(
+                        "{}: there is no text to distill",
+                        path.display()
+                    )));
+                }
+                Objective::Distill {
+                    context,
+                    top_k: Objective::DEFAULT_TOP_K,
+                }
+            }
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::plot::{self, Curve};
 use crate::{interrupt, io};
 use ggraft::Adapter;
 use ggraft::adapter::{Parts, Precision};
-use ggraft::train::{Finish, Summary, Trainer};
+use ggraft::train::{Finish, Trainer};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -65,21 +65,7 @@ impl<'a> Run<'a> {
                 checkpoint.display()
             );
         }
-        let Summary {
-            reported: done,
-            cut_rows,
-            ..
-        } = trainer.summary();
-        if cut_rows > 0 {
-            tracing::warn!(
-                "{cut_rows} rows of {} do not fit into {} and lose their ends",
-                args.data.data.display(),
-                match trainer.options().max_len {
-                    Some(n) => format!("--max-len {n}"),
-                    None => "the context that the model was trained on".to_owned(),
-                }
-            );
-        }
+        let done = trainer.summary().reported;
         let mut curve = Curve::default();
         let log = match (&args.saving.log, resumed) {
             (Some(path), Some(_)) => Some(Log::resume(path, done, &mut curve)?),
