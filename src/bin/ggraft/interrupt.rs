@@ -1,9 +1,10 @@
-//! Ctrl-C: the first one stops the computation that runs and lets the command end in order, the next one ends the process.
+//! Ctrl-C, SIGTERM and SIGHUP: the first one stops the computation that runs and lets the command end in order, the next one ends
+//! the process.
 
 use ggraft::infer::CancelToken;
 use std::sync::{Mutex, Once, PoisonError};
 
-/// Exit status after Ctrl-C, as shells report it: 128 + SIGINT.
+/// Exit status after Ctrl-C, as shells report it: 128 + SIGINT; also after the other signals, which are not told apart.
 pub(crate) const STATUS: u8 = 130;
 
 type Cancel = Box<dyn FnOnce() + Send>;
