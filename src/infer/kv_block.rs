@@ -4,7 +4,7 @@ use super::engine::{Core, Mode};
 use super::kv_cache::{Half, KvCache, KvType};
 use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
 use crate::error::Result;
-use crate::model::Model;
+use crate::model::{HParams, Model};
 use std::sync::Arc;
 
 /// P rows of K and V per layer, as they lie in a cache of type `ty`.
@@ -24,24 +24,20 @@ impl KvBlock {
     ) -> Result<Arc<Self>> {
         adapter.compiled((model.id(), mode.key()), || {
             Ok(Arc::new(match adapter.payload() {
-                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty),
+                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty, model.hparams()),
                 Payload::Rows(rows) => Self::from_virtual_tokens(rows, model, mode, n_threads)?,
             }))
         })
     }
 
-    fn from_prefix(layers: &[PrefixLayer], ty: KvType) -> Self {
-        let encode = |rows: &Rows| match (ty, rows.as_f16()) {
+    fn from_prefix(layers: &[PrefixLayer], ty: KvType, hp: &HParams) -> Self {
+        let encode = |half, rows: &Rows| match (ty, rows.as_f16()) {
             (KvType::F16, Some(values)) => bytemuck::cast_slice(values).to_vec(),
-            _ => {
-                let mut out = Vec::new();
-                ty.encode(&rows.to_f32(), rows.width(), &mut out);
-                out
-            }
+            _ => ty.encode(half, hp, rows.to_f32()),
         };
         let halves = layers
             .iter()
-            .map(|l| [encode(&l.k), encode(&l.v)])
+            .map(|l| [encode(Half::K, &l.k), encode(Half::V, &l.v)])
             .collect();
         Self {
             n_rows: layers[0].k.n_rows(),

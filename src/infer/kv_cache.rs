@@ -1,7 +1,7 @@
 //! Keys and values of everything a session has seen, one row per token and layer.
 
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Context, Tensor, quantize_rows};
+use crate::ggml::{Buffer, Context, Tensor, quantize_rows, rotate};
 use crate::graph::{Builder, CacheInputs, KeyValues, Topology};
 use crate::model::HParams;
 use half::f16;
@@ -16,7 +16,9 @@ pub enum KvType {
     F16,
     /// Four bytes a value.
     F32,
-    /// 34 bytes for 32 values; the head size must be a multiple of 32 and flash attention on.
+    /// 34 bytes for 32 values; the head size must be a multiple of 32 and flash attention on. Where the head size is a
+    /// multiple of 64, keys and values are rotated before they are rounded, as libllama does it: the rounding of a block
+    /// follows its largest value, and rotated values are of about equal size.
     Q8_0,
 }
 
@@ -38,17 +40,38 @@ impl KvType {
         bytes as usize
     }
 
-    /// Converts whole rows into the cache's own form, with the same rounding as the graph's own writes.
-    pub(crate) fn encode(self, values: &[f32], width: usize, out: &mut Vec<u8>) {
+    /// How values of heads of `head_dim` values are rotated before they are stored; `None`: not at all.
+    fn rotation(self, half: Half, head_dim: usize) -> Option<usize> {
+        if self != Self::Q8_0 || !head_dim.is_multiple_of(MIN_ROTATION) {
+            return None;
+        }
+        Some(match half {
+            // The largest power of two that divides the head.
+            Half::K => 1 << head_dim.trailing_zeros(),
+            Half::V => MIN_ROTATION,
+        })
+    }
+
+    /// Converts rows of `hp`'s width, `ne = [Hk d, n]`, into the cache's own form, rotated and rounded as the graph's own
+    /// writes are.
+    pub(crate) fn encode(self, half: Half, hp: &HParams, mut values: Vec<f32>) -> Vec<u8> {
+        if let Some(n) = self.rotation(half, hp.head_dim) {
+            rotate(&mut values, n);
+        }
+        let mut out = Vec::new();
         match self {
-            Self::F32 => out.extend_from_slice(bytemuck::cast_slice(values)),
+            Self::F32 => out.extend_from_slice(bytemuck::cast_slice(&values)),
             Self::F16 => values
                 .iter()
                 .for_each(|&v| out.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
-            Self::Q8_0 => quantize_rows(GgmlType::Q8_0, values, width, out),
+            Self::Q8_0 => quantize_rows(GgmlType::Q8_0, &values, hp.kv_width(), &mut out),
         }
+        out
     }
 }
+
+/// Values that are rotated together at least; libllama's choice for V.
+const MIN_ROTATION: usize = 64;
 
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +233,15 @@ pub(crate) struct Cached<'a> {
 }
 
 impl Cached<'_> {
+    /// `x`, whose rows are heads or consist of them, turned as the cache's `half` is. Rotations keep scalar products:
+    /// scores of rotated queries with rotated keys are those of the queries and keys themselves.
+    fn rotated(&self, b: &Builder, half: Half, x: &Tensor) -> Tensor {
+        match self.cache.ty.rotation(half, self.hp.head_dim) {
+            Some(n) => b.ctx().rotate_runs(x, n),
+            None => x.clone(),
+        }
+    }
+
     /// What attention reads of a layer: `ne = [d, Hk, N, S]`.
     fn window(&self, b: &Builder, half: Half, il: usize) -> Tensor {
         let c = self.cache;
@@ -235,10 +267,11 @@ impl KeyValues for Cached<'_> {
         let c = self.cache;
         let width = self.hp.kv_width();
         for (half, rows) in [(Half::K, k), (Half::V, v)] {
+            let rows = self.rotated(b, half, rows);
             let nb = rows.nb();
             let rows = b
                 .ctx()
-                .view(rows, [width, rows.ne()[2], 1, 1], [nb[2], nb[3], nb[3]], 0);
+                .view(&rows, [width, rows.ne()[2], 1, 1], [nb[2], nb[3], nb[3]], 0);
             // All streams as one list of rows, so that one write serves tokens of several streams.
             let all = b
                 .ctx()
@@ -253,17 +286,18 @@ impl KeyValues for Cached<'_> {
         let (k, v) = (self.window(b, Half::K, il), self.window(b, Half::V, il));
         let [d, h, t, _] = q.ne();
         let s = self.topology.n_streams;
+        let q = self.rotated(b, Half::K, q);
         let nb = q.nb();
         let q = b
             .ctx()
-            .view(q, [d, h, t / s, s], [nb[1], nb[2], nb[2] * (t / s)], 0);
+            .view(&q, [d, h, t / s, s], [nb[1], nb[2], nb[2] * (t / s)], 0);
         let mask = match (&hp.window, &self.inputs.window_mask) {
             (Some(w), Some(mask)) if w.layers[il] => mask,
             _ => &self.inputs.mask,
         };
-        let a = b
-            .attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash)
-            .named("kqv_out", Some(il));
+        let a = b.attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash);
+        // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
+        let a = self.rotated(b, Half::V, &a).named("kqv_out", Some(il));
         b.demand(&a);
         a
     }

@@ -1,8 +1,10 @@
-//! The operations of training that ggml lacks or has in a form too slow: attention over packed rows with its derivative,
-//! products through frozen weights backwards, the loss, and the derivatives of norms and activations.
+//! The operations that ggml lacks or has in a form too slow: for training, attention over packed rows with its derivative,
+//! products through frozen weights backwards, the loss, and the derivatives of norms and activations; for sessions, the
+//! rotation of what a quantized cache holds.
 
 mod activation;
 mod attention;
+mod hadamard;
 mod loss;
 mod norm;
 mod product;
@@ -10,4 +12,5 @@ mod rows;
 
 pub(crate) use activation::{Activated, Gate};
 pub(crate) use attention::Spans;
+pub(crate) use hadamard::rotate;
 pub(crate) use loss::Targets;
