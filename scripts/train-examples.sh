@@ -12,7 +12,7 @@ train() {
     name=$1 task=$2
     shift 2
     echo "== $name"
-    "$ggraft" train -m models/tinylm-q8_0.gguf --data "models/tasks/$task/train.jsonl" --valid "models/tasks/$task/valid.jsonl" \
+    "$ggraft" train --overwrite -m models/tinylm-q8_0.gguf --data "models/tasks/$task/train.jsonl" --valid "models/tasks/$task/valid.jsonl" \
         -o "models/adapters/$name.gguf" "$@"
 }
 

@@ -4,6 +4,7 @@ use super::context::{Context, Tensor};
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
+use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -79,6 +80,10 @@ pub(crate) struct RepackLayout {
     buft: sys::ggml_backend_buffer_type_t,
 }
 
+/// ggml's name of the layout for AMX tiles, which is never used: built by GCC 12.2, products with it load a tile
+/// configuration that the CPU refuses, which ends the process, and nothing tells who built ggml.
+const AMX: &CStr = c"AMX";
+
 /// The repacked layout that ggml would use for a matrix of this type and shape on this CPU, if it has one.
 pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackLayout> {
     // SAFETY: static registry objects; the returned list is null-terminated and lives as long as the process.
@@ -98,7 +103,8 @@ pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackLayout> {
         let mut list = get(dev);
         while !list.is_null() && !(*list).is_null() {
             let buft = *list;
-            if supports_mul_mat(dev, buft, ty, ne) {
+            let is_amx = CStr::from_ptr(sys::ggml_backend_buft_name(buft)) == AMX;
+            if !is_amx && supports_mul_mat(dev, buft, ty, ne) {
                 return Some(RepackLayout { buft });
             }
             list = list.add(1);
