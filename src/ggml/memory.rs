@@ -155,6 +155,7 @@ impl RepackLayout {
     /// Allocates one buffer, places the tensors in it, converts their plain bytes and returns the owner, which the
     /// tensors' context must keep. `None` when memory runs out.
     pub(crate) fn fill(self, items: &[(Tensor, &[u8])]) -> Option<Arc<Buffer>> {
+        super::log::init();
         let size = self.size(items);
         // SAFETY: sizes come from ggml; the buffer is wrapped at once, so it is freed exactly once.
         let buffer = unsafe {
