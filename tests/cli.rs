@@ -1366,3 +1366,24 @@ fn bench_reports_mean_and_deviation() {
         }
     }
 }
+
+#[test]
+fn virtual_tokens_of_old_gemma_adapters_are_mentioned() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("a.gguf").display().to_string();
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance");
+    let warned = |case: &str, adapter: &str, more: &[&str]| {
+        let model = format!("{cases}/{case}/model-f32.gguf");
+        let adapter = format!("{cases}/{case}/adapters/{adapter}");
+        let mut args = vec!["import", &adapter, "-m", &model, "-o", &out];
+        args.extend(more);
+        let output = command(&args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        stderr(&output).contains("before version 5 need a row factor of")
+    };
+    assert!(warned("gemma", "prompt", &[]));
+    assert!(warned("gemma", "ptuning_mlp", &[]));
+    assert!(!warned("gemma", "prompt", &["--row-factor", "1"]));
+    assert!(!warned("gemma", "prefix", &[]));
+    assert!(!warned("llama", "prompt", &[]));
+}

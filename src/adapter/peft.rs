@@ -13,7 +13,10 @@ use std::path::Path;
 /// Version of PEFT whose folders [`export_peft`] writes.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// Choices of [`import_peft`].
+/// Architectures whose models in Transformers before version 5 scaled virtual tokens by sqrt(D), as they scale embeddings.
+const SCALED_ROWS: [&str; 2] = ["gemma", "gemma2"];
+
+/// Choices of [`import_peft`]. Whoever imports virtual tokens for gemma or gemma2 without `row_factor` is warned in the log.
 #[derive(Debug, Clone, Default)]
 pub struct ImportOptions {
     /// Which task of a MULTITASK_PROMPT_TUNING adapter, from 0; required there, refused elsewhere.
@@ -74,6 +77,14 @@ impl Adapter {
                 return Err(AdapterError::BadRowFactor { factor });
             }
             Some(factor) => values.iter_mut().for_each(|x| *x *= factor),
+            None if !peft_type.is_prefix() && SCALED_ROWS.contains(&&*base.architecture) => {
+                tracing::warn!(
+                    "virtual tokens for {} that were trained with Transformers before version 5 need a row factor of {} \
+                     (--row-factor); those of later versions are right as they are (--row-factor 1)",
+                    base.architecture,
+                    (base.n_embd as f32).sqrt()
+                );
+            }
             None => {}
         }
         let (kind, payload) = match peft_type {

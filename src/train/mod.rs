@@ -19,6 +19,7 @@ mod schedule;
 mod start;
 mod teacher;
 mod trainer;
+mod workload;
 
 pub use error::TrainError;
 pub use optimizer::{OptimizerKind, OptimizerOptions};
@@ -27,3 +28,4 @@ pub use param::StateError;
 pub use report::{CancelToken, Finish, Report, Summary, Trimmed};
 pub use schedule::Schedule;
 pub use trainer::Trainer;
+pub use workload::{Position, SetWorkload, Workload};

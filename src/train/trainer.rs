@@ -546,7 +546,7 @@ impl Trainer {
         }
     }
 
-    fn rows_per_step(&self) -> usize {
+    pub(super) fn rows_per_step(&self) -> usize {
         self.options.batch * self.options.accum
     }
 

@@ -416,3 +416,38 @@ fn a_context_is_distilled() {
     ]));
     assert_eq!(found["metadata"]["ggraft.provenance.loss"], "distill");
 }
+
+#[test]
+fn a_dry_run_shows_what_would_be_learned() {
+    let place = Place::new();
+    let before = place.names();
+    place.write(
+        "train.jsonl",
+        "{\"prompt\": \"A cat sat\", \"completion\": \" by the door\"}\n{\"prompt\": \"A\", \"completion\": \" b\"}\n",
+    );
+    let valid =
+        "--method p-tuning --template {v:2}{prompt}{v:1} --valid @valid.jsonl --steps 6 --batch 1";
+    let shown = place.trained(&format!("{valid} -o @a.gguf --log @log.jsonl --dry-run"));
+    assert!(row(&shown, "training").starts_with("2 rows, "), "{shown}");
+    assert!(row(&shown, "validation").starts_with("3 rows, "), "{shown}");
+    assert!(
+        row(&shown, "steps").starts_with("6 of 1 rows: 3.0 passes"),
+        "{shown}"
+    );
+    // Every token once, the template's virtual tokens in their places, the completion and EOS in brackets.
+    let tokens = shown.lines().last().unwrap().trim();
+    let plain = tokens.replace(['|', '[', ']'], "");
+    assert!(plain.contains("{v}{v}A cat sat{v} by the door"), "{shown}");
+    let (given, predicted) = tokens.split_once('[').unwrap();
+    assert!(given.ends_with("sat|{v}|"), "{shown}");
+    let predicted = format!("[{predicted}");
+    let predicted: Vec<&str> = predicted.split('|').collect();
+    assert!(
+        predicted
+            .iter()
+            .all(|t| t.starts_with('[') && t.ends_with(']')),
+        "{shown}"
+    );
+    // Nothing was written or trained.
+    assert_eq!(place.names(), before);
+}

@@ -1,14 +1,15 @@
 //! `ggraft train`: an adapter learns from a data set.
 
 mod args;
+mod dry_run;
 mod log;
 mod notes;
 mod progress;
 mod run;
 mod saving;
 
-use crate::data;
 use crate::failure::{Failure, Result};
+use crate::{data, io};
 use args::{ComputationArgs, DataArgs, Every, ObjectiveArgs, SavingArgs, ScheduleArgs, ShapeArgs};
 use clap::Args;
 use ggraft::file::atomic::check_writable;
@@ -23,6 +24,7 @@ const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prompt --data train.jsonl --valid valid.jsonl -o task.gguf
   ggraft train -m model.gguf --method p-tuning --template \"{v:10} {prompt} {v:10}\" \\
       --data train.jsonl -o facts.gguf --plot loss.svg
+  ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf --dry-run
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
 Each line of the data is a JSON object, as `ggraft eval` reads it; other fields are ignored:
@@ -72,6 +74,9 @@ impl Train {
         let sample = sample_prompt(&train);
         let trainer = self.trainer(&model, &train, valid.as_ref())?;
         notes::warn(&trainer, [Some(&train), valid.as_ref()]);
+        if self.computation.dry_run {
+            return io::print(&dry_run::report(&trainer, &model, &train));
+        }
         let rows = train.rows().len();
         drop((train, valid));
         Run::new(&self, trainer, rows)?.execute(sample)

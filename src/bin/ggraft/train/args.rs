@@ -331,6 +331,9 @@ pub(super) struct SavingArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Computation")]
 pub(super) struct ComputationArgs {
+    /// Print what would be computed, rows, tokens, steps, memory, and one row's tokens as they would be learned; train nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
     /// Threads that compute [default: all cores]
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub(super) threads: Option<usize>,

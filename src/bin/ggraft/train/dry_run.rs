@@ -1,0 +1,81 @@
+//! `ggraft train --dry-run`: what a run would do.
+
+use super::size;
+use ggraft::Model;
+use ggraft::model::vocab::Vocab;
+use ggraft::train::data::Dataset;
+use ggraft::train::{Position, SetWorkload, Trainer};
+
+/// What `trainer` would do with the rows of `data`, one fact per line; the last line is a row's tokens.
+pub(super) fn report(trainer: &Trainer, model: &Model, data: &Dataset) -> String {
+    let work = trainer.workload();
+    let summary = trainer.summary();
+    let mut out = String::new();
+    let mut row = |name: &str, text: String| out += &format!("{name:<16} {text}\n");
+    row("training", set(&work.train));
+    row(
+        "validation",
+        work.valid.as_ref().map_or("no rows".to_owned(), set),
+    );
+    row(
+        "steps",
+        format!(
+            "{} of {} rows: {:.1} passes over the data, learning rate {}",
+            work.steps, work.rows_per_step, work.epochs, work.lr
+        ),
+    );
+    row(
+        "adapter",
+        format!(
+            "{}, {} numbers ({} trained)",
+            trainer.options().method,
+            summary.adapter_values,
+            summary.trained_parameters
+        ),
+    );
+    let file = std::fs::metadata(model.path()).map_or(0, |meta| meta.len());
+    row(
+        "memory",
+        format!(
+            "{} of the model's file, mapped, and at most {} of the forward pass (--memory)",
+            size(file),
+            size(work.memory)
+        ),
+    );
+    if let Some((example, positions)) = trainer.positions(0) {
+        let place = data.rows()[example].place();
+        row("a row", format!("{place}, what is predicted in [ ]"));
+        row("", marked(&positions, model.vocab()));
+    }
+    out
+}
+
+fn set(set: &SetWorkload) -> String {
+    let SetWorkload {
+        rows,
+        tokens,
+        targets,
+        longest,
+        ..
+    } = set;
+    format!(
+        "{rows} rows, {tokens} tokens, {targets} of them predicted; the longest row has {longest}"
+    )
+}
+
+/// The tokens one behind the other with `|` between them, `[...]` around those that are predicted, and `{v}` for virtual ones.
+fn marked(positions: &[Position], vocab: &Vocab) -> String {
+    let shown = |position: &Position| {
+        let text = match position.token {
+            None => "{v}".to_owned(),
+            Some(id) => String::from_utf8_lossy(&vocab.token_bytes(id, true))
+                .escape_debug()
+                .to_string(),
+        };
+        match position.predicted {
+            true => format!("[{text}]"),
+            false => text,
+        }
+    };
+    positions.iter().map(shown).collect::<Vec<_>>().join("|")
+}
