@@ -8,6 +8,8 @@
                                  Everything else as ggraft does it by default, so the step with the lowest validation loss is
                                  kept (PEFT's figures: the last step)
     scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
+    scripts/quality.py real      E2E restaurant descriptions on a real model (--base; scripts/fetch-models.sh brings one) with nothing
+                                 but -m --method --data --valid -o: learning curves, and BLEU over all references
 
 With --held-out the test rows are left alone: each seed draws another validation set of the usual size from the training and
 validation rows, and the metric is measured on it. That is how options are to be chosen.
@@ -15,8 +17,10 @@ validation rows, and the metric is measured on it. That is how options are to be
 Prints one line per run, and the median over the seeds beside PEFT's figure. Needs the command (cargo build --release).
 """
 import argparse
+import collections
 import concurrent.futures
 import json
+import math
 import os
 import random
 import statistics
@@ -43,6 +47,8 @@ TEXT = {
     "facts_county": "In which county is the town? The county of the town is:",
     "facts_trade": "What is the trade of the person? The person works as a:",
 }
+# What `real` trains on, and the longest answer in tokens.
+REAL_TASK, REAL_LENGTH = "e2e", 80
 SANDWICH = ["--template", "{v:10} {prompt} {v:10}"]
 RECIPE = {
     "prefix": ["--method", "prefix", "--lr", "0.1"],
@@ -59,6 +65,30 @@ DEFAULTS = {
     "p_tuning_sandwich": ["--method", "p-tuning", *SANDWICH],
 }
 COMMON = ["--length", "20", "--steps", "300", "--batch", "8", "--warmup", "20"]
+
+
+def bleu_over_all(hyps, refs):
+    """Corpus BLEU-4 of texts whose tokens stand between spaces, over several references each, as mteval and sacrebleu compute
+    it: the closest reference's length counts, the shorter one of two. Not smoothed."""
+    def grams(tokens, n):
+        return collections.Counter(tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1))
+
+    hit, there, length, closest = [0] * 4, [0] * 4, 0, 0
+    for hyp, texts in zip(hyps, refs, strict=True):
+        hyp, texts = hyp.split(), [t.split() for t in texts]
+        length += len(hyp)
+        closest += min((abs(len(t) - len(hyp)), len(t)) for t in texts)[1]
+        for n in range(4):
+            most = collections.Counter()
+            for t in texts:
+                most |= grams(t, n + 1)
+            found = grams(hyp, n + 1)
+            hit[n] += sum((found & most).values())
+            there[n] += sum(found.values())
+    if min(hit) == 0:
+        return 0.0
+    precision = sum(math.log(h / t) for h, t in zip(hit, there)) / 4
+    return 100 * math.exp(precision + min(0.0, 1 - closest / length))
 
 
 def ggraft(a, *args):
@@ -118,9 +148,44 @@ def run(a, task, method, seed):
             "seconds": sum(r["seconds"] for r in rows), "steps": len(rows)}
 
 
+def run_real(a, method, seed):
+    """Validation losses by step, and BLEU of the first line of each answer."""
+    paths = {split: os.path.join(TASKS, REAL_TASK, split + ".jsonl") for split in ("train", "valid", "test")}
+    with tempfile.TemporaryDirectory() as folder:
+        adapter, log, out = (os.path.join(folder, n) for n in ("a.gguf", "log.jsonl", "out.jsonl"))
+        ggraft(a, "train", "-m", a.base, "--method", method, "--data", paths["train"], "--valid", paths["valid"], "-o", adapter,
+               "--log", log, "--seed", str(seed), "-t", str(a.threads), *a.extra)
+        rows = load(log)
+        ggraft(a, "predict", "-m", a.base, "-a", adapter, "--data", paths["test"], "-o", out, "-n", str(REAL_LENGTH),
+               "-t", str(a.threads))
+        hyps = [r["prediction"].strip().split("\n")[0] for r in load(out)]
+    curve = {r["step"]: r["valid_loss"] for r in rows if r.get("valid_loss") is not None}
+    return {"method": method, "seed": seed, "curve": curve, "bleu": bleu_over_all(hyps, [r["refs"] for r in load(paths["test"])]),
+            "seconds": sum(r["seconds"] for r in rows), "steps": len(rows)}
+
+
+def real(a):
+    methods = a.methods.split(",") if a.methods else ["prefix", "prompt", "p-tuning"]
+    results = {}
+    for method in methods:
+        for seed in a.seeds.split(","):
+            r = run_real(a, method, int(seed))
+            results.setdefault(method, []).append(r)
+            curve = " ".join(f"{step}:{loss:.3f}" for step, loss in r["curve"].items())
+            print(f"{method:9} seed {seed} BLEU {r['bleu']:.2f} {r['steps']} steps {r['seconds']:.0f} s | {curve}", file=sys.stderr, flush=True)
+            if a.out:
+                with open(a.out, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(r) + "\n")
+    print("| method | valid loss, last step | valid loss, best | BLEU | seeds |\n| --- | --- | --- | --- | --- |")
+    for method, rows in results.items():
+        last = statistics.median(list(r["curve"].values())[-1] for r in rows)
+        best = statistics.median(min(r["curve"].values()) for r in rows)
+        print(f"| {method} | {last:.4f} | {best:.4f} | {statistics.median(r['bleu'] for r in rows):.2f} | {len(rows)} |")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", choices=["recipe", "defaults"])
+    ap.add_argument("what", choices=["recipe", "defaults", "real"])
     ap.add_argument("--base", default=os.path.join(ROOT, "models", "tinylm-q8_0.gguf"))
     ap.add_argument("--ggraft", default=os.path.join(ROOT, "target", "release", "ggraft"))
     ap.add_argument("--tasks", default=",".join(NAMES))
@@ -135,6 +200,8 @@ def main():
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     a = ap.parse_args(sys.argv[1:end])
     a.extra = sys.argv[end + 1:]
+    if a.what == "real":
+        return real(a)
     methods = a.methods.split(",") if a.methods else list(RECIPE if a.what == "recipe" else DEFAULTS)
     with open(os.path.join(TASKS, "baselines.json"), encoding="utf-8") as f:
         peft = json.load(f)["tasks"]
