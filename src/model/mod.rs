@@ -1,6 +1,7 @@
 //! The base model: architecture table, hyper-parameters, weights in the map, vocabulary, fingerprint.
 
 mod arch;
+pub mod chat;
 mod hparams;
 mod shape;
 pub mod vocab;
