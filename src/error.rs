@@ -7,6 +7,7 @@ use crate::infer::SessionError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
 use crate::model::ModelError;
+use crate::model::chat::ChatError;
 use crate::model::vocab::VocabError;
 use crate::train::TrainError;
 use crate::train::data::DataError;
@@ -85,6 +86,12 @@ impl Error {
 impl From<GgufError> for Error {
     fn from(source: GgufError) -> Self {
         Self::Gguf { path: None, source }
+    }
+}
+
+impl From<ChatError> for Error {
+    fn from(source: ChatError) -> Self {
+        Self::Vocab(source.into())
     }
 }
 

@@ -576,7 +576,8 @@ fn chat_in_a_pipe_ends_with_the_first_error() {
 /// The model with ChatML as its chat template.
 fn chat_model(folder: &Path) -> PathBuf {
     let bytes = fs::read(MODEL).unwrap();
-    let (key, value) = ("tokenizer.chat_template", "{# <|im_start|> #}");
+    let key = "tokenizer.chat_template";
+    let value = ggraft::model::chat::built_in_template("chatml").unwrap();
     let fixed = 8 + key.len() + 4 + 8;
     // What is inserted has a multiple of the alignment, so that tensor data stays aligned.
     let value = format!(
@@ -861,8 +862,8 @@ fn wrong_rows_are_named_by_their_line() {
     let out = folder.path().join("out.jsonl");
     for (row, expected) in [
         ("{\"prompt\": ", "column"),
-        ("[1]", "column"),
-        (r#"{"prompt": 3}"#, "expected a string"),
+        ("[1]", "a list is no row"),
+        (r#"{"prompt": 3}"#, "must be a text or a list of messages"),
         (r#"{"completion": "b"}"#, "without prompt"),
         (r#"{"other": "b"}"#, "no field"),
         (r#"{"prompt": "a", "text": "b"}"#, "more than one"),

@@ -26,8 +26,8 @@ const ERROR: &str = "error";
 const RAW_GGML: &[(&str, &str)] = &[
     ("ggml/", "the safe handles themselves"),
     (
-        "model/vocab.rs",
-        "libllama's tokenizer and chat templates, which have no other user",
+        "model/vocab/native.rs",
+        "libllama's tokenizer, which has no other user",
     ),
     (
         "infer/sampler.rs",
@@ -41,7 +41,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("file/mmap.rs", "maps files, states the contract"),
     ("capi/", "the C interface"),
     ("capi.rs", "the C interface"),
-    ("model/vocab.rs", "libllama's tokenizer"),
+    ("model/vocab/native.rs", "libllama's tokenizer"),
     ("infer/sampler.rs", "libllama's samplers"),
     (
         "infer/kv_cache.rs",

@@ -3,7 +3,7 @@
 use ggml_sys as sys;
 use ggraft::file::gguf::{Gguf, GgufError};
 use ggraft::file::gguf_write::{GgufWriter, MetaValue};
-use ggraft::model::vocab::{ChatMessage, Vocab, VocabError};
+use ggraft::model::vocab::{Vocab, VocabError};
 use std::ffi::CString;
 
 /// A llama of 19 K random weights with a byte-level BPE vocabulary of 288 tokens and 10 merges.
@@ -615,60 +615,5 @@ fn mutated_metadata_is_loaded_or_refused() {
     assert!(
         loaded > 200 && refused > 200,
         "{loaded} loaded, {refused} refused"
-    );
-}
-
-#[test]
-fn chat_templates() {
-    let chat = [
-        ChatMessage::new("system", "Be brief."),
-        ChatMessage::new("user", "Hi é"),
-    ];
-    let chatml = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi é<|im_end|>\n";
-    let v = tiny();
-    assert_eq!(v.chat_template(), None);
-    assert_eq!(v.apply_chat(&chat, false).unwrap(), chatml);
-    assert_eq!(
-        v.apply_chat(&chat, true).unwrap(),
-        format!("{chatml}<|im_start|>assistant\n")
-    );
-    assert_eq!(v.apply_chat(&[], false).unwrap(), "");
-
-    let with = |template: &str| {
-        Spec::bpe()
-            .set(
-                "tokenizer.chat_template",
-                MetaValue::String(template.into()),
-            )
-            .load()
-            .unwrap()
-    };
-    let llama3 =
-        with("{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>' }} <|eot_id|>");
-    assert_eq!(
-        llama3.apply_chat(&chat, true).unwrap(),
-        "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>\
-         <|start_header_id|>user<|end_header_id|>\n\nHi é<|eot_id|>\
-         <|start_header_id|>assistant<|end_header_id|>\n\n"
-    );
-    // Longer than the first guess of the buffer.
-    let many: Vec<_> = (0..500).map(|_| ChatMessage::new("user", "x")).collect();
-    assert_eq!(
-        llama3
-            .apply_chat(&many, false)
-            .unwrap()
-            .matches("<|eot_id|>")
-            .count(),
-        500
-    );
-
-    assert_eq!(
-        with("{{ messages }}").apply_chat(&chat, true),
-        Err(VocabError::UnknownTemplate)
-    );
-    let nul = [ChatMessage::new("user", "a\0b")];
-    assert_eq!(
-        v.apply_chat(&nul, true),
-        Err(VocabError::Nul { what: "a message" })
     );
 }

@@ -3,7 +3,7 @@
 use super::params::{self, Params};
 use super::pointer::{array, fill, fill_text, give, handle, path, place, take_back, text};
 use super::status::{c_string, call, call_number, ggraft_status};
-use crate::model::vocab::ChatMessage;
+use crate::model::chat::ChatMessage;
 use crate::model::{Model, ModelOptions};
 use std::ffi::{CString, c_char};
 

@@ -140,14 +140,17 @@ fn class(error: &Error) -> ggraft_status {
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
         Error::Data(e) => match e {
-            DataError::NoChatTemplate { .. }
-            | DataError::TemplateNotAdditive { .. }
-            | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
+            DataError::NoChatTemplate { .. } | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
             DataError::NoRows { .. }
             | DataError::LineTooLong { .. }
             | DataError::NotUtf8 { .. }
             | DataError::Json { .. }
             | DataError::Weight { .. }
+            | DataError::NotAnObject { .. }
+            | DataError::Field { .. }
+            | DataError::Speaker { .. }
+            | DataError::Message { .. }
+            | DataError::OtherFile { .. }
             | DataError::NoContent { .. }
             | DataError::ManyContents { .. }
             | DataError::CompletionWithoutPrompt { .. }

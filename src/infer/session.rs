@@ -509,7 +509,11 @@ impl Session {
     /// # Errors
     /// If the model has no tokenizer, the text does not fit, or computing fails.
     pub fn prompt(&mut self, text: &str) -> Result<()> {
-        let tokens = self.core.model.vocab().tokenize(text, false, true)?;
+        let vocab = self.core.model.vocab();
+        let tokens = match self.history.is_empty() {
+            true => vocab.tokenize_start(text)?,
+            false => vocab.tokenize(text, false, true)?,
+        };
         self.prompt_tokens(&tokens)
     }
 

@@ -5,7 +5,11 @@
 
 mod json;
 mod python;
+mod script;
 mod source;
+
+pub(crate) use script::ChatFormat;
+pub use script::{ChatScript, Conversation};
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
@@ -67,6 +71,14 @@ pub enum ChatError {
         /// What it is.
         got: &'static str,
     },
+    /// A message does not say who speaks.
+    #[error("a message must have a role that is a text")]
+    NoRole,
+    /// The template writes a conversation differently when it goes on, so that no part of it belongs to one message.
+    #[error(
+        "the chat template changes earlier messages when later ones are added: write the row as prompt and completion"
+    )]
+    NotAdditive,
 }
 
 /// One message of a conversation: a JSON object with a `role` and whatever else the model's template looks at (`content`, which
@@ -86,17 +98,20 @@ impl ChatMessage {
     /// A message with all its fields.
     ///
     /// # Errors
-    /// [`ChatError::NotAnObject`].
+    /// [`ChatError::NotAnObject`], [`ChatError::NoRole`].
     pub fn from_json(message: Json) -> Result<Self, ChatError> {
         match message {
-            Json::Object(fields) => Ok(Self(fields)),
+            Json::Object(fields) if fields.get("role").is_some_and(Json::is_string) => {
+                Ok(Self(fields))
+            }
+            Json::Object(_) => Err(ChatError::NoRole),
             other => Err(ChatError::NotAnObject {
                 got: json_kind(&other),
             }),
         }
     }
 
-    /// Who speaks: `system`, `user`, `assistant`, `tool`; empty if it is not a text.
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, ...
     pub fn role(&self) -> &str {
         self.0.get("role").and_then(Json::as_str).unwrap_or("")
     }
@@ -110,16 +125,9 @@ impl ChatMessage {
     pub fn fields(&self) -> &Map<String, Json> {
         &self.0
     }
-
-    /// The same message with another text.
-    pub(crate) fn with_text(&self, text: String) -> Self {
-        let mut fields = self.0.clone();
-        fields.insert("content".to_owned(), Json::String(text));
-        Self(fields)
-    }
 }
 
-fn json_kind(value: &Json) -> &'static str {
+pub(crate) fn json_kind(value: &Json) -> &'static str {
     match value {
         Json::Null => "null",
         Json::Bool(_) => "a boolean",

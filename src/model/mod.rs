@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use vocab::Vocab;
+use vocab::{ChatOptions, Vocab};
 
 /// A base model that cannot be used, one variant per cause.
 #[derive(Debug, thiserror::Error)]
@@ -120,12 +120,20 @@ pub struct ModelOptions {
     /// Copy matrices into ggml's interleaved layouts where it has them for this CPU: faster products, for a second copy
     /// of the weights in memory and seconds at start. Off by default: nothing is copied.
     pub repack: bool,
+    /// How conversations are formatted: by the file's own template unless it says otherwise.
+    pub chat: ChatOptions,
 }
 
 impl ModelOptions {
     /// Sets [`ModelOptions::repack`].
     pub fn repack(mut self, on: bool) -> Self {
         self.repack = on;
+        self
+    }
+
+    /// Sets [`ModelOptions::chat`].
+    pub fn chat(mut self, options: ChatOptions) -> Self {
+        self.chat = options;
         self
     }
 }
@@ -172,7 +180,7 @@ impl Model {
             path: path.to_owned(),
             source,
         })?;
-        let vocab = Vocab::open(&file)?;
+        let vocab = Vocab::open(&file)?.with_chat(&options.chat)?;
         let n_vocab = weights.n_vocab();
         if vocab.n_tokens() != 0 && vocab.n_tokens() != n_vocab {
             let source = ModelError::VocabularySize {

@@ -35,7 +35,7 @@ impl Teacher {
         examples: [Vec<Example>; 2],
         sequences: [&[Sequence]; 2],
     ) -> Result<Self> {
-        let context = model.vocab().tokenize(context, false, true)?;
+        let context = model.vocab().tokenize_start(context)?;
         let teacher = Self {
             model: model.clone(),
             top_k: top_k.min(model.shape().n_vocab),

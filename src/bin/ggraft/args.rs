@@ -1,10 +1,13 @@
 //! Arguments that several commands share, and what they open.
 
 use crate::failure::{Failure, Result};
+use crate::io;
 use clap::{Args, ValueEnum};
 use ggraft::adapter::{ImportOptions, import_peft};
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{FlashAttention, KvType};
+use ggraft::model::chat::{built_in_names, built_in_template};
+use ggraft::model::vocab::ChatOptions;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -34,8 +37,52 @@ pub(crate) struct ModelArgs {
 
 impl ModelArgs {
     pub(crate) fn open(&self) -> Result<Model> {
-        let options = ModelOptions::default().repack(matches!(self.repack, Switch::On));
+        Ok(Model::open(&self.model, &self.options())?)
+    }
+
+    pub(crate) fn open_with(&self, chat: &ChatArgs) -> Result<Model> {
+        let options = self.options().chat(chat.options()?);
         Ok(Model::open(&self.model, &options)?)
+    }
+
+    fn options(&self) -> ModelOptions {
+        ModelOptions::default().repack(matches!(self.repack, Switch::On))
+    }
+}
+
+/// How conversations are formatted.
+#[derive(Args)]
+#[command(next_help_heading = "Conversations")]
+pub(crate) struct ChatArgs {
+    /// Chat template instead of the model's own: a file of Jinja source, or chatml, gemma, llama2, llama3, phi3 or zephyr
+    #[arg(long, value_name = "FILE|NAME")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// The text of control tokens (<|im_end|>) in messages becomes those tokens: never with messages from strangers, who could
+    /// end theirs and speak for others
+    #[arg(long)]
+    pub(crate) parse_special: bool,
+}
+
+impl ChatArgs {
+    pub(crate) fn options(&self) -> Result<ChatOptions> {
+        let options = ChatOptions::default().parse_special(self.parse_special);
+        let Some(given) = &self.chat_template else {
+            return Ok(options);
+        };
+        let known = given.to_str().and_then(built_in_template);
+        let source = match known {
+            Some(source) => source.to_owned(),
+            None if given.exists() => io::read_text(given)?,
+            None => {
+                let names: Vec<_> = built_in_names().collect();
+                return Err(Failure::Usage(format!(
+                    "--chat-template {}: there is no such file, and no template of that name ({})",
+                    given.display(),
+                    names.join(", ")
+                )));
+            }
+        };
+        Ok(options.template(source))
     }
 }
 

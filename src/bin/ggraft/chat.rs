@@ -1,13 +1,14 @@
 //! `ggraft chat`: a conversation, with adapters swapped in between.
 
 use crate::args::{
-    Limit, ModelArgs, SampleArgs, SessionArgs, load_adapter, new_session, parse_limit, stem,
+    ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, load_adapter, new_session, parse_limit,
+    stem,
 };
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
 use ggraft::infer::{ExistingText, GenerateOptions, KvType};
-use ggraft::model::vocab::ChatMessage;
+use ggraft::model::chat::{ChatMessage, Conversation};
 use ggraft::{Adapter, Session};
 use std::ffi::OsString;
 use std::ops::ControlFlow;
@@ -54,6 +55,8 @@ pub(crate) struct Chat {
     #[command(flatten)]
     sample: SampleArgs,
     #[command(flatten)]
+    chat_format: ChatArgs,
+    #[command(flatten)]
     session: SessionArgs,
 }
 
@@ -62,7 +65,7 @@ const NONE: &str = "none";
 
 impl Chat {
     pub(crate) fn execute(self) -> Result<()> {
-        let model = self.model.open()?;
+        let model = self.model.open_with(&self.chat_format)?;
         if self.system.is_some() {
             crate::run::require_template(&model)?;
         }
@@ -122,7 +125,7 @@ struct Talk {
     system: Vec<ChatMessage>,
     /// With a template: the conversation so far.
     messages: Vec<ChatMessage>,
-    /// With a template: the formatted text that the session has computed; `None` if it must be computed from the start.
+    /// With a template: the formatted text (as `ChatScript::render` gives it) that the session has computed; `None` if it must be computed from the start.
     fed: Option<String>,
     interactive: bool,
 }
@@ -282,15 +285,19 @@ impl Talk {
 
     fn reply(&mut self) -> Result<()> {
         let model = self.session.model().clone();
-        let text = model.vocab().apply_chat(&self.messages, true)?;
+        let conversation = Conversation::new(self.messages.clone());
+        let script = model.vocab().script(&conversation)?;
+        let text = script
+            .render(self.messages.len(), true)
+            .map_err(ggraft::Error::from)?;
         let new = match &self.fed {
-            Some(fed) if text.starts_with(fed.as_str()) => &text[fed.len()..],
+            Some(fed) if text.starts_with(fed.as_str()) => script.tokens(&text[fed.len()..])?,
             _ => {
                 self.session.reset();
-                &text
+                script.tokens_from_start(&text)?
             }
         };
-        self.prompt(new)?;
+        self.prompt(&new)?;
         let mut answer = String::new();
         let result = self.generate(&mut answer);
         // Most templates trim what they are given: the text that the session holds is the same for the model.
@@ -305,13 +312,19 @@ impl Talk {
     fn text(&mut self, line: &str) -> Result<()> {
         let begins = self.session.tokens().is_empty();
         let before = if begins { "" } else { "\n" };
-        self.prompt(&format!("{before}{line}\n"))?;
+        let text = format!("{before}{line}\n");
+        let vocab = self.session.model().vocab();
+        let tokens = match begins {
+            true => vocab.tokenize_start(&text)?,
+            false => vocab.tokenize(&text, false, true)?,
+        };
+        self.prompt(&tokens)?;
         self.generate(&mut String::new())
     }
 
-    fn prompt(&mut self, text: &str) -> Result<()> {
+    fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
         let before = self.session.n_past();
-        self.session.prompt(text)?;
+        self.session.prompt_tokens(tokens)?;
         tracing::info!("prefill of {} tokens", self.session.n_past() - before);
         Ok(())
     }

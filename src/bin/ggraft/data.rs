@@ -2,13 +2,38 @@
 
 use crate::failure::{Failure, Result};
 use ggraft::train::data::{Dataset, Row};
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
+
+/// What rows look like, for the help of the commands that read them.
+pub(crate) const FORMS: &str = "Rows are JSON objects, one per line or all of them in one array; other fields are ignored:
+  {\"prompt\": \"...\", \"completion\": \"...\"}                   the completion and EOS are learned
+  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}  the assistant's messages, in the model's chat template
+  {\"prompt\": [messages], \"completion\": [messages]}         the assistant's messages of the completion
+  {\"text\": \"...\"}                                           all of it and EOS; a .txt file is one such row
+Those of others are read as
+  Alpaca:    instruction (and input) -> the user's message, output -> the assistant's, system -> the system message;
+             Alpaca's own prompt for a model without chat template
+  ShareGPT:  conversations -> messages, from -> role (human: user, gpt: assistant), value -> content, system, tools
+\"weight\" multiplies a row's part in the mean loss; \"tools\" go to the chat template. The text of control tokens (<|im_end|>) inside
+messages stays text, unless --parse-special; in prompt, completion and text it becomes tokens.";
 
 /// The rows of a file; `-` is stdin.
 pub(crate) fn read(path: &Path) -> Result<Dataset> {
     Ok(match path == Path::new("-") {
         true => Dataset::from_reader(std::io::stdin().lock(), "standard input")?,
-        false => Dataset::read_jsonl(path)?,
+        false => {
+            let file = File::open(path).map_err(|source| Failure::File {
+                path: path.to_owned(),
+                source,
+            })?;
+            let size = file.metadata().map_or(0, |meta| meta.len());
+            let progress = crate::io::reading(path, size);
+            let rows = Dataset::from_reader(BufReader::new(progress.wrap_read(file)), path);
+            progress.finish_and_clear();
+            rows?
+        }
     })
 }
 

@@ -1,6 +1,6 @@
 //! `ggraft eval`: loss, perplexity and exact match on a data set.
 
-use crate::args::{AdapterArgs, ModelArgs, SessionArgs, new_session};
+use crate::args::{AdapterArgs, ChatArgs, ModelArgs, SessionArgs, new_session};
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::score::score;
@@ -15,17 +15,13 @@ const EXAMPLES: &str = "Examples:
   ggraft eval -m model.gguf --data test.jsonl
   ggraft eval -m model.gguf -a adapter.gguf --data test.jsonl --json
 
-Each line of the data is a JSON object; other fields are ignored:
-  {\"prompt\": \"...\", \"completion\": \"...\"}   BOS (where the model wants it) + prompt, then completion + EOS, which is scored
-  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   in the model's chat template; the assistant's messages are scored
-  {\"text\": \"...\"}   BOS + text + EOS, all scored but BOS
-A \"weight\" multiplies a row's part in the mean loss. Exact match counts the completions that greedy decoding would write token
+What training learns is what is scored, BOS (where the model wants it) comes in front. Exact match counts the completions that greedy decoding would write token
 for token, the end included. Rows that do not fit into the context are left out, and a warning names them. After Ctrl-C the figures
 are those of the rows that are done.";
 
 /// Measure how well a model with an adapter predicts a data set
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{}", data::FORMS))]
 pub(crate) struct Eval {
     #[command(flatten)]
     model: ModelArgs,
@@ -37,6 +33,8 @@ pub(crate) struct Eval {
     json: bool,
     #[command(flatten)]
     adapter: AdapterArgs,
+    #[command(flatten)]
+    chat_format: ChatArgs,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -56,7 +54,7 @@ struct Totals {
 impl Eval {
     pub(crate) fn execute(self) -> Result<()> {
         let data = data::read(&self.data)?;
-        let model = self.model.open()?;
+        let model = self.model.open_with(&self.chat_format)?;
         let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
@@ -68,7 +66,10 @@ impl Eval {
             totals.nll += weight * score.nll;
             totals.weight += weight * score.tokens as f64;
             totals.tokens += score.tokens;
-            if matches!(row.content, Content::Completion { .. }) {
+            if matches!(
+                row.content,
+                Content::Completion { .. } | Content::Instruction { .. }
+            ) {
                 totals.completions += 1;
                 totals.exact += usize::from(score.exact);
             }

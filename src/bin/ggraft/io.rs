@@ -124,6 +124,18 @@ pub(crate) fn write_file(
     })
 }
 
+/// Progress of reading a file of `size` bytes on stderr; nothing for a small one, and unless stderr is a terminal.
+pub(crate) fn reading(path: &Path, size: u64) -> ProgressBar {
+    const LARGE: u64 = 16 << 20;
+    if size < LARGE {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes}, {eta} left");
+    ProgressBar::new(size)
+        .with_style(style.expect("a constant template"))
+        .with_message(path.display().to_string())
+}
+
 /// Progress of `n` rows on stderr; nothing unless that is a terminal.
 pub(crate) fn progress(n: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left");

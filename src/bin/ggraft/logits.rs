@@ -70,7 +70,7 @@ impl Logits {
 fn tokenize(model: &Model, text: &str) -> Result<Vec<i32>> {
     let vocab = model.vocab();
     let mut ids: Vec<i32> = vocab.leading_bos().into_iter().collect();
-    ids.extend(vocab.tokenize(text, false, true)?);
+    ids.extend(vocab.tokenize_start(text)?);
     Ok(ids)
 }
 

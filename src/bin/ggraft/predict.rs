@@ -1,6 +1,6 @@
 //! `ggraft predict`: greedy completions of a data set.
 
-use crate::args::{AdapterArgs, Limit, ModelArgs, SessionArgs, new_session, parse_limit};
+use crate::args::{AdapterArgs, ChatArgs, Limit, ModelArgs, SessionArgs, new_session, parse_limit};
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::score::score;
@@ -18,16 +18,13 @@ const EXAMPLES: &str = "Examples:
   ggraft predict -m model.gguf -a adapter.gguf --data test.jsonl -o predictions.jsonl
   ggraft predict -m model.gguf --data prompts.jsonl -n 16 -o predictions.jsonl
 
-Each line of the data is a JSON object; other fields are ignored:
-  {\"prompt\": \"...\"}, perhaps with {\"completion\": \"...\"}
-  {\"messages\": [...]}   in the model's chat template; the assistant's last message, if it ends the row, is the completion
-The output has a row {\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the
+Rows need no completion; of a conversation it is the assistant's last message, if that ends the row. The output has a row {\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the
 summed negative log-likelihood of the completion and its end, and \"tokens\", their number. Of rows that do not fit into the
 context the prediction is null, and a warning names them. Ctrl-C keeps the rows that are done.";
 
 /// Complete every prompt of a data set with the most likely text
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{}", data::FORMS))]
 pub(crate) struct Predict {
     #[command(flatten)]
     model: ModelArgs,
@@ -43,13 +40,15 @@ pub(crate) struct Predict {
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
+    chat_format: ChatArgs,
+    #[command(flatten)]
     session: SessionArgs,
 }
 
 impl Predict {
     pub(crate) fn execute(self) -> Result<()> {
         let data = data::read(&self.data)?;
-        let model = self.model.open()?;
+        let model = self.model.open_with(&self.chat_format)?;
         let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;

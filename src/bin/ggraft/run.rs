@@ -1,13 +1,13 @@
 //! `ggraft run`: text in, text out.
 
 use crate::args::{
-    AdapterArgs, Limit, ModelArgs, SampleArgs, SessionArgs, new_session, parse_limit,
+    AdapterArgs, ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, new_session, parse_limit,
 };
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
 use ggraft::infer::{GenerateOptions, KvType, StopReason, Timings};
-use ggraft::model::vocab::ChatMessage;
+use ggraft::model::chat::ChatMessage;
 use ggraft::{Model, Session};
 use serde_json::json;
 use std::io::IsTerminal;
@@ -66,6 +66,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     sample: SampleArgs,
     #[command(flatten)]
+    chat_format: ChatArgs,
+    #[command(flatten)]
     session: SessionArgs,
 }
 
@@ -81,9 +83,14 @@ struct Report {
 
 impl Run {
     pub(crate) fn execute(self) -> Result<()> {
+        if self.chat_format.chat_template.is_some() && !self.chat {
+            return Err(Failure::Usage(
+                "--chat-template formats a conversation: add --chat".to_owned(),
+            ));
+        }
         let text = self.prompt_text()?;
         let begin = Instant::now();
-        let model = self.model.open()?;
+        let model = self.model.open_with(&self.chat_format)?;
         let load = begin.elapsed();
         let params = self.sample.params(&model)?;
         let seed = params.seed;
@@ -94,13 +101,13 @@ impl Run {
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
         let attach = adapter.is_some().then(|| begin.elapsed());
 
-        let prompt = match self.chat {
+        let tokens = match self.chat {
             true => chat_prompt(&model, self.system.as_deref(), text)?,
-            false => text,
+            false => model.vocab().tokenize_start(&text)?,
         };
         let _guard = interrupt::Guard::new(session.cancel_token());
         let (begin, before) = (Instant::now(), session.n_past());
-        session.prompt(&prompt)?;
+        session.prompt_tokens(&tokens)?;
         let prefill = begin.elapsed();
         let prefill_tokens = session.n_past() - before;
 
@@ -217,15 +224,15 @@ fn stop_reason(reason: StopReason) -> &'static str {
     }
 }
 
-/// `text` as the user's message, up to where the answer begins.
-fn chat_prompt(model: &Model, system: Option<&str>, text: String) -> Result<String> {
+/// Tokens of `text` as the user's message, up to where the answer begins.
+fn chat_prompt(model: &Model, system: Option<&str>, text: String) -> Result<Vec<i32>> {
     require_template(model)?;
     let mut messages: Vec<_> = system
         .map(|text| ChatMessage::new("system", text))
         .into_iter()
         .collect();
     messages.push(ChatMessage::new("user", text));
-    Ok(model.vocab().apply_chat(&messages, true)?)
+    Ok(model.vocab().tokenize_chat(&messages, true)?)
 }
 
 /// Fails for a model without chat template: any other model's format would only confuse it.
@@ -233,7 +240,7 @@ pub(crate) fn require_template(model: &Model) -> Result<()> {
     match model.vocab().chat_template() {
         Some(_) => Ok(()),
         None => Err(Failure::Unsuitable(format!(
-            "{} has no chat template: it continues text, it does not chat",
+            "{} has no chat template: it continues text, it does not chat (--chat-template gives it one)",
             model.path().display()
         ))),
     }

@@ -27,12 +27,6 @@ const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf --dry-run
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
-Each line of the data is a JSON object, as `ggraft eval` reads it; other fields are ignored:
-  {\"prompt\": \"...\", \"completion\": \"...\"}   the completion and EOS are learned
-  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}   the assistant's messages are learned
-  {\"text\": \"...\"}   all of it and EOS
-A \"weight\" multiplies a row's part in the mean loss.
-
 Ctrl-C, SIGTERM and SIGHUP save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on;
 a second one quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or
 not. SIZE is a number of bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB
@@ -43,7 +37,7 @@ and GB are powers of 1000).";
 /// The model stays as it is, quantized and mapped: only the adapter's few numbers are trained, on the CPU. `ggraft run -a` uses
 /// the file that is written.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{}", data::FORMS))]
 pub(crate) struct Train {
     #[command(flatten)]
     data: DataArgs,
@@ -68,9 +62,16 @@ impl Train {
             )));
         }
         self.check_outputs()?;
+        let chat = self.data.chat_format.options()?;
         let train = data::read(&self.data.data)?;
         let valid = self.data.valid.as_deref().map(data::read).transpose()?;
-        let model = Model::open(&self.data.model, &ModelOptions::default())?;
+        let model = Model::open(&self.data.model, &ModelOptions::default().chat(chat))?;
+        let split = |rows: Dataset| match self.data.split_text {
+            Some(n) => rows.split_texts(&model, n),
+            None => Ok(rows),
+        };
+        let train = split(train)?;
+        let valid = valid.map(split).transpose()?;
         let sample = sample_prompt(&train);
         let trainer = self.trainer(&model, &train, valid.as_ref())?;
         notes::warn(&trainer, [Some(&train), valid.as_ref()]);
@@ -195,6 +196,21 @@ impl Train {
         ] {
             words.extend(given.then(|| flag.to_owned()));
         }
+        let DataArgs {
+            split_text,
+            chat_format,
+            ..
+        } = &self.data;
+        words.extend(split_text.map(|n| format!("--split-text {n}")));
+        if let Some(template) = &chat_format.chat_template {
+            let template = quote(&template.to_string_lossy());
+            words.push(format!("--chat-template {template}"));
+        }
+        words.extend(
+            chat_format
+                .parse_special
+                .then(|| "--parse-special".to_owned()),
+        );
         words.extend(self.computation.threads.map(|n| format!("-t {n}")));
         words.join(" ")
     }
@@ -211,12 +227,12 @@ fn same_file(a: &Path, b: &Path) -> bool {
 /// Arguments of `ggraft run` for a prompt like those that were learned, if one fits into a line.
 fn sample_prompt(data: &Dataset) -> Option<String> {
     let (text, chat) = match &data.rows()[0].content {
-        Content::Completion { prompt, .. } => (prompt, ""),
-        Content::Messages(messages) => match &messages[..] {
-            [user, ..] if user.role == "user" => (&user.content, "--chat "),
+        Content::Completion { prompt, .. } => (prompt.as_str(), ""),
+        Content::Messages { conversation, .. } => match &conversation.messages[..] {
+            [user, ..] if user.role() == "user" => (user.text()?, "--chat "),
             _ => return None,
         },
-        Content::Text(_) => return None,
+        Content::Instruction { .. } | Content::Text(_) => return None,
     };
     let escaped = text
         .replace('\\', "\\\\")

@@ -1,7 +1,7 @@
 //! The arguments of `ggraft train`: every default, and why.
 
 use super::Train;
-use crate::args::load_adapter;
+use crate::args::{ChatArgs, load_adapter};
 use crate::failure::{Failure, Result};
 use crate::io;
 use clap::{Args, ValueEnum};
@@ -74,6 +74,11 @@ pub(super) struct DataArgs {
     /// that the model was trained on]
     #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
     max_len: Option<usize>,
+    /// Cut {"text"} rows that have more than N tokens into rows of so many, instead of losing what does not fit
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(super) split_text: Option<usize>,
+    #[command(flatten)]
+    pub(super) chat_format: ChatArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

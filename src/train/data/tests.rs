@@ -1,0 +1,171 @@
+use super::*;
+use std::io;
+
+fn read(text: &[u8]) -> Result<Dataset> {
+    Dataset::from_reader(text, "rows")
+}
+
+fn completion(prompt: &str) -> Row {
+    Row::new(Content::Completion {
+        prompt: prompt.to_owned(),
+        completion: Some("b".to_owned()),
+    })
+}
+
+#[test]
+fn lines_are_counted_and_empty_ones_skipped() {
+    let data = read(b"{\"text\": \"a\"}\r\n\n  \n{\"prompt\": \"b\", \"weight\": 0.5}").unwrap();
+    let places: Vec<_> = data.rows().iter().map(|r| r.place().to_string()).collect();
+    assert_eq!(places, ["rows:1", "rows:4"]);
+    assert_eq!(data.rows()[1].weight, 0.5);
+}
+
+#[test]
+fn every_fault_of_a_line_names_it() {
+    for (line, expected) in [
+        (
+            &b"{\"text\": "[..],
+            "rows:1: EOF while parsing a value (column 9)",
+        ),
+        (
+            b"{\"text\": \"\xff\"}",
+            "rows:1: not UTF-8 text (byte 10 of the line)",
+        ),
+        (b"{}", "rows:1: no field 'prompt', 'messages' or 'text'"),
+        (
+            b"{\"text\": \"a\", \"weight\": 1e39}",
+            "rows:1: the weight is 1000000000000000000000000000000000000000, it must not be negative or beyond single precision",
+        ),
+        (b"\n \n", "rows: there are no rows"),
+    ] {
+        assert_eq!(read(line).unwrap_err().to_string(), expected);
+    }
+    // An endless line ends the reading, not the memory.
+    let endless = BufReader::new(io::repeat(b' '));
+    let error = Dataset::from_reader(endless, "rows").unwrap_err();
+    assert!(
+        error.to_string().starts_with("rows:1: longer than "),
+        "{error}"
+    );
+}
+
+#[test]
+fn rows_in_memory_are_numbered() {
+    let from_file = read(b"\n\n{\"text\": \"a\"}").unwrap().rows()[0].clone();
+    let data = Dataset::from_rows(vec![completion("a"), from_file, completion("c")]).unwrap();
+    let places: Vec<_> = data.rows().iter().map(|r| r.place().to_string()).collect();
+    assert_eq!(places, ["row 1", "rows:3", "row 3"]);
+
+    let error = Dataset::from_rows(vec![completion("a"), completion("b").weight(f32::NAN)]);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .starts_with("row 2: the weight is NaN")
+    );
+    let error = Dataset::from_rows(Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), "data set: there are no rows");
+}
+
+/// Rows as they come from editors, spreadsheets and other systems.
+#[test]
+fn files_of_every_make_are_read() {
+    let lines = ["{\"text\": \"a é🙂\"}", "{\"text\": \"b\"}"];
+    let texts = |data: &Dataset| -> Vec<String> {
+        let text = |row: &Row| match &row.content {
+            Content::Text(text) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        data.rows().iter().map(text).collect()
+    };
+    let lf = lines.join("\n");
+    let utf16 = |bytes: fn(u16) -> [u8; 2], text: &str| -> Vec<u8> {
+        text.encode_utf16().flat_map(bytes).collect()
+    };
+    let array = format!("[{},\n  {}]", lines[0], lines[1]);
+    let mut forms = 0;
+    for file in [
+        lf.clone().into_bytes(),
+        lines.join("\r\n").into_bytes(),
+        lines.join("\r").into_bytes(),
+        lines.join(",\n").into_bytes(),
+        format!("\u{feff}{lf}").into_bytes(),
+        format!("\u{feff}\n\n{array}\n").into_bytes(),
+        format!("[\n{}\n]", array[1..array.len() - 1].replace(", ", ",\n")).into_bytes(),
+        utf16(u16::to_le_bytes, &format!("\u{feff}{lf}")),
+        utf16(u16::to_be_bytes, &format!("\u{feff}{lf}")),
+        utf16(u16::to_le_bytes, &lf),
+        utf16(u16::to_be_bytes, &array),
+    ] {
+        let data =
+            read(&file).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&file)));
+        assert_eq!(texts(&data), ["a é🙂", "b"]);
+        // However the bytes come.
+        let slow = BufReader::with_capacity(1, &file[..]);
+        assert_eq!(
+            texts(&Dataset::from_reader(slow, "rows").unwrap()),
+            ["a é🙂", "b"]
+        );
+        forms += 1;
+    }
+    assert_eq!(forms, 11);
+    let places = |bytes: &[u8]| -> Vec<String> {
+        let data = read(bytes).unwrap();
+        data.rows().iter().map(|r| r.place().to_string()).collect()
+    };
+    assert_eq!(
+        places(lines.join("\r\n\r\n").as_bytes()),
+        ["rows:1", "rows:3"]
+    );
+    assert_eq!(places(lines.join("\r\r").as_bytes()), ["rows:1", "rows:3"]);
+    assert_eq!(places(array.as_bytes()), ["rows, row 1", "rows, row 2"]);
+
+    let text = "Once upon a time.\nThe end.\n";
+    let data = Dataset::from_reader(text.as_bytes(), "story.TXT").unwrap();
+    assert_eq!(texts(&data), [text]);
+    let error = Dataset::from_reader(&b" \n"[..], "story.txt").unwrap_err();
+    assert_eq!(error.to_string(), "story.txt: there are no rows");
+}
+
+#[test]
+fn long_texts_are_cut_between_characters_and_end_once() {
+    let model = Model::open(
+        "models/tinylm-q8_0.gguf",
+        &crate::model::ModelOptions::default(),
+    )
+    .unwrap();
+    let eos = model.vocab().eos().unwrap();
+    let text = "The rain has not stopped, 🙂é日本 said the guest. ".repeat(20);
+    let row = Row::new(Content::Text(text.clone())).weight(2.0);
+    let short = Row::new(Content::Text("Short.".to_owned()));
+    let whole = row.example(&model).unwrap();
+    for n in [1, 2, 7, 50, 10_000] {
+        let data = Dataset::from_rows(vec![row.clone(), short.clone(), completion("a")]).unwrap();
+        let data = data.split_texts(&model, n).unwrap();
+        let parts: Vec<_> = data
+            .rows()
+            .iter()
+            .filter(|r| r.place().number() == 1)
+            .collect();
+        let mut joined = String::new();
+        for (i, part) in parts.iter().enumerate() {
+            let Content::Text(text) = &part.content else {
+                panic!()
+            };
+            joined += text;
+            assert_eq!(part.weight, 2.0);
+            let ids: Vec<_> = part.example(&model).unwrap().ids().collect();
+            let last = i + 1 == parts.len();
+            assert_eq!(ids.last() == Some(&eos), last, "{n}: {text:?}");
+            assert!(!ids[..ids.len() - 1].contains(&eos));
+        }
+        assert_eq!(joined, text, "{n}");
+        let least = (whole.ids().count() - 1).div_ceil(n);
+        assert!(
+            parts.len() <= least && (n < 7 || parts.len() == least),
+            "{n}: {}",
+            parts.len()
+        );
+        assert!(data.rows().len() >= parts.len() + 2);
+    }
+}
