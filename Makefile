@@ -30,7 +30,7 @@ doc: setup
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 check-c: setup ## the C examples against the shared library, compiled by cc
-	$(CARGO) rustc --lib --features capi --crate-type cdylib
+	$(CARGO) build --package ggraft-c
 	for example in swap train; do \
 		cc -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude examples/c/$$example.c \
 			-Ltarget/debug -lggraft -Wl,-rpath,$(CURDIR)/target/debug -o target/debug/c-$$example || exit 1; \

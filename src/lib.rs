@@ -31,11 +31,10 @@
 //! # Ok::<(), ggraft::Error>(())
 //! ```
 //!
-//! Data flows one way: `file -> model -> adapter -> graph -> {infer, train} -> {capi, bin}`.
+//! Data flows one way: `file -> model -> adapter -> graph -> {infer, train} -> bin`, and to the C interface, a crate of its own
+//! in `src/capi`.
 
 pub mod adapter;
-#[cfg(feature = "capi")]
-pub mod capi;
 mod error;
 pub mod file;
 mod ggml;

@@ -1,6 +1,6 @@
 //! The C ABI: the header is current and clean, the C example runs, and each function keeps its promises.
 
-use ggraft::capi::{ggraft_status::*, *};
+use ggraft_capi::{ggraft_status::*, *};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -89,6 +89,51 @@ fn header_is_current() {
         std::fs::read_to_string(&path).unwrap() == header,
         "include/ggraft.h is not what src/capi says; make it anew with GGRAFT_UPDATE_HEADER=1 cargo test --test capi header"
     );
+}
+
+/// Names of the variants of a public enum, read from its source.
+fn variants(file: &str, name: &str) -> Vec<String> {
+    let source = std::fs::read_to_string(root().join(file)).unwrap();
+    let start = format!("\npub enum {name} {{\n");
+    let body = source.split(&start).nth(1).expect(name);
+    let body = body.split("\n}").next().unwrap();
+    // Four spaces, then a name: neither an attribute nor a comment nor a field.
+    body.lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+        .map(|line| {
+            line.chars()
+                .take_while(char::is_ascii_alphanumeric)
+                .collect()
+        })
+        .collect()
+}
+
+/// The compiler cannot check it from another crate: a new error must be given its status.
+#[test]
+fn every_error_has_its_status() {
+    let class = std::fs::read_to_string(root().join("src/capi/status.rs")).unwrap();
+    let words: std::collections::HashSet<&str> = class
+        .split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+        .collect();
+    for (file, name) in [
+        ("src/error.rs", "Error"),
+        ("src/infer/session.rs", "SessionError"),
+        ("src/infer/sampler.rs", "SamplerError"),
+        ("src/infer/text.rs", "StopError"),
+        ("src/train/data.rs", "DataError"),
+        ("src/train/error.rs", "TrainError"),
+    ] {
+        let variants = variants(file, name);
+        assert!(!variants.is_empty(), "{name}");
+        for variant in variants {
+            let path = format!("{name}::{variant}");
+            assert!(
+                words.contains(path.as_str()),
+                "class() in src/capi/status.rs does not say which status {path} is"
+            );
+        }
+    }
 }
 
 /// Runs the C or C++ compiler on `source`, which it only checks.

@@ -1,7 +1,7 @@
 //! What needs a process of its own: the C examples, whose output goes to the process's own stdout, and a host that has installed
 //! a log receiver before.
 
-use ggraft::capi::{ggraft_last_error, ggraft_log_level, ggraft_log_set, ggraft_status};
+use ggraft_capi::{ggraft_last_error, ggraft_log_level, ggraft_log_set, ggraft_status};
 use std::ffi::{CStr, c_char, c_void};
 use std::process::{Command, Output};
 

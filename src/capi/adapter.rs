@@ -4,7 +4,7 @@ use super::model::ggraft_model;
 use super::params::{self, Params, no_such};
 use super::pointer::{give, handle, path, place, take_back, text};
 use super::status::{Failure, c_string, call, ggraft_status, ggraft_status::*};
-use crate::adapter::{self, Adapter, AdapterKind, ImportOptions, Precision};
+use ggraft::adapter::{self, Adapter, AdapterKind, ImportOptions, Precision};
 use std::ffi::{CString, c_char};
 
 /// An immutable adapter in memory. May be used by any number of threads and sessions at once.

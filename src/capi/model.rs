@@ -3,8 +3,8 @@
 use super::params::{self, Params};
 use super::pointer::{array, fill, fill_text, give, handle, path, place, take_back, text};
 use super::status::{c_string, call, call_number, ggraft_status};
-use crate::model::chat::ChatMessage;
-use crate::model::{Model, ModelOptions};
+use ggraft::model::chat::ChatMessage;
+use ggraft::model::{Model, ModelOptions};
 use std::ffi::{CString, c_char};
 
 /// A frozen base model, mapped from its file. May be used by any number of threads at once.

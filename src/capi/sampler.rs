@@ -5,7 +5,7 @@ use super::model::ggraft_model;
 use super::params::{self, Params};
 use super::pointer::{array, give, handle, place, take_back};
 use super::status::{Failure, call, ggraft_status};
-use crate::infer::sampler::{Sampler, SamplerParams};
+use ggraft::infer::sampler::{Sampler, SamplerParams};
 
 /// Seed that stands for a random one.
 pub const GGRAFT_RANDOM_SEED: u32 = u32::MAX;

@@ -7,7 +7,7 @@ use super::params::{self, Params, no_such};
 use super::pointer::{array, fill, give, handle, place, take_back, text};
 use super::sampler::{self, ggraft_sampler_params};
 use super::status::{Failure, call, call_number, ggraft_status};
-use crate::infer::{
+use ggraft::infer::{
     CancelToken, ExistingText, FlashAttention, GenerateOptions, KvType, Session, SessionOptions,
     StopReason,
 };

@@ -1,14 +1,14 @@
 //! Status codes, the message of the last error, versions.
 
-use crate::adapter::AdapterError;
-use crate::error::Error;
-use crate::infer::SessionError;
-use crate::infer::sampler::SamplerError;
-use crate::infer::text::StopError;
-use crate::model::ModelError;
-use crate::model::vocab::VocabError;
-use crate::train::TrainError;
-use crate::train::data::DataError;
+use ggraft::Error;
+use ggraft::adapter::AdapterError;
+use ggraft::infer::SessionError;
+use ggraft::infer::sampler::SamplerError;
+use ggraft::infer::text::StopError;
+use ggraft::model::ModelError;
+use ggraft::model::vocab::VocabError;
+use ggraft::train::TrainError;
+use ggraft::train::data::DataError;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -86,14 +86,35 @@ impl Failure {
     }
 }
 
-impl<E: Into<Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        let error = error.into();
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
         Self::new(class(&error), error.to_string())
     }
 }
 
-/// The class of an error. Without catch-all for the small enumerations, so that a new variant is given its class.
+/// The errors of the library's modules, by way of [`Error`].
+macro_rules! failure_from {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Error::from(error).into()
+            }
+        }
+    )*};
+}
+
+failure_from!(
+    AdapterError,
+    DataError,
+    SamplerError,
+    SessionError,
+    StopError,
+    TrainError,
+    VocabError
+);
+
+/// The class of an error. The catch-alls are for the compiler, which forbids to count another crate's variants: a test checks
+/// that those of the small enumerations are all named here (tests/capi.rs).
 fn class(error: &Error) -> ggraft_status {
     match error {
         Error::Gguf { .. } => GGRAFT_ERROR_GGUF,
@@ -129,6 +150,7 @@ fn class(error: &Error) -> ggraft_status {
             | SessionError::NotAttached
             | SessionError::NoVirtualTokens
             | SessionError::NoLogits => GGRAFT_ERROR_STATE,
+            _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Sampler(e) => match e {
             SamplerError::NonFinite => GGRAFT_ERROR_NON_FINITE,
@@ -137,6 +159,7 @@ fn class(error: &Error) -> ggraft_status {
             | SamplerError::ReservedSeed
             | SamplerError::VocabSize { .. }
             | SamplerError::LogitCount { .. } => GGRAFT_ERROR_ARGUMENT,
+            _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
         Error::Data(e) => match e {
@@ -158,6 +181,7 @@ fn class(error: &Error) -> ggraft_status {
             | DataError::NoPrompt { .. }
             | DataError::NoAnswer { .. }
             | DataError::NoTargets { .. } => GGRAFT_ERROR_DATA,
+            _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Train(e) => match e {
             TrainError::Cancelled => GGRAFT_ERROR_CANCELLED,
@@ -172,8 +196,10 @@ fn class(error: &Error) -> ggraft_status {
             | TrainError::NoWeight { .. }
             | TrainError::Token { .. } => GGRAFT_ERROR_DATA,
             TrainError::Checkpoint { .. } | TrainError::OtherRun { .. } => GGRAFT_ERROR_CHECKPOINT,
+            _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Io { .. } => GGRAFT_ERROR_IO,
+        _ => GGRAFT_ERROR_INTERNAL,
     }
 }
 

@@ -4,8 +4,8 @@ use super::exclusive::Exclusive;
 use super::model::ggraft_model;
 use super::pointer::{give, handle, place, take_back};
 use super::status::{Failure, call, ggraft_status};
-use crate::infer::text::Utf8Stream;
-use crate::model::Model;
+use ggraft::infer::text::Utf8Stream;
+use ggraft::model::Model;
 use std::ffi::c_char;
 
 /// Turns tokens into text piece by piece. For one thread at a time.

@@ -6,10 +6,10 @@ use super::model::ggraft_model;
 use super::params::{self, Params, no_such};
 use super::pointer::{give, handle, path, place, take_back, text};
 use super::status::{Failure, call, ggraft_status, ggraft_status::*};
-use crate::adapter::{AdapterKind, Precision, Template};
-use crate::model::Model;
-use crate::train::data::{Dataset, Example};
-use crate::train::{
+use ggraft::adapter::{AdapterKind, Precision, Template};
+use ggraft::model::Model;
+use ggraft::train::data::{Dataset, Example};
+use ggraft::train::{
     CancelToken, Finish, Init, Objective, OptimizerKind, Reparam, Report, Schedule, TrainOptions,
     Trainer,
 };
@@ -836,11 +836,12 @@ pub unsafe extern "C" fn ggraft_trainer_free(trainer: *mut ggraft_trainer) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ModelOptions;
+    use ggraft::model::ModelOptions;
     use std::ptr::null_mut;
 
     fn trainer() -> ggraft_trainer {
-        let model = Model::open("models/tinylm-q8_0.gguf", &ModelOptions::default()).unwrap();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tinylm-q8_0.gguf");
+        let model = Model::open(file, &ModelOptions::default()).unwrap();
         let rows = Dataset::from_reader(&br#"{"text": "A cat."}"#[..], "rows").unwrap();
         let mut options = TrainOptions::new(AdapterKind::Prompt);
         (options.steps, options.threads) = (Some(2), Some(1));

@@ -1,7 +1,7 @@
 //! The programs of `examples/c` as functions.
 
 // The C code calls into this crate without Rust seeing it.
-use ggraft as _;
+use ggraft_capi as _;
 use std::ffi::{CString, c_char, c_int};
 
 type Main = unsafe extern "C" fn(argc: c_int, argv: *mut *mut c_char) -> c_int;
