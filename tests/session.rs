@@ -607,13 +607,79 @@ fn streamed_text_is_the_text() {
             .iter()
             .flat_map(|&id| MODEL.vocab().token_bytes(id, false))
             .collect();
-        assert_eq!(out.text, String::from_utf8_lossy(&bytes));
+        let end = match bytes.utf8_chunks().last() {
+            // The beginning of a character at the end is held back.
+            Some(last)
+                if std::str::from_utf8(last.invalid()).is_err_and(|e| e.error_len().is_none()) =>
+            {
+                bytes.len() - last.invalid().len()
+            }
+            _ => bytes.len(),
+        };
+        assert_eq!(out.text, String::from_utf8_lossy(&bytes[..end]));
         pieces_of_characters += usize::from(std::str::from_utf8(&bytes).is_err());
     }
     assert!(
         pieces_of_characters > 0,
         "no seed tests incomplete characters"
     );
+}
+
+/// Options that generate exactly this token.
+fn only(id: i32) -> GenerateOptions {
+    let mut sampler = SamplerParams::greedy();
+    sampler.logit_bias = vec![(id, 1e6)];
+    GenerateOptions::default().max_tokens(1).sampler(sampler)
+}
+
+#[test]
+fn a_character_that_is_cut_is_held_back_until_the_text_goes_on() {
+    let bytes = tokenize("\u{1f99c}");
+    assert!(bytes.len() > 2, "choose a character of more tokens");
+    let generate = |s: &mut Session, id| {
+        let mut shown = String::new();
+        let out = s
+            .generate(&only(id), |piece| {
+                shown.push_str(piece);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!((&out.text, &out.tokens[..]), (&shown, &[id][..]));
+        shown
+    };
+    let mut s = session(Some(&PIRATE));
+    s.prompt(PROMPT).unwrap();
+    let mut shown = Vec::new();
+    for (i, &id) in bytes.iter().enumerate() {
+        shown.push(generate(&mut s, id));
+        if i == 0 {
+            // The text stays, and so does the half character.
+            s.swap(&BUTLER, ExistingText::Recompute).unwrap();
+        }
+    }
+    let (last, before) = shown.split_last().unwrap();
+    assert!(before.iter().all(String::is_empty), "{shown:?}");
+    assert_eq!(last, "\u{1f99c}");
+    assert!(s.tokens().ends_with(&bytes));
+
+    // Where other text follows there is nothing to complete.
+    let letter = tokenize("x")[0];
+    let interruptions: [fn(&mut Session); 3] = [
+        |s| s.feed(&tokenize(" and")).unwrap(),
+        |s| s.prompt(" and").unwrap(),
+        |s| {
+            s.reset();
+            s.prompt(PROMPT).unwrap();
+        },
+    ];
+    for interrupt in interruptions {
+        assert_eq!(generate(&mut s, bytes[0]), "");
+        interrupt(&mut s);
+        assert_eq!(generate(&mut s, letter), "x");
+    }
+    // In one call a character that is never completed is no character.
+    assert_eq!(generate(&mut s, bytes[0]), "");
+    assert_eq!(generate(&mut s, letter), "\u{fffd}x");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::sampler::{Sampler, SamplerParams};
 use super::session::Session;
-use super::text::{StopMatcher, Utf8Stream};
+use super::text::StopMatcher;
 use crate::error::Result;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ impl Timings {
 /// What was generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// The text, without stop strings.
+    /// The text, without stop strings and without a character at its end that the tokens do not complete.
     pub text: String,
     /// The tokens, an end-of-generation token included.
     pub tokens: Vec<i32>,
@@ -87,7 +87,8 @@ impl Session {
     /// Generates from the current logits on: call [`Session::prompt`] or [`Session::feed`] before. `each` gets text as
     /// soon as it is complete (never part of a character, never the beginning of a stop string) and can end the
     /// generation. What was generated is part of the session's text, so that a conversation can go on; only the token
-    /// that ended the generation (end of text, stop string, callback) is not.
+    /// that ended the generation (end of text, stop string, callback) is not. Bytes at the end that are only the beginning
+    /// of a character are in the tokens and not in the text; if the next call goes on from there, it shows the character.
     ///
     /// # Errors
     /// If nothing was fed yet, sampler parameters are out of range, the context is full
@@ -103,8 +104,8 @@ impl Session {
         for id in self.tokens() {
             sampler.accept(id);
         }
-        let mut utf8 = Utf8Stream::new();
         let mut stops = StopMatcher::new(options.stop.iter().cloned())?;
+        let mut utf8 = self.take_unfinished();
         let mut out = Generated {
             text: String::new(),
             tokens: Vec::new(),
@@ -140,16 +141,17 @@ impl Session {
             // The last token's successor is never asked for, but its keys and values are: the text may go on.
             if let Err(e) = self.feed(&[id]) {
                 // Everything sampled so far is shown before the error is.
-                let tail = stops.push(&utf8.finish()) + &stops.finish();
-                let _ = emit(&mut out.text, &tail);
+                let _ = emit(&mut out.text, &stops.finish());
                 return Err(e);
             }
             out.timings.decode_tokens += 1;
         }
         if out.reason != StopReason::StopString && out.reason != StopReason::Callback {
-            let tail = stops.push(&utf8.finish()) + &stops.finish();
             // The generation has ended: there is nothing left to break off.
-            let _ = emit(&mut out.text, &tail);
+            let _ = emit(&mut out.text, &stops.finish());
+        }
+        if out.reason == StopReason::MaxTokens {
+            self.keep_unfinished(utf8);
         }
         out.timings.decode = begin.elapsed();
         Ok(out)

@@ -3,6 +3,7 @@
 use super::engine::{Core, Input, Mode};
 use super::kv_block::KvBlock;
 use super::kv_cache::KvType;
+use super::text::Utf8Stream;
 use crate::adapter::{Adapter, Item, Payload, arrange};
 use crate::error::Result;
 use crate::ggml::GraphMemory;
@@ -233,6 +234,8 @@ pub struct Session {
     history: Vec<Segment>,
     /// Logits of the last input, `ne = [V]`; empty before the first.
     logits: Vec<f32>,
+    /// The beginning of a character that [`Session::generate`] stopped in the middle of; empty once other text follows.
+    unfinished: Utf8Stream,
 }
 
 impl std::fmt::Debug for Session {
@@ -322,6 +325,7 @@ impl Session {
             n_past: 0,
             history: Vec::new(),
             logits: Vec::new(),
+            unfinished: Utf8Stream::new(),
         })
     }
 
@@ -402,6 +406,7 @@ impl Session {
     pub fn reset(&mut self) {
         self.history.clear();
         self.logits.clear();
+        self.unfinished = Utf8Stream::new();
         self.n_past = self.attached.as_ref().map_or(0, Attached::prefix_len);
     }
 
@@ -475,9 +480,11 @@ impl Session {
         }
         self.attached = attached;
         let history = std::mem::take(&mut self.history);
+        let unfinished = self.take_unfinished();
         self.reset();
         if existing == ExistingText::Recompute {
             self.recompute(history).inspect_err(|_| self.reset())?;
+            self.unfinished = unfinished;
         }
         Ok(())
     }
@@ -572,6 +579,7 @@ impl Session {
             }
             Ok(())
         })?;
+        self.unfinished = Utf8Stream::new();
         self.history.push(Segment {
             tokens,
             prompt: true,
@@ -677,7 +685,18 @@ impl Session {
         self.check_room(self.n_past + tokens.len())
     }
 
+    /// The character that the text ends in the middle of, for the one who goes on with it.
+    pub(super) fn take_unfinished(&mut self) -> Utf8Stream {
+        std::mem::take(&mut self.unfinished)
+    }
+
+    /// The text ends in the middle of a character, perhaps.
+    pub(super) fn keep_unfinished(&mut self, utf8: Utf8Stream) {
+        self.unfinished = utf8;
+    }
+
     fn remember(&mut self, tokens: &[i32]) {
+        self.unfinished = Utf8Stream::new();
         match self.history.last_mut() {
             Some(Segment {
                 tokens: old,

@@ -24,7 +24,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Generate text from a prompt
 ///
-/// The text is printed as it is generated; timings go to stderr. The prompt comes from -p, from a file, or from standard input
+/// The text is printed as it is generated, whole characters only; timings go to stderr. The prompt comes from -p, from a file, or from standard input
 /// (also when neither is given and something is piped in), and is used as it is, a line feed at its end included.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
