@@ -338,7 +338,7 @@ fn generation_stops_at_the_callback_a_string_and_the_limit() {
     let result = generate(s, 5, &mut shown);
     assert_eq!(
         (result.reason, result.n_tokens, result.decode_tokens),
-        (ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS as i32, 5, 5)
+        (ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS as i32, 5, 4)
     );
     assert!(result.decode_seconds > 0.0);
     assert!(whole.starts_with(&shown.text));

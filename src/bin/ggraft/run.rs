@@ -194,7 +194,8 @@ fn generate(session: &mut Session, options: &GenerateOptions, show: bool) -> Res
             };
             let tokens = session.tokens().split_off(before);
             let timings = Timings {
-                decode_tokens: tokens.len(),
+                // The last one is where it failed.
+                decode_tokens: tokens.len().saturating_sub(1),
                 decode: begin.elapsed(),
             };
             Ok(Output {
