@@ -566,7 +566,7 @@ typedef int32_t (*ggraft_token_callback)(const char *text, size_t length, void *
 typedef struct {
   // Tokens that were generated, one that ends the text included.
   uint64_t n_tokens;
-  // Tokens that were computed one by one.
+  // Tokens that were computed one by one: usually one less than were generated, the first one comes from the prompt.
   uint64_t decode_tokens;
   // Time of those in seconds, sampling included.
   double decode_seconds;
@@ -909,6 +909,7 @@ ggraft_status ggraft_session_feed(ggraft_session *session,
                                   size_t n_tokens);
 
 // Stores where the logits of the last token are, and how many (`n_vocab`); GGRAFT_ERROR_STATE if nothing was computed yet.
+// Behind `ggraft_session_generate` the last token is computed now: it was not needed until now.
 // They belong to the session and live until it computes, resets, changes its adapter or is freed.
 //
 // # Safety
@@ -967,7 +968,9 @@ ggraft_status ggraft_session_clear_cancel(ggraft_session *session);
 ggraft_status ggraft_generate_params_init(ggraft_generate_params *params, size_t size);
 
 // Generates text behind a prompt. `params`, `callback` and `result` may be NULL. What was generated is part of the session's
-// text, so that a conversation can go on; `ggraft_session_tokens` gives its tokens. Pass `sizeof *result` as `result_size`.
+// text, so that a conversation can go on; `ggraft_session_tokens` gives its tokens. Bytes at its end that are only the beginning of
+// a character are in the tokens and not in the text; a next call that goes on from there shows the character. Pass
+// `sizeof *result` as `result_size`.
 //
 // # Safety
 // `session` is a live handle, `params` NULL or an initialised struct whose pointers are valid, `result` NULL or valid for

@@ -383,7 +383,7 @@ fn generation_stops_at_the_callback_a_string_and_the_limit() {
     let result = generate(s, 5, &mut shown);
     assert_eq!(
         (result.reason, result.n_tokens, result.decode_tokens),
-        (ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS as i32, 5, 5)
+        (ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS as i32, 5, 4)
     );
     assert!(result.decode_seconds > 0.0);
     assert!(whole.starts_with(&shown.text));
@@ -958,11 +958,50 @@ fn text_and_tokens_use_the_buffer_protocol() {
         assert_eq!(&buffer[..length], expected);
         assert_eq!(&buffer[length..], b"\0#");
 
-        let (role, content) = (c("user"), c("Hello"));
+        let (role, content) = (c("user"), c("Hello</s>"));
         let message = ggraft_chat_message {
             role: role.as_ptr(),
             content: content.as_ptr(),
         };
+        // The file has no template of its own.
+        assert_eq!(
+            ggraft_apply_chat(model, &message, 1, 1, null_mut(), 0, &mut length),
+            GGRAFT_ERROR_VOCAB
+        );
+        let mut params = MaybeUninit::<ggraft_model_params>::uninit();
+        ok(ggraft_model_params_init(
+            params.as_mut_ptr(),
+            size_of::<ggraft_model_params>(),
+        ));
+        let mut params = params.assume_init();
+        let template = c("zephyr");
+        params.chat_template = template.as_ptr();
+        let path = c(MODEL);
+        let ends = |params: &ggraft_model_params| {
+            let mut chatting = null_mut();
+            ok(ggraft_model_open(path.as_ptr(), params, &mut chatting));
+            let mut ids = vec![0; 64];
+            let mut n = 0;
+            ok(ggraft_tokenize_chat(
+                chatting,
+                &message,
+                1,
+                1,
+                ids.as_mut_ptr(),
+                ids.len(),
+                &mut n,
+            ));
+            ggraft_model_free(chatting);
+            ids[..n].iter().filter(|&&id| id == 1).count()
+        };
+        assert_eq!(ends(&params), 1);
+        params.parse_special = 1;
+        assert_eq!(ends(&params), 2);
+
+        let template = c("chatml");
+        params.chat_template = template.as_ptr();
+        ggraft_model_free(model);
+        ok(ggraft_model_open(path.as_ptr(), &params, &mut model));
         let mut chat = vec![0u8; 256];
         ok(ggraft_apply_chat(
             model,
@@ -976,7 +1015,7 @@ fn text_and_tokens_use_the_buffer_protocol() {
         let chat = std::str::from_utf8(&chat[..length]).unwrap();
         assert_eq!(
             chat,
-            "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+            "<|im_start|>user\nHello</s><|im_end|>\n<|im_start|>assistant\n"
         );
 
         let info = info(model, ggraft_model_get_info);

@@ -215,6 +215,64 @@ fn running_out_of_context_shows_the_text_and_fails() {
     assert_eq!(format!("{}\n", object["text"].as_str().unwrap()), shown);
 }
 
+/// The model with a token, the third that it writes behind "The\n", that ends with the first byte of a character of three.
+fn model_that_splits_characters(folder: &Path) -> PathBuf {
+    let mut bytes = fs::read(MODEL).unwrap();
+    // Strings of the vocabulary follow their length; what stands for a space and for the byte has two bytes.
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let (old, new) = (string("ĠOrrin"), string("Orrinâ"));
+    let places: Vec<_> = (0..bytes.len() - old.len())
+        .filter(|&at| bytes[at..].starts_with(&old))
+        .collect();
+    let &[at] = &places[..] else {
+        panic!("{places:?}")
+    };
+    bytes[at..][..new.len()].copy_from_slice(&new);
+    let path = folder.join("split.gguf");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn text_that_ends_in_mid_character_ends_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_that_splits_characters(folder.path());
+    let model = model.to_str().unwrap();
+    let run = |more: &[&str]| {
+        let line = format!("run -q -t 1 --temp 0 -e -p The\\n -m {model}");
+        ggraft(&[&words(&line)[..], more].concat())
+    };
+    let text = "River:Orrin";
+    assert_eq!(stdout(&run(&["-n", "3"])).trim_end(), text);
+    let object = json(&stdout(&run(&["-n", "3", "--json"])));
+    assert_eq!(object["text"], text);
+    assert_eq!(object["tokens"].as_array().unwrap().len(), 3);
+    // What may be the beginning of a stop string is text in the end, the piece of a character is not.
+    let held = run(&["-n", "3", "--stop", "Orrin!", "--stop", "xyz"]);
+    assert_eq!(stdout(&held).trim_end(), text);
+    let stopped = run(&["-n", "9", "--stop", "Orrin"]);
+    assert_eq!(stdout(&stopped).trim_end(), "River:");
+    // The context ends there: BOS, two tokens of the prompt, three of the text.
+    let full = run(&["-n", "-1", "-c", "5"]);
+    assert!(failure(&full).contains("context is full"), "{full:?}");
+    assert_eq!(std::str::from_utf8(&full.stdout).unwrap().trim_end(), text);
+
+    let line = format!("chat -t 1 --temp 0 -n 3 -m {model}");
+    assert_eq!(
+        stdout(&with_stdin(&words(&line), b"The\n")).trim_end(),
+        text
+    );
+
+    let data = write_rows(folder.path(), &[json!({"prompt": "The\n"})]);
+    let out = folder.path().join("out.jsonl");
+    let out = out.to_str().unwrap();
+    ok(&words(&format!(
+        "predict -t 1 -n 3 -m {model} --data {data} -o {out}"
+    )));
+    let row = json(&fs::read_to_string(out).unwrap());
+    assert_eq!(row["prediction"], text);
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let mut args = run_args(Some(PIRATE), PROMPT);

@@ -607,13 +607,79 @@ fn streamed_text_is_the_text() {
             .iter()
             .flat_map(|&id| MODEL.vocab().token_bytes(id, false))
             .collect();
-        assert_eq!(out.text, String::from_utf8_lossy(&bytes));
+        let end = match bytes.utf8_chunks().last() {
+            // The beginning of a character at the end is held back.
+            Some(last)
+                if std::str::from_utf8(last.invalid()).is_err_and(|e| e.error_len().is_none()) =>
+            {
+                bytes.len() - last.invalid().len()
+            }
+            _ => bytes.len(),
+        };
+        assert_eq!(out.text, String::from_utf8_lossy(&bytes[..end]));
         pieces_of_characters += usize::from(std::str::from_utf8(&bytes).is_err());
     }
     assert!(
         pieces_of_characters > 0,
         "no seed tests incomplete characters"
     );
+}
+
+/// Options that generate exactly this token.
+fn only(id: i32) -> GenerateOptions {
+    let mut sampler = SamplerParams::greedy();
+    sampler.logit_bias = vec![(id, 1e6)];
+    GenerateOptions::default().max_tokens(1).sampler(sampler)
+}
+
+#[test]
+fn a_character_that_is_cut_is_held_back_until_the_text_goes_on() {
+    let bytes = tokenize("\u{1f99c}");
+    assert!(bytes.len() > 2, "choose a character of more tokens");
+    let generate = |s: &mut Session, id| {
+        let mut shown = String::new();
+        let out = s
+            .generate(&only(id), |piece| {
+                shown.push_str(piece);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!((&out.text, &out.tokens[..]), (&shown, &[id][..]));
+        shown
+    };
+    let mut s = session(Some(&PIRATE));
+    s.prompt(PROMPT).unwrap();
+    let mut shown = Vec::new();
+    for (i, &id) in bytes.iter().enumerate() {
+        shown.push(generate(&mut s, id));
+        if i == 0 {
+            // The text stays, and so does the half character.
+            s.swap(&BUTLER, ExistingText::Recompute).unwrap();
+        }
+    }
+    let (last, before) = shown.split_last().unwrap();
+    assert!(before.iter().all(String::is_empty), "{shown:?}");
+    assert_eq!(last, "\u{1f99c}");
+    assert!(s.tokens().ends_with(&bytes));
+
+    // Where other text follows there is nothing to complete.
+    let letter = tokenize("x")[0];
+    let interruptions: [fn(&mut Session); 3] = [
+        |s| s.feed(&tokenize(" and")).unwrap(),
+        |s| s.prompt(" and").unwrap(),
+        |s| {
+            s.reset();
+            s.prompt(PROMPT).unwrap();
+        },
+    ];
+    for interrupt in interruptions {
+        assert_eq!(generate(&mut s, bytes[0]), "");
+        interrupt(&mut s);
+        assert_eq!(generate(&mut s, letter), "x");
+    }
+    // In one call a character that is never completed is no character.
+    assert_eq!(generate(&mut s, bytes[0]), "");
+    assert_eq!(generate(&mut s, letter), "\u{fffd}x");
 }
 
 #[test]
@@ -629,10 +695,135 @@ fn generate_says_what_step_by_step_says() {
         assert_eq!(out.reason, StopReason::EndOfGeneration);
     }
     assert_eq!(out.tokens, tokens);
+    assert_eq!(out.timings.decode_tokens, tokens.len() - 1);
+}
+
+/// The text that `generate` leaves behind goes on as if every token of it had been computed, and only what is asked for is.
+#[test]
+fn the_last_token_is_computed_when_something_follows_it() {
+    let n = 6;
+    let prompt_len = PIRATE.length() + 1 + tokenize(PROMPT).len();
+    let said = alone(&options(), Some(&PIRATE), 2 * n);
+    assert!(!said.iter().any(|&id| MODEL.vocab().is_eog(id)));
+    let generated = || {
+        let mut s = session(Some(&PIRATE));
+        s.prompt(PROMPT).unwrap();
+        let before = s.positions_computed();
+        let out = s
+            .generate(&greedy_options(n), |_| ControlFlow::Continue(()))
+            .unwrap();
+        assert_eq!(
+            (&out.tokens[..], out.timings.decode_tokens),
+            (&said[..n], n - 1)
+        );
+        assert_eq!(s.positions_computed() - before, n - 1);
+        assert_eq!(s.n_past(), prompt_len + n);
+        assert!(s.tokens().ends_with(&said[..n]));
+        s
+    };
+    // The same text, computed by hand: `more` comes in one piece with the last token.
+    let control = |more: &[i32]| {
+        let mut s = session(Some(&PIRATE));
+        s.prompt(PROMPT).unwrap();
+        for &id in &said[..n - 1] {
+            s.feed(&[id]).unwrap();
+        }
+        s.feed(&[&said[n - 1..n], more].concat()).unwrap();
+        s
+    };
+    let more = tokenize(" and then");
+    let goes_on: [(usize, &[i32], &dyn Fn(&mut Session)); 5] = [
+        (1, &[], &|s| drop(s.logits().unwrap().to_vec())),
+        (1 + more.len(), &more, &|s| s.feed(&more).unwrap()),
+        (1 + more.len(), &more, &|s| s.prompt(" and then").unwrap()),
+        // The whole text again, and the logits with it.
+        (prompt_len - PIRATE.length() + n, &[], &|s| {
+            s.swap(&PIRATE, ExistingText::Recompute).unwrap();
+        }),
+        // Nothing is computed for nothing.
+        (0, &[], &|s| {
+            let out = s
+                .generate(&greedy_options(0), |_| ControlFlow::Continue(()))
+                .unwrap();
+            assert_eq!((out.tokens.len(), out.timings.decode_tokens), (0, 0));
+        }),
+    ];
+    for (i, (computed, more, go_on)) in goes_on.into_iter().enumerate() {
+        let (mut s, mut control) = (generated(), control(more));
+        let before = s.positions_computed();
+        go_on(&mut s);
+        assert_eq!(s.positions_computed() - before, computed, "{i}");
+        assert_eq!(s.n_past(), control.n_past(), "{i}");
+        assert_eq!(s.tokens(), control.tokens(), "{i}");
+        let diff = max_abs_diff(s.logits().unwrap(), control.logits().unwrap());
+        // A swap computes the text in one piece, which rounds differently.
+        let limit = if i == 3 { 1e-3 } else { 0.0 };
+        assert!(diff <= limit, "{i}: {diff}");
+    }
+
+    // Each token has its own logits, that of the one before goes to nobody.
+    let (mut s, mut control) = (generated(), control(&more));
+    let mut rows = Vec::new();
+    s.feed_with_logits(&more, |i, row| rows.push((i, row.to_vec())))
+        .unwrap();
+    assert_eq!(rows.iter().map(|r| r.0).collect::<Vec<_>>(), [0, 1]);
+    assert!(max_abs_diff(&rows[1].1, control.logits().unwrap()) < 1e-3);
+
+    // Two calls say what one would have said.
+    let mut s = generated();
+    let before = s.positions_computed();
+    let out = s
+        .generate(&greedy_options(n), |_| ControlFlow::Continue(()))
+        .unwrap();
     assert_eq!(
-        out.timings.decode_tokens,
-        s.n_past() - PIRATE.length() - 1 - tokenize(PROMPT).len()
+        (&out.tokens[..], out.timings.decode_tokens),
+        (&said[n..], n)
     );
+    assert_eq!(s.positions_computed() - before, n);
+
+    // What follows and fails changes nothing: neither at once nor half-way.
+    let mut s = generated();
+    let token = s.cancel_token();
+    token.cancel();
+    assert!(matches!(refusal(s.feed(&more)), SessionError::Cancelled));
+    assert!(matches!(s.logits(), Err(SessionError::Cancelled)));
+    token.reset();
+    let long = more.repeat(300);
+    let mut s = session_with(&options().n_ctx(1024), Some(&PIRATE));
+    s.prompt(PROMPT).unwrap();
+    s.generate(&greedy_options(n), |_| ControlFlow::Continue(()))
+        .unwrap();
+    let (n_past, tokens) = (s.n_past(), s.tokens());
+    let token = s.cancel_token();
+    let stopped = s.feed_with_logits(&long, |_, _| token.cancel());
+    assert!(matches!(refusal(stopped), SessionError::Cancelled));
+    assert_eq!((s.n_past(), s.tokens()), (n_past, tokens));
+    token.reset();
+    assert_eq!(argmax(s.logits().unwrap()) as i32, said[n]);
+}
+
+/// The last token of a text needs no room.
+#[test]
+fn a_context_holds_one_token_more_than_it_has_positions() {
+    let room = 1 + tokenize(PROMPT).len() + 4;
+    let mut s = session_with(&options().n_ctx(room), None);
+    s.prompt(PROMPT).unwrap();
+    let out = s
+        .generate(&greedy_options(5), |_| ControlFlow::Continue(()))
+        .unwrap();
+    assert_eq!((out.tokens.len(), out.reason), (5, StopReason::MaxTokens));
+    assert_eq!((s.n_past(), s.n_ctx()), (room, room));
+    // BOS is not among them.
+    assert_eq!(s.tokens().len(), room);
+    assert!(
+        matches!(s.logits(), Err(SessionError::ContextFull { needed, .. }) if needed == room + 1)
+    );
+    assert!(
+        matches!(refusal(s.feed(&[5])), SessionError::ContextFull { needed, .. } if needed == room + 2)
+    );
+    s.reset();
+    s.prompt(PROMPT).unwrap();
+    assert_eq!(greedy(&mut s, 4), out.tokens[..4]);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use super::params::{self, Params};
 use super::pointer::{array, fill, fill_text, give, handle, path, place, take_back, text};
-use super::status::{c_string, call, call_number, ggraft_status};
+use super::status::{Failure, c_string, call, call_number, ggraft_status};
 use ggraft::model::chat::ChatMessage;
+use ggraft::model::vocab::ChatOptions;
 use ggraft::model::{Model, ModelOptions};
 use std::ffi::{CString, c_char};
 
@@ -29,18 +30,22 @@ pub struct ggraft_model_params {
     /// Not 0: copy matrices into layouts that are faster on this CPU, for a second copy of the weights in memory and seconds
     /// at start. Default 0: nothing is copied.
     pub repack: i32,
-    /// Must stay 0.
-    pub reserved: i32,
+    /// Not 0: the text of control tokens ("<|im_end|>") inside messages becomes those tokens. Default 0: whoever may write a message
+    /// could otherwise end it, and speak for somebody else.
+    pub parse_special: i32,
+    /// Chat template instead of the file's: Jinja source, or chatml, gemma, llama2, llama3, phi3 or zephyr. NULL: the file's.
+    pub chat_template: *const c_char,
 }
 
-// SAFETY: `repr(C)`, numbers only, 4 + 4 bytes behind the size: no padding.
+// SAFETY: `repr(C)`, numbers and a pointer, 4 + 4 bytes between the size and the pointer: no padding.
 unsafe impl Params for ggraft_model_params {
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = std::mem::offset_of!(Self, chat_template);
     fn defaults() -> Self {
         Self {
             struct_size: size_of::<Self>(),
             repack: 0,
-            reserved: 0,
+            parse_special: 0,
+            chat_template: std::ptr::null(),
         }
     }
 }
@@ -110,7 +115,8 @@ pub unsafe extern "C" fn ggraft_model_params_init(
 /// to be freed with `ggraft_model_free`. The file must not be changed while the model is open.
 ///
 /// # Safety
-/// `path` is a NUL-terminated string, `params` NULL or an initialised struct, `out` valid for a write.
+/// `path` is a NUL-terminated string, `params` NULL or an initialised struct whose strings are NUL-terminated, `out` valid for a
+/// write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggraft_model_open(
     path: *const c_char,
@@ -122,7 +128,13 @@ pub unsafe extern "C" fn ggraft_model_open(
         // SAFETY: the caller's promise.
         let (path, params) =
             unsafe { (self::path(path, "path")?, params::read(params, "params")?) };
-        let model = Model::open(path, &ModelOptions::default().repack(params.repack != 0))?;
+        let mut chat = ChatOptions::default().parse_special(params.parse_special != 0);
+        if !params.chat_template.is_null() {
+            // SAFETY: the caller's promise.
+            chat.template = Some(unsafe { self::text(params.chat_template, "chat_template")? }.to_owned());
+        }
+        let options = ModelOptions::default().repack(params.repack != 0).chat(chat);
+        let model = Model::open(path, &options)?;
         let object = ggraft_model {
             architecture: c_string(&model.shape().architecture),
             fingerprint: c_string(&model.fingerprint().to_string()),
@@ -263,8 +275,34 @@ pub unsafe extern "C" fn ggraft_token_is_end(model: *const ggraft_model, token: 
     })
 }
 
-/// Formats a conversation with the model's chat template; `add_assistant`: not 0 ends the text where the answer begins. The
-/// buffer works as in `ggraft_detokenize`. The well-known templates are recognised, others are an error.
+/// The messages of a conversation.
+///
+/// # Safety
+/// `messages` points to `n_messages` structs of NUL-terminated strings.
+unsafe fn conversation(
+    messages: *const ggraft_chat_message,
+    n_messages: usize,
+) -> Result<Vec<ChatMessage>, Failure> {
+    // SAFETY: the caller's promise.
+    let messages = unsafe { array(messages, n_messages, "messages")? };
+    let mut chat = Vec::with_capacity(messages.len());
+    for message in messages {
+        // SAFETY: the caller's promise.
+        let (role, content) = unsafe {
+            (
+                self::text(message.role, "role")?,
+                self::text(message.content, "content")?,
+            )
+        };
+        chat.push(ChatMessage::new(role, content));
+    }
+    Ok(chat)
+}
+
+/// Writes a conversation as the model's chat template does; `add_assistant`: not 0 ends the text where the answer begins. The
+/// buffer works as in `ggraft_detokenize`. To compute the conversation use `ggraft_tokenize_chat`: in the text alone, control
+/// tokens of the template and those that somebody wrote into a message look the same. A conversation that the template refuses,
+/// and a model without one, are errors.
 ///
 /// # Safety
 /// `model` is a live handle, `messages` points to `n_messages` structs of NUL-terminated strings, `text` is NULL or valid for
@@ -282,25 +320,46 @@ pub unsafe extern "C" fn ggraft_apply_chat(
     call(|| {
         let length = place(length, "length")?;
         // SAFETY: the caller's promise.
-        let (handle, messages) = unsafe {
+        let (handle, chat) = unsafe {
             (
                 handle(model, "model")?,
-                array(messages, n_messages, "messages")?,
+                conversation(messages, n_messages)?,
             )
         };
-        let mut chat = Vec::with_capacity(messages.len());
-        for message in messages {
-            // SAFETY: the caller's promise.
-            let (role, content) = unsafe {
-                (
-                    self::text(message.role, "role")?,
-                    self::text(message.content, "content")?,
-                )
-            };
-            chat.push(ChatMessage::new(role, content));
-        }
         let result = handle.model.vocab().apply_chat(&chat, add_assistant != 0)?;
         // SAFETY: the caller's promise.
         unsafe { fill_text(&result, text, capacity, length) }
+    })
+}
+
+/// The tokens of a conversation as the model's chat template writes it, for `ggraft_session_prompt_tokens`: without the
+/// beginning token that a session adds. The template's control tokens are tokens, their text inside messages stays text. `add_assistant` as in
+/// `ggraft_apply_chat`, the buffer works as in `ggraft_tokenize`.
+///
+/// # Safety
+/// `model` is a live handle, `messages` points to `n_messages` structs of NUL-terminated strings, `tokens` is NULL or valid for
+/// writes of `capacity` ids, `n_tokens` valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggraft_tokenize_chat(
+    model: *const ggraft_model,
+    messages: *const ggraft_chat_message,
+    n_messages: usize,
+    add_assistant: i32,
+    tokens: *mut i32,
+    capacity: usize,
+    n_tokens: *mut usize,
+) -> ggraft_status {
+    call(|| {
+        let n_tokens = place(n_tokens, "n_tokens")?;
+        // SAFETY: the caller's promise.
+        let (handle, chat) = unsafe {
+            (
+                handle(model, "model")?,
+                conversation(messages, n_messages)?,
+            )
+        };
+        let ids = handle.model.vocab().tokenize_chat(&chat, add_assistant != 0)?;
+        // SAFETY: the caller's promise.
+        unsafe { fill(&ids, tokens, capacity, n_tokens) }
     })
 }

@@ -151,7 +151,7 @@ unsafe impl Params for ggraft_generate_params {
 pub struct ggraft_generate_result {
     /// Tokens that were generated, one that ends the text included.
     pub n_tokens: u64,
-    /// Tokens that were computed one by one.
+    /// Tokens that were computed one by one: usually one less than were generated, the first one comes from the prompt.
     pub decode_tokens: u64,
     /// Time of those in seconds, sampling included.
     pub decode_seconds: f64,
@@ -379,6 +379,7 @@ pub unsafe extern "C" fn ggraft_session_feed(
 }
 
 /// Stores where the logits of the last token are, and how many (`n_vocab`); GGRAFT_ERROR_STATE if nothing was computed yet.
+/// Behind `ggraft_session_generate` the last token is computed now: it was not needed until now.
 /// They belong to the session and live until it computes, resets, changes its adapter or is freed.
 ///
 /// # Safety
@@ -514,7 +515,9 @@ pub unsafe extern "C" fn ggraft_generate_params_init(
 }
 
 /// Generates text behind a prompt. `params`, `callback` and `result` may be NULL. What was generated is part of the session's
-/// text, so that a conversation can go on; `ggraft_session_tokens` gives its tokens. Pass `sizeof *result` as `result_size`.
+/// text, so that a conversation can go on; `ggraft_session_tokens` gives its tokens. Bytes at its end that are only the beginning of
+/// a character are in the tokens and not in the text; a next call that goes on from there shows the character. Pass
+/// `sizeof *result` as `result_size`.
 ///
 /// # Safety
 /// `session` is a live handle, `params` NULL or an initialised struct whose pointers are valid, `result` NULL or valid for

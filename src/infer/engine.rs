@@ -47,6 +47,7 @@ pub(crate) struct Core {
     prefill: Option<Built>,
     pub(super) cancel: CancelToken,
     pub(super) graphs_built: usize,
+    pub(super) positions_computed: usize,
 }
 
 /// A graph with what is needed to run it.
@@ -106,6 +107,7 @@ impl Core {
             prefill: None,
             cancel: CancelToken::default(),
             graphs_built: 0,
+            positions_computed: 0,
         })
     }
 
@@ -127,9 +129,9 @@ impl Core {
         input: Input<'_>,
         start: usize,
         outputs: Range<usize>,
-    ) -> Result<&[f32]> {
+    ) -> Result<&[f32], SessionError> {
         if self.cancel.is_cancelled() {
-            return Err(SessionError::Cancelled.into());
+            return Err(SessionError::Cancelled);
         }
         let topology = self.topology(input, start, outputs.len());
         let mut built = match self.slot(&topology).take() {
@@ -141,12 +143,15 @@ impl Core {
             }
         };
         let outcome = self.run(&mut built, input, start, outputs);
+        if outcome.is_ok() {
+            self.positions_computed += topology.n_tokens;
+        }
         let Built { graph, logits, .. } = self.slot(&topology).insert(built);
         outcome?;
         let Some(logits) = logits else { return Ok(&[]) };
         let logits = graph.read_f32(logits);
         if !all_finite(logits) {
-            return Err(SessionError::NonFiniteLogits.into());
+            return Err(SessionError::NonFiniteLogits);
         }
         Ok(logits)
     }
@@ -184,7 +189,7 @@ impl Core {
         input: Input<'_>,
         start: usize,
         outputs: Range<usize>,
-    ) -> Result<()> {
+    ) -> Result<(), SessionError> {
         let hp = self.model.hparams();
         let Built {
             topology,
@@ -250,7 +255,7 @@ impl Core {
         topology: Topology,
         traced: &[&str],
         memory: GraphMemory,
-    ) -> Result<Built> {
+    ) -> Result<Built, SessionError> {
         let hp = self.model.hparams();
         let nodes = max_nodes(hp);
         let ctx = Context::new(nodes, true);

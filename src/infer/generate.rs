@@ -2,7 +2,7 @@
 
 use super::sampler::{Sampler, SamplerParams};
 use super::session::Session;
-use super::text::{StopMatcher, Utf8Stream};
+use super::text::StopMatcher;
 use crate::error::Result;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ pub enum StopReason {
 /// How long a generation took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Tokens that were computed one by one.
+    /// Tokens that were computed one by one: usually one less than were generated, the first one comes from the prompt.
     pub decode_tokens: usize,
     /// Time of those, sampling included.
     pub decode: Duration,
@@ -73,7 +73,7 @@ impl Timings {
 /// What was generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// The text, without stop strings.
+    /// The text, without stop strings and without a character at its end that the tokens do not complete.
     pub text: String,
     /// The tokens, an end-of-generation token included.
     pub tokens: Vec<i32>,
@@ -87,7 +87,11 @@ impl Session {
     /// Generates from the current logits on: call [`Session::prompt`] or [`Session::feed`] before. `each` gets text as
     /// soon as it is complete (never part of a character, never the beginning of a stop string) and can end the
     /// generation. What was generated is part of the session's text, so that a conversation can go on; only the token
-    /// that ended the generation (end of text, stop string, callback) is not.
+    /// that ended the generation (end of text, stop string, callback) is not. Bytes at the end that are only the beginning
+    /// of a character are in the tokens and not in the text; if the next call goes on from there, it shows the character.
+    ///
+    /// A token is computed when something follows it: of N tokens N - 1 are, and the last one when the text goes on or
+    /// [`Session::logits`] is called.
     ///
     /// # Errors
     /// If nothing was fed yet, sampler parameters are out of range, the context is full
@@ -99,12 +103,15 @@ impl Session {
     ) -> Result<Generated> {
         let model = self.model().clone();
         let vocab = model.vocab();
-        let mut sampler = Sampler::new(&options.sampler, self.logits()?.len())?;
+        if self.is_empty() {
+            return Err(super::SessionError::NoLogits.into());
+        }
+        let mut sampler = Sampler::new(&options.sampler, model.weights().n_vocab())?;
         for id in self.tokens() {
             sampler.accept(id);
         }
-        let mut utf8 = Utf8Stream::new();
         let mut stops = StopMatcher::new(options.stop.iter().cloned())?;
+        let mut utf8 = self.take_unfinished();
         let mut out = Generated {
             text: String::new(),
             tokens: Vec::new(),
@@ -120,8 +127,15 @@ impl Session {
                 each(piece)
             }
         };
+        let mut failure = None;
         while options.max_tokens.is_none_or(|max| out.tokens.len() < max) {
-            let id = sampler.sample(self.logits()?)?;
+            let id = match self.sample(&mut sampler, &mut out.timings) {
+                Ok(id) => id,
+                Err(e) => {
+                    failure = Some(e);
+                    break;
+                }
+            };
             sampler.accept(id);
             out.tokens.push(id);
             if vocab.is_eog(id) && !options.ignore_eog {
@@ -137,21 +151,27 @@ impl Session {
                 out.reason = StopReason::StopString;
                 break;
             }
-            // The last token's successor is never asked for, but its keys and values are: the text may go on.
-            if let Err(e) = self.feed(&[id]) {
-                // Everything sampled so far is shown before the error is.
-                let tail = stops.push(&utf8.finish()) + &stops.finish();
-                let _ = emit(&mut out.text, &tail);
-                return Err(e);
-            }
-            out.timings.decode_tokens += 1;
+            self.append(id);
         }
         if out.reason != StopReason::StopString && out.reason != StopReason::Callback {
-            let tail = stops.push(&utf8.finish()) + &stops.finish();
-            // The generation has ended: there is nothing left to break off.
-            let _ = emit(&mut out.text, &tail);
+            // The generation has ended, perhaps by a failure: all of the text is shown, and there is nothing to break off.
+            let _ = emit(&mut out.text, &stops.finish());
+        }
+        if out.reason == StopReason::MaxTokens {
+            self.keep_unfinished(utf8);
+        }
+        if let Some(e) = failure {
+            return Err(e);
         }
         out.timings.decode = begin.elapsed();
         Ok(out)
+    }
+
+    /// The next token. The one before it is computed now, if it has not been.
+    fn sample(&mut self, sampler: &mut Sampler, timings: &mut Timings) -> Result<i32> {
+        let before = self.positions_computed();
+        let id = sampler.sample(self.logits()?)?;
+        timings.decode_tokens += self.positions_computed() - before;
+        Ok(id)
     }
 }

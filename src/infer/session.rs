@@ -3,10 +3,12 @@
 use super::engine::{Core, Input, Mode};
 use super::kv_block::KvBlock;
 use super::kv_cache::KvType;
+use super::text::Utf8Stream;
 use crate::adapter::{Adapter, Item, Payload, arrange};
 use crate::error::Result;
 use crate::ggml::GraphMemory;
 use crate::model::Model;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -228,11 +230,16 @@ pub struct Session {
     core: Core,
     attached: Option<Attached>,
     accept_other_base: bool,
-    /// Positions in use, the adapter's included.
+    /// Positions computed, the adapter's included.
     n_past: usize,
     history: Vec<Segment>,
-    /// Logits of the last input, `ne = [V]`; empty before the first.
+    /// The last token of `history` if it has been sampled and nothing has asked for what follows it: it is computed with the
+    /// next input, and has no position until then.
+    uncomputed: Option<i32>,
+    /// Logits of the last computed input, `ne = [V]`; empty before the first.
     logits: Vec<f32>,
+    /// The beginning of a character that [`Session::generate`] stopped in the middle of; empty once other text follows.
+    unfinished: Utf8Stream,
 }
 
 impl std::fmt::Debug for Session {
@@ -321,7 +328,9 @@ impl Session {
             accept_other_base: options.accept_other_base,
             n_past: 0,
             history: Vec::new(),
+            uncomputed: None,
             logits: Vec::new(),
+            unfinished: Utf8Stream::new(),
         })
     }
 
@@ -337,7 +346,13 @@ impl Session {
 
     /// Positions in use, the adapter's included.
     pub fn n_past(&self) -> usize {
-        self.n_past
+        // A text may end with a token that has no room any more.
+        self.taken().min(self.n_ctx())
+    }
+
+    /// Positions that the text takes, that of a token that is not computed yet included.
+    fn taken(&self) -> usize {
+        self.n_past + usize::from(self.uncomputed.is_some())
     }
 
     /// Threads that compute.
@@ -369,16 +384,38 @@ impl Session {
             .collect()
     }
 
-    /// Logits of the last input, `ne = [V]`.
+    /// Logits of the last token, `ne = [V]`. Behind [`Session::generate`] that token is computed now.
     ///
     /// # Errors
-    /// [`SessionError::NoLogits`] if nothing was fed yet.
-    pub fn logits(&self) -> Result<&[f32], SessionError> {
-        if self.logits.is_empty() {
-            Err(SessionError::NoLogits)
-        } else {
-            Ok(&self.logits)
+    /// [`SessionError::NoLogits`] if nothing was fed yet; if computing fails.
+    pub fn logits(&mut self) -> Result<&[f32], SessionError> {
+        if self.is_empty() {
+            return Err(SessionError::NoLogits);
         }
+        self.settle()?;
+        Ok(&self.logits)
+    }
+
+    /// Computes the token that is not, if there is one.
+    fn settle(&mut self) -> Result<(), SessionError> {
+        if let Some(id) = self.uncomputed {
+            self.check_room(self.taken())?;
+            self.run(Input::Tokens(&[id]), 1, 0..1)?;
+            self.uncomputed = None;
+        }
+        Ok(())
+    }
+
+    /// Nothing was fed yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.logits.is_empty()
+    }
+
+    /// A token that was sampled becomes part of the text. It is computed with what follows.
+    pub(super) fn append(&mut self, id: i32) {
+        debug_assert!(self.uncomputed.is_none(), "sampled from older logits");
+        self.remember(&[id]);
+        self.uncomputed = Some(id);
     }
 
     /// Logits of the attached adapter's virtual tokens, `ne = [V, P]`: what the model expects behind each of them when
@@ -402,6 +439,8 @@ impl Session {
     pub fn reset(&mut self) {
         self.history.clear();
         self.logits.clear();
+        self.unfinished = Utf8Stream::new();
+        self.uncomputed = None;
         self.n_past = self.attached.as_ref().map_or(0, Attached::prefix_len);
     }
 
@@ -475,9 +514,11 @@ impl Session {
         }
         self.attached = attached;
         let history = std::mem::take(&mut self.history);
+        let unfinished = self.take_unfinished();
         self.reset();
         if existing == ExistingText::Recompute {
             self.recompute(history).inspect_err(|_| self.reset())?;
+            self.unfinished = unfinished;
         }
         Ok(())
     }
@@ -552,14 +593,24 @@ impl Session {
         mut each: Option<EachLogits<'_>>,
     ) -> Result<()> {
         let first = self.history.is_empty();
-        let items = self.arrange(self.attached.as_ref(), &tokens, first)?;
+        let mut items = self.arrange(self.attached.as_ref(), &tokens, first)?;
         let width = self.core.model.hparams().n_embd;
         let n: usize = items.iter().map(Item::len).sum();
         if n == 0 {
             return Err(SessionError::Empty.into());
         }
-        self.check_room(self.n_past + n)?;
+        self.check_room(self.taken() + n)?;
+        let joined = match (self.uncomputed, items.first_mut(), &each) {
+            (Some(id), Some(Item::Tokens(tokens)), None) => {
+                tokens.insert(0, id);
+                true
+            }
+            _ => false,
+        };
         self.whole(|s| {
+            if !joined {
+                s.settle()?;
+            }
             let last = items.len() - 1;
             for (i, item) in items.iter().enumerate() {
                 match (item, &mut each) {
@@ -576,6 +627,7 @@ impl Session {
             }
             Ok(())
         })?;
+        self.unfinished = Utf8Stream::new();
         self.history.push(Segment {
             tokens,
             prompt: true,
@@ -583,11 +635,28 @@ impl Session {
         Ok(())
     }
 
-    /// All of `work` or nothing: after an error the session stands where it stood. Logits are only replaced by the last
-    /// step, so they still belong to the text.
+    /// All of `work`, which computes the text's last token if it is not, or nothing: after an error the session stands where
+    /// it stood. Logits are only replaced by the last step, so they still belong to the text.
     fn whole(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let start = self.n_past;
-        work(self).inspect_err(|_| self.n_past = start)
+        let (n_past, uncomputed) = (self.n_past, self.uncomputed);
+        match work(self) {
+            Ok(()) => {
+                self.uncomputed = None;
+                Ok(())
+            }
+            Err(e) => {
+                (self.n_past, self.uncomputed) = (n_past, uncomputed);
+                Err(e)
+            }
+        }
+    }
+
+    /// `tokens` with the token in front that is not computed yet.
+    fn behind_uncomputed<'a>(&self, tokens: &'a [i32]) -> Cow<'a, [i32]> {
+        match self.uncomputed {
+            Some(id) => [&[id], tokens].concat().into(),
+            None => tokens.into(),
+        }
     }
 
     /// The order in which a prompt's tokens and the virtual tokens of a template of `attached` are computed.
@@ -613,7 +682,8 @@ impl Session {
     /// If an id is out of range, the text does not fit, or computing fails.
     pub fn feed(&mut self, tokens: &[i32]) -> Result<()> {
         self.check_feed(tokens)?;
-        self.whole(|s| s.run_all(Input::Tokens(tokens), true))?;
+        let input = self.behind_uncomputed(tokens);
+        self.whole(|s| s.run_all(Input::Tokens(&input), true))?;
         self.remember(tokens);
         Ok(())
     }
@@ -628,7 +698,10 @@ impl Session {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check_feed(tokens)?;
-        self.whole(|s| s.run_tokens_with_logits(tokens, true, &mut each))?;
+        self.whole(|s| {
+            s.settle()?;
+            s.run_tokens_with_logits(tokens, true, &mut each)
+        })?;
         self.remember(tokens);
         Ok(())
     }
@@ -642,6 +715,7 @@ impl Session {
     #[doc(hidden)]
     pub fn trace(&mut self, tokens: &[i32], names: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
         self.check_feed(tokens)?;
+        self.settle()?;
         let (core, input) = (&self.core, Input::Tokens(tokens));
         let topology = core.topology(input, self.n_past, tokens.len());
         let mut built = core.build(topology, names, GraphMemory::new())?;
@@ -657,6 +731,12 @@ impl Session {
             .iter()
             .map(|(name, t)| (name.clone(), built.graph.gather_f32(t)))
             .collect())
+    }
+
+    /// Positions computed so far, those that were forgotten or computed again included. For tests.
+    #[doc(hidden)]
+    pub fn positions_computed(&self) -> usize {
+        self.core.positions_computed
     }
 
     /// Graphs built so far: decoding reuses one for many tokens. For tests.
@@ -678,10 +758,21 @@ impl Session {
             return Err(SessionError::Empty);
         }
         self.check_tokens(tokens)?;
-        self.check_room(self.n_past + tokens.len())
+        self.check_room(self.taken() + tokens.len())
+    }
+
+    /// The character that the text ends in the middle of, for the one who goes on with it.
+    pub(super) fn take_unfinished(&mut self) -> Utf8Stream {
+        std::mem::take(&mut self.unfinished)
+    }
+
+    /// The text ends in the middle of a character, perhaps.
+    pub(super) fn keep_unfinished(&mut self, utf8: Utf8Stream) {
+        self.unfinished = utf8;
     }
 
     fn remember(&mut self, tokens: &[i32]) {
+        self.unfinished = Utf8Stream::new();
         match self.history.last_mut() {
             Some(Segment {
                 tokens: old,
@@ -745,7 +836,12 @@ impl Session {
     }
 
     /// One step; on success the positions count as used.
-    fn run(&mut self, input: Input<'_>, n: usize, outputs: Range<usize>) -> Result<()> {
+    fn run(
+        &mut self,
+        input: Input<'_>,
+        n: usize,
+        outputs: Range<usize>,
+    ) -> Result<(), SessionError> {
         let wanted = !outputs.is_empty();
         let logits = self.core.step(input, self.n_past, outputs)?;
         if wanted {

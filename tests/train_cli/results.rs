@@ -56,17 +56,17 @@ fn every_method_trains_and_its_file_runs() {
             let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
             let keys: Vec<_> = row.as_object().unwrap().keys().collect();
             let expected = [
-                "best",
-                "epoch",
-                "grad_norm",
-                "loss",
-                "lr",
-                "seconds",
                 "step",
                 "steps",
-                "targets",
-                "tokens",
+                "epoch",
+                "loss",
                 "valid_loss",
+                "best",
+                "lr",
+                "grad_norm",
+                "tokens",
+                "targets",
+                "seconds",
             ];
             assert_eq!(keys, expected);
             assert_eq!(

@@ -24,7 +24,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Generate text from a prompt
 ///
-/// The text is printed as it is generated; timings go to stderr. The prompt comes from -p, from a file, or from standard input
+/// The text is printed as it is generated, whole characters only; timings go to stderr. The prompt comes from -p, from a file, or from standard input
 /// (also when neither is given and something is piped in), and is used as it is, a line feed at its end included.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -201,7 +201,8 @@ fn generate(session: &mut Session, options: &GenerateOptions, show: bool) -> Res
             };
             let tokens = session.tokens().split_off(before);
             let timings = Timings {
-                decode_tokens: tokens.len(),
+                // The last one is where it failed.
+                decode_tokens: tokens.len().saturating_sub(1),
                 decode: begin.elapsed(),
             };
             Ok(Output {
