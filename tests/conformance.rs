@@ -13,6 +13,9 @@ use std::path::Path;
 
 type Outcome = Result<(), String>;
 
+/// Greedy ids that are compared for each adapter, at least, on the average of a tree.
+const GREEDY_PER_ADAPTER: usize = 6;
+
 /// Tensors of a reference file, as F64 values with their shape.
 struct Expected(BTreeMap<String, (Vec<usize>, Vec<f64>)>);
 
@@ -139,10 +142,21 @@ fn cpt_loss(
     Ok(kept.iter().sum::<f64>() / kept.len() as f64)
 }
 
-/// The references were computed in single precision, so the cache is too.
-fn session(model: &Model, flash: FlashAttention) -> Result<Session, String> {
+/// What was compared.
+#[derive(Default)]
+struct Counts {
+    /// Models, alone and with an adapter.
+    checks: usize,
+    adapters: usize,
+    /// Ids of greedy continuations, over all adapters.
+    greedy: usize,
+}
+
+/// A session with as many positions as the case takes, whatever the model has. The references were computed in single
+/// precision, so the cache is too.
+fn session(model: &Model, flash: FlashAttention, positions: usize) -> Result<Session, String> {
     let options = SessionOptions::default()
-        .n_ctx(128)
+        .n_ctx(positions)
         .n_threads(1)
         .kv_type(KvType::F32)
         .flash_attention(flash);
@@ -168,13 +182,22 @@ fn import(dir: &Path, model: &Model, check: &Value) -> Result<Adapter, String> {
     import_peft(dir, model.shape(), Some(model.fingerprint()), &options).map_err(|e| e.to_string())
 }
 
-fn run_adapter(case: &Path, model: &Model, check_: &Value, flash: FlashAttention) -> Outcome {
+/// Compares with an adapter; returns how many greedy ids were compared.
+fn run_adapter(
+    case: &Path,
+    model: &Model,
+    check_: &Value,
+    flash: FlashAttention,
+) -> Result<usize, String> {
     let dir = case.join(text(check_, "dir")?);
     let want = Expected::read(&case.join(text(check_, "expected")?))?;
     let tolerances = field(check_, "tolerances")?;
     let adapter = import(&dir, model, check_)?;
     let ids = want.ids("input_ids")?;
-    let mut s = session(model, flash)?;
+    let greedy = want.ids("greedy")?;
+    // The last greedy id is not fed.
+    let positions = adapter.length() + ids.len() + greedy.len().saturating_sub(1);
+    let mut s = session(model, flash, positions)?;
     s.attach(&adapter, ExistingText::Drop)
         .map_err(|e| e.to_string())?;
     let rows = logits(&mut s, &ids)?;
@@ -217,16 +240,20 @@ fn run_adapter(case: &Path, model: &Model, check_: &Value, flash: FlashAttention
     )?;
 
     // Greedy ids, up to the first near-tie.
-    let greedy = want.ids("greedy")?;
     let margins = want.values("greedy_margin")?;
     let scale = want
         .values("logits")?
         .iter()
         .fold(0.0, |m: f64, x| m.max(x.abs()));
-    for (i, (&id, &margin)) in greedy.iter().zip(margins).enumerate() {
-        if margin < 1e-2 * scale {
-            break;
-        }
+    if margins.len() != greedy.len() {
+        return Err(format!(
+            "{} greedy ids with {} margins",
+            greedy.len(),
+            margins.len()
+        ));
+    }
+    let clear = margins.iter().take_while(|&&m| m >= 1e-2 * scale).count();
+    for (i, (&id, &margin)) in greedy.iter().zip(margins).take(clear).enumerate() {
         let row = s.logits().map_err(|e| e.to_string())?;
         let best = (0..row.len())
             .max_by(|&a, &b| row[a].total_cmp(&row[b]))
@@ -236,9 +263,11 @@ fn run_adapter(case: &Path, model: &Model, check_: &Value, flash: FlashAttention
                 "greedy id {i} is {best}, expected {id} (margin {margin})"
             ));
         }
-        s.feed(&[id]).map_err(|e| e.to_string())?;
+        if i + 1 < clear {
+            s.feed(&[id]).map_err(|e| e.to_string())?;
+        }
     }
-    Ok(())
+    Ok(clear)
 }
 
 fn run_quantised(case: &Path, spec: &Value, checks: &[Value], flash: FlashAttention) -> Outcome {
@@ -247,19 +276,20 @@ fn run_quantised(case: &Path, spec: &Value, checks: &[Value], flash: FlashAttent
     let metric = text(spec, "tolerance/metric")?;
     let limit = field(spec, "tolerance/logits")?.as_f64().unwrap();
     let ids = want.ids("input_ids")?;
-    let base = logits(&mut session(&model, flash)?, &ids)?.concat();
+    let base = logits(&mut session(&model, flash, ids.len())?, &ids)?.concat();
     check_within("logits", &base, want.values("logits")?, metric, limit)?;
-    for name in field(spec, "adapters")?
+    let adapters = field(spec, "adapters")?
         .as_array()
-        .ok_or("'adapters' is not a list")?
-    {
+        .filter(|list| !list.is_empty())
+        .ok_or("'adapters' is not a list with entries")?;
+    for name in adapters {
         let name = name.as_str().ok_or("an adapter's name is not a string")?;
         let check_ = checks
             .iter()
             .find(|c| c.get("adapter").and_then(Value::as_str) == Some(name))
             .ok_or_else(|| format!("no check for adapter '{name}'"))?;
         let adapter = import(&case.join(text(check_, "dir")?), &model, check_)?;
-        let mut s = session(&model, flash)?;
+        let mut s = session(&model, flash, adapter.length() + ids.len())?;
         s.attach(&adapter, ExistingText::Drop)
             .map_err(|e| e.to_string())?;
         let got = logits(&mut s, &ids)?.concat();
@@ -278,34 +308,42 @@ fn open(path: &Path) -> Result<Model, String> {
     Model::open(path, &ModelOptions::default()).map_err(|e| e.to_string())
 }
 
-/// Runs all checks of one case; returns how many ran.
-fn run_case(case: &Path, flash: FlashAttention, failures: &mut String) -> Result<usize, String> {
+/// Runs all checks of one case and counts them.
+fn run_case(
+    case: &Path,
+    flash: FlashAttention,
+    failures: &mut String,
+    counts: &mut Counts,
+) -> Outcome {
     let json = fs::read(case.join("case.json")).map_err(|e| e.to_string())?;
     let json: Value = serde_json::from_slice(&json).map_err(|e| e.to_string())?;
     let checks = field(&json, "checks")?
         .as_array()
-        .ok_or("'checks' is not a list")?;
+        .filter(|list| !list.is_empty())
+        .ok_or("'checks' is not a list with entries")?;
     let mut models: BTreeMap<String, Model> = BTreeMap::new();
     let mut model_name = None;
-    let mut n = 0;
     let mut note = |what: &str, outcome: Outcome| {
-        n += 1;
         if let Err(e) = outcome {
             writeln!(failures, "{}/{what}: {e}", name_of(case)).unwrap();
         }
     };
     for c in checks {
+        counts.checks += 1;
         if let Ok(adapter) = text(c, "adapter") {
             let model = model_name
                 .as_ref()
                 .and_then(|n| models.get(n))
                 .ok_or("no base check before the adapters")?;
-            note(adapter, run_adapter(case, model, c, flash));
+            let outcome = run_adapter(case, model, c, flash);
+            counts.adapters += 1;
+            note(adapter, outcome.map(|greedy| counts.greedy += greedy));
         } else {
             let name = text(c, "model")?.to_owned();
             let model = open(&case.join(&name))?;
             let want = Expected::read(&case.join(text(c, "expected")?))?;
-            let rows = logits(&mut session(&model, flash)?, &want.ids("input_ids")?)?;
+            let ids = want.ids("input_ids")?;
+            let rows = logits(&mut session(&model, flash, ids.len())?, &ids)?;
             note(
                 "base",
                 check(
@@ -329,21 +367,36 @@ fn run_case(case: &Path, flash: FlashAttention, failures: &mut String) -> Result
         .into_iter()
         .flatten()
     {
+        counts.checks += 1;
         note(name, run_quantised(case, spec, checks, flash));
     }
-    Ok(n)
+    Ok(())
 }
 
 fn run_tree(flash: FlashAttention) {
     let mut failures = String::new();
-    let mut n = 0;
+    let mut counts = Counts::default();
     for case in cases() {
-        match run_case(&case, flash, &mut failures) {
-            Ok(checks) => n += checks,
-            Err(e) => writeln!(failures, "{}: {e}", case.display()).unwrap(),
+        if let Err(e) = run_case(&case, flash, &mut failures, &mut counts) {
+            writeln!(failures, "{}: {e}", case.display()).unwrap();
         }
     }
-    assert!(failures.is_empty(), "failed checks of {n}:\n{failures}");
+    let Counts {
+        checks,
+        adapters,
+        greedy,
+    } = counts;
+    println!("{checks} checks, {adapters} adapters, {greedy} greedy ids");
+    assert!(
+        failures.is_empty(),
+        "failed checks of {checks}:\n{failures}"
+    );
+    assert!(adapters > 0, "no adapter in the tree");
+    // Near-ties end a continuation of 16 ids; random weights have many.
+    assert!(
+        greedy >= GREEDY_PER_ADAPTER * adapters,
+        "{greedy} greedy ids of {adapters} adapters are too few to say anything"
+    );
 }
 
 #[test]
@@ -354,4 +407,41 @@ fn every_case_with_an_f32_cache() {
 #[test]
 fn every_case_without_flash_attention() {
     run_tree(FlashAttention::Off);
+}
+
+/// The positions that a model has are no business of a case that takes fewer.
+#[test]
+fn a_case_of_a_model_of_96_positions() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance/llama");
+    let dir = tempfile::tempdir().unwrap();
+    let small = dir.path().join("llama");
+    copy(&case, &small);
+    let file = small.join("model-f32.gguf");
+    let mut bytes = fs::read(&file).unwrap();
+    let key = b"llama.context_length";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+    // Behind the key the type, then a number of 32 bits.
+    let value = at + key.len() + 4;
+    assert_eq!(bytes[value..value + 4], 256u32.to_le_bytes());
+    bytes[value..value + 4].copy_from_slice(&96u32.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+
+    assert_eq!(open(&file).unwrap().n_ctx_train(), 96);
+    let (mut failures, mut counts) = (String::new(), Counts::default());
+    run_case(&small, FlashAttention::On, &mut failures, &mut counts).unwrap();
+    assert_eq!(failures, "");
+    assert_eq!(counts.adapters, 8);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
