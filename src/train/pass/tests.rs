@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::ModelOptions;
-use crate::train::batch::{Sequence, Target};
+use crate::train::batch::{Sequence, Slot, Target};
 use ggraft_testkit::conformance::{cases, name_of, within};
 use ggraft_testkit::tensors::Tensors;
 use serde_json::Value;
