@@ -1,8 +1,10 @@
 //! One forward and backward pass through the frozen base: the layers ([`forward`]), the loss over a few rows of logits at
-//! a time ([`loss`]), the way back ([`backward`]), and what is computed twice to save memory ([`recompute`]).
+//! a time ([`loss`]), the way back ([`backward`]), and what is computed twice to save memory ([`recompute`]). Graphs are
+//! kept for batches of the same shape ([`cache`]).
 
 mod backward;
 mod base;
+mod cache;
 mod forward;
 mod io;
 mod loss;
@@ -14,6 +16,7 @@ use crate::error::Result;
 use crate::ggml::{ComputeError, Context, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
 use crate::graph::{Builder, Decoder, max_nodes};
 use crate::model::Model;
+use cache::{Cache, Key};
 use forward::{PackedKeys, Stack};
 use io::Io;
 use loss::{Chunks, Head};
@@ -91,11 +94,19 @@ pub(crate) struct Passes {
     /// LongRoPE's factors for contexts beyond the original one.
     long_context: bool,
     memory: Option<GraphMemory>,
+    cache: Cache<Planned>,
 }
 
-/// A graph without memory, with its inputs and outputs.
-struct PassGraph {
+/// A graph without memory, and how it keeps within the budget.
+struct Planned {
     shape: GraphShape,
+    ends: Ends,
+    /// Layers that it computes twice.
+    recomputed: usize,
+}
+
+/// Inputs and outputs of a graph.
+struct Ends {
     io: Io,
     /// Of the leaves, in their order; none unless asked for.
     gradients: Vec<Tensor>,
@@ -116,6 +127,7 @@ impl Passes {
             budget,
             long_context,
             memory: None,
+            cache: Cache::default(),
         }
     }
 
@@ -134,24 +146,42 @@ impl Passes {
         goal: Goal,
         cancel: Option<&AtomicBool>,
     ) -> Result<Outcome> {
-        let (pass, recomputed) = self.plan(batch, variables, smoothing, goal);
+        let key = Key::new(batch, variables, smoothing, goal);
+        let planned = match self.cache.take(&key) {
+            Some(planned) => planned,
+            None => self.plan(batch, variables, smoothing, goal),
+        };
+        let Planned {
+            shape,
+            ends,
+            recomputed,
+        } = planned;
         let memory = self.memory.take().unwrap_or_else(GraphMemory::new);
-        let mut graph = Graph::allocate(pass.shape, memory).map_err(|_| TrainError::OutOfMemory)?;
-        pass.io.fill(&mut graph, batch, variables, scale);
+        let mut graph = Graph::allocate(shape, memory).map_err(|_| TrainError::OutOfMemory)?;
+        ends.io.fill(&mut graph, batch, variables, scale);
         let computed = graph.compute(&self.pool, cancel);
         let outcome = computed.map(|()| Outcome {
             losses: match goal {
                 Goal::Predictions(_) => Vec::new(),
-                Goal::Losses | Goal::Gradients => graph.read_f32(&pass.io.targets.losses).to_vec(),
+                Goal::Losses | Goal::Gradients => graph.read_f32(&ends.io.targets.losses).to_vec(),
             },
             gradients: (goal == Goal::Gradients).then(|| {
-                let mut found = pass.gradients.iter().map(|g| graph.read_f32(g).to_vec());
+                let mut found = ends.gradients.iter().map(|g| graph.read_f32(g).to_vec());
                 variables.map(|_| found.next().expect("one gradient per variable"))
             }),
-            predictions: read_predictions(&graph, &pass.predictions),
+            predictions: read_predictions(&graph, &ends.predictions),
             recomputed,
         });
-        self.memory = Some(graph.into_memory());
+        let (shape, memory) = graph.into_parts();
+        self.memory = Some(memory);
+        self.cache.put(
+            key,
+            Planned {
+                shape,
+                ends,
+                recomputed,
+            },
+        );
         Ok(outcome.map_err(|e| match e {
             ComputeError::Cancelled => TrainError::Cancelled,
             ComputeError::OutOfMemory => TrainError::OutOfMemory,
@@ -159,18 +189,12 @@ impl Passes {
     }
 
     /// The graph with the fewest recomputed layers that stays within the budget, or with all of them recomputed.
-    fn plan(
-        &self,
-        batch: &Packed,
-        variables: &Variables,
-        smoothing: f32,
-        goal: Goal,
-    ) -> (PassGraph, usize) {
+    fn plan(&self, batch: &Packed, variables: &Variables, smoothing: f32, goal: Goal) -> Planned {
         let graph = |recomputed| self.build(batch, variables, smoothing, goal, recomputed);
         match goal {
-            Goal::Losses | Goal::Predictions(_) => (graph(0), 0),
+            Goal::Losses | Goal::Predictions(_) => graph(0),
             Goal::Gradients => {
-                let fits = |graph: &PassGraph| graph.shape.memory_needed() <= self.budget;
+                let fits = |graph: &Planned| graph.shape.memory_needed() <= self.budget;
                 fewest(self.model.hparams().n_layer, graph, fits)
             }
         }
@@ -184,7 +208,7 @@ impl Passes {
         smoothing: f32,
         goal: Goal,
         recomputed: usize,
-    ) -> PassGraph {
+    ) -> Planned {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let chunks = Chunks::new(batch.outputs.len(), w.n_vocab());
         let nodes = 6 * max_nodes(hp) + 32 * chunks.len();
@@ -217,11 +241,14 @@ impl Passes {
                 gradients = backward::backward(&mut b, &mut stack, forward, dx);
             }
         }
-        PassGraph {
+        Planned {
             shape: GraphShape::new(ctx, nodes, &b.into_outputs()),
-            io,
-            gradients,
-            predictions,
+            ends: Ends {
+                io,
+                gradients,
+                predictions,
+            },
+            recomputed,
         }
     }
 

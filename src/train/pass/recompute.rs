@@ -21,16 +21,16 @@ impl Passed {
     }
 }
 
-/// The graph with the fewest recomputed layers of `n_layer` that fits, or with all of them recomputed, and their number.
+/// The graph with the fewest recomputed layers of `n_layer` that fits, or with all of them recomputed.
 /// `graph(n)` recomputes the lowest n: the lowest, because the memory of those above is free again by then.
 pub(super) fn fewest<T>(
     n_layer: usize,
     graph: impl Fn(usize) -> T,
     fits: impl Fn(&T) -> bool,
-) -> (T, usize) {
+) -> T {
     let all_kept = graph(0);
     if fits(&all_kept) {
-        return (all_kept, 0);
+        return all_kept;
     }
     let (mut too_few, mut enough) = (0, n_layer);
     while enough - too_few > 1 {
@@ -41,7 +41,7 @@ pub(super) fn fewest<T>(
             too_few = middle;
         }
     }
-    (graph(enough), enough)
+    graph(enough)
 }
 
 #[cfg(test)]
@@ -51,10 +51,9 @@ mod tests {
     #[test]
     fn no_more_than_it_takes() {
         for needed in 0..=7 {
-            let (graph, n) = fewest(7, |n| n, |&n| n >= needed);
-            assert_eq!((graph, n), (needed, needed));
+            assert_eq!(fewest(7, |n| n, |&n| n >= needed), needed);
         }
         // Too large whatever is done: everything is computed twice.
-        assert_eq!(fewest(7, |n| n, |_| false), (7, 7));
+        assert_eq!(fewest(7, |n| n, |_| false), 7);
     }
 }
