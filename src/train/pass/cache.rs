@@ -1,8 +1,9 @@
 //! Graphs that were built before, by what decides how they are built: the same rows come again in every evaluation, and in
 //! every step of a run whose rows are all in one batch.
 
-use super::{Goal, Variables};
+use super::Goal;
 use crate::train::batch::Packed;
+use crate::train::variables::Variables;
 use std::collections::VecDeque;
 use std::ops::Range;
 

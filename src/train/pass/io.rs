@@ -1,11 +1,11 @@
 //! What goes into a pass's graph: tokens, what is trained, targets.
 
-use super::Variables;
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, Targets, Tensor};
 use crate::graph::{Entry, Inputs, VirtualRows, input};
 use crate::model::HParams;
 use crate::train::batch::{Packed, Slot};
+use crate::train::variables::Variables;
 use std::sync::Arc;
 
 /// What is trained, in the graph.

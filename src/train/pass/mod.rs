@@ -12,6 +12,7 @@ mod recompute;
 
 use super::TrainError;
 use super::batch::Packed;
+use super::variables::Variables;
 use crate::error::Result;
 use crate::ggml::{ComputeError, Context, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
 use crate::graph::{Builder, Decoder, max_nodes};
@@ -23,44 +24,6 @@ use loss::{Chunks, Head};
 use recompute::fewest;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-/// What is trained, in the form in which the graph reads it.
-pub(crate) enum Variables {
-    /// Nothing: the base alone.
-    None,
-    /// For each layer keys, then values, `ne = [Hk d, P]`, in the base's row order.
-    Prefix {
-        length: usize,
-        layers: Vec<[Vec<f32>; 2]>,
-    },
-    /// Virtual tokens `ne = [D, P]`.
-    Rows { length: usize, values: Vec<f32> },
-}
-
-impl Variables {
-    /// P in front of every sequence, in the keys.
-    fn prefix_length(&self) -> usize {
-        match self {
-            Self::Prefix { length, .. } => *length,
-            Self::None | Self::Rows { .. } => 0,
-        }
-    }
-
-    /// Variables of the same shape, each matrix made from the one in its place.
-    fn map(&self, mut f: impl FnMut(&[f32]) -> Vec<f32>) -> Self {
-        match self {
-            Self::None => Self::None,
-            Self::Prefix { length, layers } => Self::Prefix {
-                length: *length,
-                layers: layers.iter().map(|[k, v]| [f(k), f(v)]).collect(),
-            },
-            Self::Rows { length, values } => Self::Rows {
-                length: *length,
-                values: f(values),
-            },
-        }
-    }
-}
 
 /// What a pass is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
