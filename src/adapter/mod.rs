@@ -26,7 +26,7 @@ pub use error::AdapterError;
 pub use format::FORMAT_VERSION;
 pub use library::Library;
 pub use peft::{ImportOptions, export_peft, import_peft};
-pub(crate) use peft::{prefix_from_peft, prefix_to_peft};
+pub(crate) use peft::{layers_from_peft, layers_to_peft};
 pub use rows::{Precision, Rows};
 pub use template::{Piece, Template, TemplateError};
 
@@ -86,6 +86,13 @@ pub struct PrefixLayer {
     pub v: Rows,
 }
 
+impl PrefixLayer {
+    /// Keys and values in single precision.
+    pub(crate) fn to_f32(&self) -> [Vec<f32>; 2] {
+        [self.k.to_f32(), self.v.to_f32()]
+    }
+}
+
 /// The trained rows of an adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Payload {
@@ -99,6 +106,26 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// Keys and values `ne = [Hk*d, P]` of each layer of `base`, in its own row order.
+    pub(crate) fn prefix(
+        layers: Vec<[Vec<f32>; 2]>,
+        base: &BaseShape,
+    ) -> Result<Self, AdapterError> {
+        let rows = |values| Rows::from_f32(base.kv_width(), values);
+        let layer = |[k, v]: [Vec<f32>; 2]| {
+            Ok(PrefixLayer {
+                k: rows(k)?,
+                v: rows(v)?,
+            })
+        };
+        Ok(Self::Prefix {
+            layers: layers
+                .into_iter()
+                .map(layer)
+                .collect::<Result<_, AdapterError>>()?,
+        })
+    }
+
     /// Every tensor with its name in adapter files, in file order.
     fn tensors(&self) -> Vec<(String, &Rows)> {
         match self {

@@ -89,7 +89,8 @@ impl Adapter {
         }
         let (kind, payload) = match peft_type {
             PeftType::PrefixTuning | PeftType::Cartridge => {
-                (AdapterKind::Prefix, prefix_from_peft(&values, base)?)
+                let layers = layers_from_peft(&values, base)?;
+                (AdapterKind::Prefix, Payload::prefix(layers, base)?)
             }
             PeftType::PTuning => (
                 AdapterKind::PTuning,
@@ -132,11 +133,11 @@ pub fn export_peft(adapter: &Adapter, base: &BaseShape, dir: &Path, base_name: &
         AdapterKind::PTuning => PeftType::PTuning,
     };
     let (token_dim, heads, values) = match adapter.payload() {
-        Payload::Prefix { layers } => (
-            base.kv_width(),
-            base.n_head_kv,
-            prefix_to_peft(layers, base)?,
-        ),
+        Payload::Prefix { layers } => {
+            let layers: Vec<_> = layers.iter().map(PrefixLayer::to_f32).collect();
+            let values = layers_to_peft(&layers, base)?;
+            (base.kv_width(), base.n_head_kv, values)
+        }
         Payload::Rows(rows) => (base.n_embd, base.n_head, rows.to_f32()),
     };
     let config = PeftConfig {
@@ -226,47 +227,38 @@ fn compose_task(
     Ok(())
 }
 
-/// W `ne = [2*L*Hk*d, P]` to per-layer rows: K[l][t] = W[t][2l * Hk*d..], V[l][t] = W[t][(2l+1) * Hk*d..].
-pub(crate) fn prefix_from_peft(values: &[f32], base: &BaseShape) -> Result<Payload, AdapterError> {
+/// W `ne = [2*L*Hk*d, P]` to keys and values `ne = [Hk*d, P]` of each layer in the base's order:
+/// K[l][t] = W[t][2l * Hk*d..], V[l][t] = W[t][(2l+1) * Hk*d..].
+pub(crate) fn layers_from_peft(
+    values: &[f32],
+    base: &BaseShape,
+) -> Result<Vec<[Vec<f32>; 2]>, AdapterError> {
     let (width, order) = (base.kv_width(), key_order(base)?);
-    let take = |slot: usize, order: &dyn Fn(usize) -> usize| {
+    let take = |slot: usize, order: &dyn Fn(usize) -> usize| -> Vec<f32> {
         let rows = values
             .chunks_exact(2 * base.n_layer * width)
             .map(|row| &row[slot * width..][..width]);
-        Rows::from_f32(
-            width,
-            rows.flat_map(|row| (0..width).map(|i| row[order(i)]))
-                .collect(),
-        )
+        rows.flat_map(|row| (0..width).map(|i| row[order(i)]))
+            .collect()
     };
-    let layer = |l: usize| {
-        Ok(PrefixLayer {
-            k: take(2 * l, &|i| order[i])?,
-            v: take(2 * l + 1, &|i| i)?,
-        })
-    };
-    Ok(Payload::Prefix {
-        layers: (0..base.n_layer)
-            .map(layer)
-            .collect::<Result<_, AdapterError>>()?,
-    })
+    let layer = |l: usize| [take(2 * l, &|i| order[i]), take(2 * l + 1, &|i| i)];
+    Ok((0..base.n_layer).map(layer).collect())
 }
 
-/// The inverse of [`prefix_from_peft`].
-pub(crate) fn prefix_to_peft(
-    layers: &[PrefixLayer],
+/// The inverse of [`layers_from_peft`].
+pub(crate) fn layers_to_peft(
+    layers: &[[Vec<f32>; 2]],
     base: &BaseShape,
 ) -> Result<Vec<f32>, AdapterError> {
     let (width, order) = (base.kv_width(), key_order(base)?);
     let row_width = 2 * layers.len() * width;
-    let mut out = vec![0.0; row_width * layers[0].k.n_rows()];
-    let mut k = vec![0.0; width];
-    for (l, layer) in layers.iter().enumerate() {
-        for (t, row) in out.chunks_exact_mut(row_width).enumerate() {
+    let mut out = vec![0.0; layers.iter().flatten().map(Vec::len).sum()];
+    for (l, [keys, values]) in layers.iter().enumerate() {
+        let pairs = keys.chunks_exact(width).zip(values.chunks_exact(width));
+        for (row, (k, v)) in out.chunks_exact_mut(row_width).zip(pairs) {
             let (k_out, v_out) = row[2 * l * width..][..2 * width].split_at_mut(width);
-            layer.k.row_f32(t, &mut k);
-            order.iter().zip(&k).for_each(|(&from, &x)| k_out[from] = x);
-            layer.v.row_f32(t, v_out);
+            order.iter().zip(k).for_each(|(&from, &x)| k_out[from] = x);
+            v_out.copy_from_slice(v);
         }
     }
     Ok(out)

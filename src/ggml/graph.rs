@@ -42,11 +42,14 @@ impl Drop for GraphMemory {
     }
 }
 
-/// A graph without memory: what is to be computed, in which order.
+/// A graph without memory: what is to be computed, in which order. [`Graph::allocate`] gives it some.
 pub(crate) struct GraphShape {
     ctx: Arc<Context>,
     raw: NonNull<sys::ggml_cgraph>,
 }
+
+// SAFETY: the graph lies in `ctx`, and only `&mut` or owned shapes lead to it.
+unsafe impl Send for GraphShape {}
 
 impl GraphShape {
     /// The graph that computes `outputs`, in this order, whose descriptions (at most `max_nodes`) lie in `ctx`.
@@ -133,6 +136,24 @@ impl Graph {
     /// Takes the memory back for the next graph.
     pub(crate) fn into_memory(self) -> GraphMemory {
         self.memory
+    }
+
+    /// Takes the memory back for the next graph, and the graph without it, which [`Graph::allocate`] takes again.
+    pub(crate) fn into_parts(self) -> (GraphShape, GraphMemory) {
+        let Self {
+            ctx, raw, memory, ..
+        } = self;
+        // SAFETY: a live arena. What lies in it has its data in `memory` or looks into another tensor; the allocator sets
+        // both anew if they are null. Weights and caches lie in arenas of their own.
+        unsafe {
+            let mut t = sys::ggml_get_first_tensor(ctx.raw());
+            while !t.is_null() {
+                (*t).data = std::ptr::null_mut();
+                (*t).buffer = std::ptr::null_mut();
+                t = sys::ggml_get_next_tensor(ctx.raw(), t);
+            }
+        }
+        (GraphShape { ctx, raw }, memory)
     }
 
     /// Runs the graph on `pool`, until done or `cancel` is raised.

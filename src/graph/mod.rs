@@ -8,4 +8,4 @@ mod tape;
 pub(crate) use builder::Builder;
 pub(crate) use decoder::{Decoder, KeyValues, max_nodes};
 pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualRows, causal_mask, input};
-pub(crate) use tape::Tape;
+pub(crate) use tape::{Gradients, Tape};

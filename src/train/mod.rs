@@ -6,7 +6,6 @@ mod checkpoint;
 pub mod data;
 mod encoder;
 mod error;
-mod evaluate;
 mod layout;
 mod linalg;
 mod optimizer;
@@ -19,6 +18,7 @@ mod schedule;
 mod start;
 mod teacher;
 mod trainer;
+mod variables;
 mod workload;
 
 pub use error::TrainError;

@@ -70,10 +70,6 @@ impl Param {
         self.grad.fill(0.0);
     }
 
-    pub(crate) fn numel(&self) -> usize {
-        self.value.len()
-    }
-
     /// Shape of the rows that move: what optimizers keep state for.
     pub(crate) fn trainable_shape(&self) -> Vec<usize> {
         let mut shape = self.shape.clone();
@@ -111,7 +107,7 @@ mod tests {
     fn frozen_rows_are_not_trainable() {
         let mut p = Param::new("w", &[3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).with_frozen(1);
         p.grad.copy_from_slice(&[9.0, 9.0, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(p.numel(), 6);
+        assert_eq!(p.value.len(), 6);
         assert_eq!(p.trainable_shape(), [2, 2]);
         assert_eq!(p.trainable_grad(), [1.0, 2.0, 3.0, 4.0]);
         let (value, grad) = p.trainable_mut();

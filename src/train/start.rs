@@ -4,8 +4,9 @@ use super::data::Example;
 use super::encoder::{Encoder, normal_rows};
 use super::pass::Passes;
 use super::rng::{Rng, Stream};
+use super::variables::Variables;
 use super::{Init, Objective, Reparam, TrainError, TrainOptions};
-use crate::adapter::{Adapter, AdapterKind, Payload, PrefixLayer, Rows, prefix_to_peft};
+use crate::adapter::{Adapter, AdapterKind};
 use crate::error::Result;
 use crate::model::Model;
 
@@ -54,14 +55,18 @@ pub(super) fn start(
         AdapterKind::Prefix => 2 * shape.n_layer * shape.kv_width(),
         AdapterKind::Prompt | AdapterKind::PTuning => shape.n_embd,
     };
-    let rows = match init {
+    let variables = match init {
         Init::Random => None,
-        Init::Zeros => Some(vec![0.0; length * width]),
+        Init::Zeros => Some(Variables::from_encoder(
+            o.method,
+            shape,
+            &vec![0.0; length * width],
+        )?),
         Init::Adapter(adapter) => Some(adapter_rows(model, o, length, adapter)?),
         Init::Vocab => {
             let n = shape.n_vocab as f32;
             let ids: Vec<i32> = (0..length).map(|_| rng.uniform(0.0, n) as i32).collect();
-            Some(passes.embeddings(&ids)?)
+            Some(Variables::rows(shape, passes.embeddings(&ids)?))
         }
         Init::Text(text) => {
             // With BOS, as PEFT tokenizes it.
@@ -76,6 +81,8 @@ pub(super) fn start(
         }
         Init::Mean => Some(mean_rows(model, length, train, passes, &mut rng)?),
     };
+    // Encoders have PEFT's order.
+    let rows = variables.map(|v| v.into_encoder(shape)).transpose()?;
     let encoder = match (o.method, reparam) {
         (_, Reparam::None) => {
             let rows = rows.unwrap_or_else(|| normal_rows(length, width, &mut rng));
@@ -105,7 +112,7 @@ fn adapter_rows(
     o: &TrainOptions,
     length: usize,
     adapter: &Adapter,
-) -> Result<Vec<f32>> {
+) -> Result<Variables> {
     adapter.check_fits(model.shape(), &model.fingerprint(), false)?;
     let describe =
         |kind: AdapterKind, length: usize| format!("a {kind} adapter of {length} virtual tokens");
@@ -118,10 +125,7 @@ fn adapter_rows(
         }
         .into());
     }
-    Ok(match adapter.payload() {
-        Payload::Rows(rows) => rows.to_f32(),
-        Payload::Prefix { layers } => prefix_to_peft(layers, model.shape())?,
-    })
+    Ok(Variables::from_payload(adapter.payload(), model.shape()))
 }
 
 /// Rows of a prefix for [`Init::Mean`].
@@ -131,7 +135,7 @@ fn mean_rows(
     train: &[Example],
     passes: &mut Passes,
     rng: &mut Rng,
-) -> Result<Vec<f32>> {
+) -> Result<Variables> {
     let width = model.shape().kv_width();
     // Keys, then values of each layer, one token behind the other.
     let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); model.shape().n_layer];
@@ -171,8 +175,7 @@ fn mean_rows(
         let k = rows(&k.mean, k.deviation);
         [k, rows(&[0.0], v.deviation)]
     });
-    let layers = layers.collect();
-    prefix_rows(model, layers)
+    Ok(Variables::prefix(model.shape(), layers.collect()))
 }
 
 /// Mean and spread of rows.
@@ -211,36 +214,21 @@ fn text_rows(
     length: usize,
     ids: &[i32],
     passes: &mut Passes,
-) -> Result<Vec<f32>> {
+) -> Result<Variables> {
     if ids.is_empty() {
         return Err(TrainError::EmptyInit.into());
     }
     match method {
         AdapterKind::Prompt | AdapterKind::PTuning => {
             let ids: Vec<i32> = ids.iter().cycle().take(length).copied().collect();
-            passes.embeddings(&ids)
+            Ok(Variables::rows(model.shape(), passes.embeddings(&ids)?))
         }
         AdapterKind::Prefix => {
             // The base expects its attention sink first.
             let bos = model.vocab().leading_bos();
             let text = ids.iter().cycle();
             let ids: Vec<i32> = bos.iter().chain(text).take(length).copied().collect();
-            prefix_rows(model, passes.keys_values(&ids)?)
+            Ok(Variables::prefix(model.shape(), passes.keys_values(&ids)?))
         }
     }
-}
-
-/// Keys and values of each layer in PEFT's layout `ne = [2 L Hk d, P]`.
-pub(super) fn prefix_rows(model: &Model, layers: Vec<[Vec<f32>; 2]>) -> Result<Vec<f32>> {
-    let width = model.shape().kv_width();
-    let layers = layers
-        .into_iter()
-        .map(|[k, v]| {
-            Ok(PrefixLayer {
-                k: Rows::from_f32(width, k)?,
-                v: Rows::from_f32(width, v)?,
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Ok(prefix_to_peft(&layers, model.shape())?)
 }

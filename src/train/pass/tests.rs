@@ -1,9 +1,9 @@
 //! Context-aware prompt tuning (CPT), whose loss no example expresses: weighted targets at virtual tokens. The other adapters
-//! of the conformance tree are trained by the public API in `tests/training`.
+//! of the conformance tree are trained by the public API in `tests/training`. And graphs that are used again.
 
 use super::*;
 use crate::ModelOptions;
-use crate::train::batch::{Sequence, Target};
+use crate::train::batch::{Sequence, Slot, Target};
 use ggraft_testkit::conformance::{cases, name_of, within};
 use ggraft_testkit::tensors::Tensors;
 use serde_json::Value;
@@ -235,4 +235,73 @@ fn context_aware_prompt_tuning_as_peft() {
     }
     // Another tree may have none.
     assert!(n > 0 || std::env::var_os("GGRAFT_CONFORMANCE").is_some());
+}
+
+fn text(ids: &[i32]) -> Packed {
+    let row = Sequence {
+        slots: ids.iter().map(|&id| Slot::Token(id)).collect(),
+        targets: (1..ids.len())
+            .map(|at| Target {
+                at: at - 1,
+                tokens: vec![(ids[at], 1.0)],
+            })
+            .collect(),
+        weight: 1.0,
+        example: 0,
+        follows: 0,
+    };
+    Packed::new(&[&row])
+}
+
+#[test]
+fn a_graph_that_is_used_again_computes_the_same() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tinylm-q8_0.gguf");
+    let model = Model::open(&path, &ModelOptions::default()).unwrap();
+    let passes = || Passes::new(&model, model.pool(1), usize::MAX, false);
+    let shape = model.shape();
+    let prefix = |scale: f32| {
+        let values = |salt: usize| -> Vec<f32> {
+            let value = |i: usize| scale * ((i * 7 + salt) % 13) as f32 - 0.3;
+            (0..2 * shape.kv_width()).map(value).collect()
+        };
+        Variables::Prefix {
+            length: 2,
+            layers: (0..shape.n_layer)
+                .map(|il| [values(il), values(il + 5)])
+                .collect(),
+        }
+    };
+    let bits = |passes: &mut Passes, batch: &Packed, scale: f32, goal: Goal| {
+        let found = passes
+            .run(batch, &prefix(scale), 0.5, 0.0, goal, None)
+            .unwrap();
+        let losses: Vec<u32> = found.losses.iter().map(|x| x.to_bits()).collect();
+        let gradients = match found.gradients {
+            Some(Variables::Prefix { layers, .. }) => layers.concat().concat(),
+            _ => Vec::new(),
+        };
+        let gradients: Vec<u32> = gradients.iter().map(|x| x.to_bits()).collect();
+        (losses, gradients)
+    };
+    let goals = [Goal::Gradients, Goal::Losses];
+    let batches = [
+        text(&[5, 9, 11, 40]),
+        text(&[7, 8, 9, 10, 12]),
+        text(&[6, 5, 4, 3]),
+    ];
+    let mut used = passes();
+    for (scale, batch) in [0.02, 0.05]
+        .into_iter()
+        .cycle()
+        .zip(batches.iter().cycle())
+        .take(12)
+    {
+        for goal in goals {
+            let again = bits(&mut used, batch, scale, goal);
+            assert_eq!(again, bits(&mut passes(), batch, scale, goal));
+            assert_eq!(again.1.is_empty(), goal == Goal::Losses);
+        }
+    }
+    // Two shapes, each for two goals.
+    assert_eq!(used.cache.len(), 4);
 }

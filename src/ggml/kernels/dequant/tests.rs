@@ -1,0 +1,66 @@
+use super::*;
+use half::{bf16, f16};
+
+/// Every bit of a block is random but for its F16 factors.
+#[test]
+fn own_functions_equal_rounded_values_of_ggml() {
+    let factors: [(GgmlType, &[usize]); 12] = [
+        (GgmlType::Q4_0, &[0]),
+        (GgmlType::Q8_0, &[0]),
+        (GgmlType::Q4_K, &[0, 2]),
+        (GgmlType::Q5_K, &[0, 2]),
+        (GgmlType::Q6_K, &[208]),
+        (GgmlType::Q4_1, &[0, 2]),
+        (GgmlType::Q5_0, &[0]),
+        (GgmlType::Q5_1, &[0, 2]),
+        (GgmlType::Q2_K, &[80, 82]),
+        (GgmlType::Q3_K, &[108]),
+        (GgmlType::IQ4_NL, &[0]),
+        (GgmlType::IQ4_XS, &[0]),
+    ];
+    let (n, k, panel) = (5, 512, 3 * NR);
+    for (ty, offsets) in factors {
+        let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
+        let mut w: Vec<u8> = super::super::values(row_bytes * n, 9)
+            .into_iter()
+            .map(|x| (x * 128.0) as i8 as u8)
+            .collect();
+        for (i, block) in w.chunks_exact_mut(ty.type_size() as usize).enumerate() {
+            for &at in offsets {
+                let factor = f16::from_f32(0.013 * (i + at + 1) as f32);
+                block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+            }
+        }
+        for k0 in [0, 256] {
+            let tile = Tile {
+                ty,
+                rows: w.as_ptr(),
+                row_bytes,
+                n,
+                k0,
+                k: 256,
+            };
+            let mut pairs = vec![0u32; 256 / NR * panel];
+            let mut row = [0.0f32; 256];
+            // SAFETY: a tile of the rows above, and room for n / 2 rounded up rows in each panel.
+            unsafe { to_bf16_pairs(&tile, pairs.as_mut_ptr(), panel) };
+            for i in 0..n {
+                // SAFETY: 256 columns of row i.
+                unsafe { row_to_f32(ty, tile.row(i), row.as_mut_ptr(), 256) };
+                for (j, &x) in row.iter().enumerate() {
+                    let word = pairs[j / NR * panel + i / 2 * NR + j % NR];
+                    let got = if i % 2 == 0 {
+                        word as u16
+                    } else {
+                        (word >> 16) as u16
+                    };
+                    assert_eq!(
+                        got,
+                        bf16::from_f32(x).to_bits(),
+                        "{ty}, row {i}, column {j}"
+                    );
+                }
+            }
+        }
+    }
+}

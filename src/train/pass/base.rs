@@ -1,0 +1,86 @@
+//! What the base alone makes of a text: where training starts.
+
+use super::Passes;
+use super::forward::PackedKeys;
+use super::io::Leaves;
+use crate::error::Result;
+use crate::ggml::{Context, Graph, GraphMemory, Tensor};
+use crate::graph::{Builder, Decoder, Entry, Inputs, KeyValues, max_nodes};
+use crate::train::TrainError;
+use std::sync::Arc;
+
+/// Keeps an eye on the keys and values that pass by.
+struct Watched<'a> {
+    inner: PackedKeys<'a>,
+    /// Keys, then values of each layer.
+    seen: Vec<Tensor>,
+}
+
+impl KeyValues for Watched<'_> {
+    fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor) {
+        self.seen.extend([k.clone(), v.clone()]);
+        self.inner.store(b, il, k, v);
+    }
+
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
+        self.inner.attend(b, il, q)
+    }
+}
+
+impl Passes {
+    /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
+    pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
+        let (hp, w) = (self.model.hparams(), self.model.weights());
+        let ctx = Context::new(16, true);
+        let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
+        let b = Builder::new(ctx.clone());
+        let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.entry), hp.token_scale);
+        self.read(ctx, 16, &inputs, ids, vec![rows.output()])
+            .map(|mut found| found.remove(0))
+    }
+
+    /// Keys and values that the base computes for a text, for each layer `ne = [Hk d, n]`.
+    pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
+        let (hp, w) = (self.model.hparams(), self.model.weights());
+        let nodes = 2 * max_nodes(hp);
+        let ctx = Context::new(nodes, true);
+        let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
+        let row = 0..ids.len();
+        let mut kv = Watched {
+            inner: PackedKeys::new(hp, &Leaves::None, 0, 0, &[row]),
+            seen: Vec::new(),
+        };
+        let decoder = Decoder::new(hp, w, &inputs, self.long_context);
+        let mut b = Builder::new(ctx.clone());
+        let mut x = decoder.embed(&b, Entry::Tokens);
+        for il in 0..hp.n_layer {
+            x = decoder.layer(&mut b, il, &x, None, &mut kv);
+        }
+        let outputs = kv.seen.into_iter().map(|t| ctx.cont(&t).output()).collect();
+        let found = self.read(ctx, nodes, &inputs, ids, outputs)?;
+        let mut found = found.into_iter();
+        Ok(std::iter::from_fn(|| Some([found.next()?, found.next()?])).collect())
+    }
+
+    /// Runs a graph over `ids` and reads its outputs.
+    fn read(
+        &self,
+        ctx: Arc<Context>,
+        nodes: usize,
+        inputs: &Inputs,
+        ids: &[i32],
+        outputs: Vec<Tensor>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut graph = Graph::new(ctx, nodes, &outputs, GraphMemory::new())
+            .map_err(|_| TrainError::OutOfMemory)?;
+        graph.slice_mut(&inputs.entry).copy_from_slice(ids);
+        if graph.has_memory(&inputs.positions) {
+            let positions = graph.slice_mut::<i32>(&inputs.positions);
+            (0..).zip(positions).for_each(|(i, p)| *p = i);
+        }
+        graph
+            .compute(&self.pool, None)
+            .map_err(|_| TrainError::OutOfMemory)?;
+        Ok(outputs.iter().map(|t| graph.read_f32(t).to_vec()).collect())
+    }
+}

@@ -1,0 +1,151 @@
+//! The layers of the base over a batch, each on a tape of its own.
+
+use super::io::{Io, Leaves};
+use super::recompute::Passed;
+use crate::ggml::{Spans, Tensor};
+use crate::graph::{Builder, Decoder, Entry, KeyValues, Tape};
+use crate::model::HParams;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Keys and values of the tokens at hand, behind a trained prefix.
+pub(super) struct PackedKeys<'a> {
+    leaves: &'a Leaves,
+    hp: &'a HParams,
+    /// Who sees whom, in layers without and with a sliding window.
+    spans: [Arc<Spans>; 2],
+    stored: Option<(Tensor, Tensor)>,
+}
+
+impl<'a> PackedKeys<'a> {
+    /// Rows of text as in a batch, each behind `shared` tokens that are behind `prefix` rows.
+    pub(super) fn new(
+        hp: &'a HParams,
+        leaves: &'a Leaves,
+        prefix: usize,
+        shared: usize,
+        rows: &[Range<usize>],
+    ) -> Self {
+        let spans = [None, hp.window.as_ref().map(|w| w.size)].map(|window| {
+            Arc::new(Spans {
+                prefix,
+                shared,
+                rows: rows.to_vec(),
+                window,
+                scale: hp.attn_scale,
+                softcap: hp.attn_softcap,
+            })
+        });
+        Self {
+            leaves,
+            hp,
+            spans,
+            stored: None,
+        }
+    }
+}
+
+impl KeyValues for PackedKeys<'_> {
+    fn store(&mut self, _: &mut Builder, _: usize, k: &Tensor, v: &Tensor) {
+        self.stored = Some((k.clone(), v.clone()));
+    }
+
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
+        let (k, v) = self
+            .stored
+            .take()
+            .expect("a layer stores before it attends");
+        let windowed = self.hp.window.as_ref().is_some_and(|w| w.layers[il]);
+        let spans = &self.spans[usize::from(windowed)];
+        let prefix = self.leaves.prefix(il).map(|[k, v]| (k, v));
+        b.packed_attention(spans, q, &k, &v, prefix)
+    }
+}
+
+/// What a layer computed, with the tape that leads from its output back to its input and to its part of the prefix.
+pub(super) struct Taped {
+    pub(super) tape: Tape,
+    pub(super) output: Tensor,
+}
+
+/// The layers, ready to be computed once or twice.
+pub(super) struct Stack<'a> {
+    decoder: &'a Decoder<'a>,
+    io: &'a Io,
+    n_layer: usize,
+    kv: PackedKeys<'a>,
+}
+
+/// What the forward pass leaves behind.
+pub(super) struct Forward {
+    /// From the virtual tokens to the first layer's input, if they are trained.
+    pub(super) embed: Option<Tape>,
+    /// Of each layer.
+    pub(super) layers: Vec<Passed>,
+    /// Rows whose logits are wanted, in front of the last norm: `ne = [D, C]`.
+    pub(super) output: Tensor,
+}
+
+impl<'a> Stack<'a> {
+    pub(super) fn new(
+        decoder: &'a Decoder<'a>,
+        io: &'a Io,
+        n_layer: usize,
+        kv: PackedKeys<'a>,
+    ) -> Self {
+        Self {
+            decoder,
+            io,
+            n_layer,
+            kv,
+        }
+    }
+
+    pub(super) fn leaves(&self) -> &'a Leaves {
+        &self.io.leaves
+    }
+
+    /// All layers; the tapes of those in `taped` are kept.
+    pub(super) fn forward(&mut self, b: &mut Builder, taped: Range<usize>) -> Forward {
+        if let Some(rows) = self.leaves().rows() {
+            b.record([rows]);
+        }
+        let mut x = self.decoder.embed(b, Entry::Tokens);
+        let embed = self.leaves().rows().map(|_| b.recorded());
+        let mut layers = Vec::with_capacity(self.n_layer);
+        for il in 0..self.n_layer {
+            let (taped, y) = if taped.contains(&il) {
+                let taped = self.taped_layer(b, il, &x);
+                let output = taped.output.clone();
+                (Some(taped), output)
+            } else {
+                (None, self.layer(b, il, &x))
+            };
+            b.demand(&y);
+            let input = std::mem::replace(&mut x, y);
+            layers.push(Passed { input, taped });
+        }
+        Forward {
+            embed,
+            layers,
+            output: x,
+        }
+    }
+
+    /// Layer `il` on `x`, on a tape whose variables are `x`, if a gradient is wanted below, and the layer's part of the
+    /// prefix.
+    pub(super) fn taped_layer(&mut self, b: &mut Builder, il: usize, x: &Tensor) -> Taped {
+        let below = il > 0 || self.leaves().rows().is_some();
+        let prefix = self.leaves().prefix(il).into_iter().flatten();
+        b.record(below.then_some(x).into_iter().chain(prefix));
+        let output = self.layer(b, il, x);
+        let tape = b.recorded();
+        Taped { tape, output }
+    }
+
+    /// Layer `il` on `x`; the last one only on the rows whose logits are wanted.
+    fn layer(&mut self, b: &mut Builder, il: usize, x: &Tensor) -> Tensor {
+        let outputs = (il + 1 == self.n_layer).then_some(&self.io.outputs);
+        self.decoder.layer(b, il, x, outputs, &mut self.kv)
+    }
+}

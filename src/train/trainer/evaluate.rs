@@ -1,0 +1,96 @@
+//! Losses without gradients.
+
+use super::{Best, Trainer};
+use crate::error::Result;
+use crate::train::batch::{MAX_TOKENS, Packed, Sequence, groups};
+use crate::train::pass::{Goal, Passes};
+use crate::train::report::Report;
+use crate::train::variables::Variables;
+use std::sync::atomic::AtomicBool;
+
+impl Trainer {
+    /// Mean cross-entropy of the training objective over the validation set, in nats, under the current rows, without label
+    /// smoothing: comparable between runs that smooth and runs that do not.
+    ///
+    /// # Errors
+    /// [`TrainError::Cancelled`], [`TrainError::OutOfMemory`].
+    pub fn valid_loss(&mut self) -> Result<Option<f64>> {
+        if self.valid.is_empty() {
+            return Ok(None);
+        }
+        self.finish_teaching()?;
+        let rows = self.state.encoder.forward();
+        let variables = self.variables(&rows)?;
+        let valid: Vec<_> = self.valid.iter().collect();
+        mean_loss(&mut self.passes, &valid, &variables, &self.cancel.0).map(Some)
+    }
+
+    /// As [`Trainer::valid_loss`], of the base without any adapter: what an adapter must be better than to be of use. Computed
+    /// once in a run.
+    ///
+    /// # Errors
+    /// As [`Trainer::valid_loss`].
+    pub fn base_valid_loss(&mut self) -> Result<Option<f64>> {
+        if self.valid.is_empty() || self.state.base_loss.is_some() {
+            return Ok(self.state.base_loss);
+        }
+        self.finish_teaching()?;
+        let valid: Vec<_> = self
+            .valid
+            .iter()
+            .filter_map(Sequence::without_virtual)
+            .collect();
+        if valid.is_empty() {
+            return Ok(None);
+        }
+        let valid: Vec<_> = valid.iter().collect();
+        let loss = mean_loss(&mut self.passes, &valid, &Variables::None, &self.cancel.0)?;
+        self.state.base_loss = Some(loss);
+        Ok(Some(loss))
+    }
+
+    /// Completes the report of the step that was taken last.
+    pub(super) fn evaluate(&mut self) -> Result<Report> {
+        let loss = self.valid_loss()?.expect("there is a validation set");
+        let state = &mut self.state;
+        let mut report = state
+            .unevaluated
+            .take()
+            .expect("a step awaits its evaluation");
+        report.valid_loss = Some(loss);
+        if loss.is_finite() && state.best.as_ref().is_none_or(|best| loss < best.loss) {
+            report.best = true;
+            state.stale = 0;
+            state.best = Some(Best {
+                step: state.step,
+                loss,
+                rows: state.encoder.forward(),
+            });
+        } else {
+            state.stale += 1;
+        }
+        Ok(report)
+    }
+}
+
+/// Mean cross-entropy of `sequences`, in nats and without label smoothing.
+///
+/// # Errors
+/// [`TrainError::Cancelled`](crate::train::TrainError::Cancelled), [`TrainError::OutOfMemory`](crate::train::TrainError::OutOfMemory).
+fn mean_loss(
+    passes: &mut Passes,
+    sequences: &[&Sequence],
+    variables: &Variables,
+    cancel: &AtomicBool,
+) -> Result<f64> {
+    let (mut sum, mut mass) = (0.0, 0.0);
+    for group in groups(sequences, MAX_TOKENS) {
+        let packed = Packed::new(&group);
+        let outcome = passes.run(&packed, variables, 1.0, 0.0, Goal::Losses, Some(cancel))?;
+        for (&l, &w) in outcome.losses.iter().zip(&packed.weights) {
+            sum += f64::from(l) * f64::from(w);
+            mass += f64::from(w);
+        }
+    }
+    Ok(sum / mass)
+}

@@ -1,0 +1,161 @@
+//! What a run is made from.
+
+use super::{State, Trainer};
+use crate::adapter::AdapterKind;
+use crate::error::Result;
+use crate::model::Model;
+use crate::train::check::{check, length};
+use crate::train::data::Example;
+use crate::train::encoder::Encoder;
+use crate::train::layout::Layout;
+use crate::train::optimizer::{Optimizer, OptimizerKind, OptimizerOptions};
+use crate::train::pass::Passes;
+use crate::train::report::CancelToken;
+use crate::train::rng::{Rng, Stream};
+use crate::train::start::{default_init, start};
+use crate::train::teacher::Teacher;
+use crate::train::{Init, Objective, TrainError, TrainOptions};
+
+/// SGD without momentum hardly moves prompts.
+const SGD_MOMENTUM: f64 = 0.9;
+
+impl Trainer {
+    /// As [`Trainer::new`], from `encoder` on if there is one.
+    pub(in crate::train) fn prepare(
+        model: &Model,
+        mut options: TrainOptions,
+        train: Vec<Example>,
+        valid: Vec<Example>,
+        encoder: Option<Encoder>,
+    ) -> Result<Self> {
+        if let (AdapterKind::PTuning, None, Some(Init::Adapter(adapter))) =
+            (options.method, &options.template, &options.init)
+        {
+            options.template = adapter.template().cloned();
+        }
+        check(&options)?;
+        let length = fitting_length(model, &options)?;
+        let mut passes = passes(model, &options);
+        let layout = Layout::new(model, &options, length);
+        let (train_rows, train_trimmed) = layout.sequences(&train, "training set")?;
+        if train_rows.is_empty() {
+            return Err(layout.nothing_to_learn("training set").into());
+        }
+        let (valid_rows, valid_trimmed) = layout.sequences(&valid, "validation set")?;
+        let (steps, epochs) = duration(&options, train_rows.len());
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => {
+                let default = default_init(&options, steps, epochs);
+                let init = options.init.as_ref().unwrap_or(&default);
+                start(model, &options, init, length, &mut passes, &train)?
+            }
+        };
+        let lr = options.lr.unwrap_or_else(|| options.default_lr());
+        let optimizer = Optimizer::new(optimizer_options(&options, lr, epochs), encoder.params());
+        let teacher = match &options.loss {
+            Objective::Distill { context, top_k } => {
+                let sequences = [&train_rows[..], &valid_rows[..]];
+                let examples = [train, valid];
+                Some(Teacher::new(model, context, *top_k, examples, sequences)?)
+            }
+            Objective::Completion | Objective::All => None,
+        };
+        Ok(Self {
+            length,
+            steps,
+            lr,
+            warmup: options.warmup.unwrap_or((steps / 15).min(100)),
+            eval_every: options
+                .eval_every
+                .unwrap_or(steps.div_ceil(TrainOptions::DEFAULT_EVALUATIONS)),
+            trimmed: [train_trimmed, valid_trimmed],
+            passes,
+            state: State::new(encoder, optimizer, options.seed),
+            model: model.clone(),
+            options,
+            train: train_rows,
+            valid: valid_rows,
+            teacher,
+            cancel: CancelToken::default(),
+            recomputed: 0,
+        })
+    }
+}
+
+impl State {
+    /// Before the first step.
+    fn new(mut encoder: Encoder, optimizer: Optimizer, seed: u64) -> Self {
+        Self {
+            step: 0,
+            good: encoder.forward(),
+            encoder,
+            optimizer,
+            shuffle: Rng::new(seed, Stream::Shuffle),
+            dropout: Rng::new(seed, Stream::Dropout),
+            order: Vec::new(),
+            used: 0,
+            drawn: Vec::new(),
+            best: None,
+            stale: 0,
+            first_loss: None,
+            last_loss: None,
+            tokens: 0,
+            seconds: 0.0,
+            broken: false,
+            unevaluated: None,
+            base_loss: None,
+        }
+    }
+}
+
+/// P, if it leaves room for text.
+fn fitting_length(model: &Model, options: &TrainOptions) -> Result<usize> {
+    let length = length(options)?;
+    if length >= model.n_ctx_train() {
+        return Err(TrainError::Option {
+            option: "length",
+            value: length.to_string(),
+            why: "leaves no room for text in the context that the model was trained on",
+        }
+        .into());
+    }
+    Ok(length)
+}
+
+fn passes(model: &Model, options: &TrainOptions) -> Passes {
+    let n_threads = options
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
+    let n_ctx = options.n_ctx.unwrap_or(model.n_ctx_train());
+    Passes::new(
+        model,
+        model.pool(n_threads),
+        usize::try_from(memory).unwrap_or(usize::MAX),
+        model.has_long_context(n_ctx),
+    )
+}
+
+/// Steps of a run over `rows` rows, and how often it reads them.
+fn duration(options: &TrainOptions, rows: usize) -> (u64, f64) {
+    let rows_per_step = options.batch * options.accum;
+    let steps = options.steps.unwrap_or_else(|| match options.epochs {
+        Some(epochs) => ((epochs * rows as f64 / rows_per_step as f64).ceil() as u64).max(1),
+        None => TrainOptions::DEFAULT_STEPS,
+    });
+    (steps, steps as f64 * rows_per_step as f64 / rows as f64)
+}
+
+fn optimizer_options(options: &TrainOptions, lr: f64, epochs: f64) -> OptimizerOptions {
+    let weight_decay = options
+        .weight_decay
+        .unwrap_or_else(|| options.default_weight_decay(lr, epochs));
+    let chosen = OptimizerOptions::new(options.optimizer)
+        .betas(options.betas.0, options.betas.1)
+        .weight_decay(weight_decay);
+    match options.optimizer {
+        OptimizerKind::Sgd => chosen.momentum(SGD_MOMENTUM),
+        OptimizerKind::AdamW | OptimizerKind::Adafactor => chosen,
+    }
+}
