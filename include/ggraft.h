@@ -409,8 +409,11 @@ typedef struct {
   // Not 0: copy matrices into layouts that are faster on this CPU, for a second copy of the weights in memory and seconds
   // at start. Default 0: nothing is copied.
   int32_t repack;
-  // Must stay 0.
-  int32_t reserved;
+  // Not 0: the text of control tokens ("<|im_end|>") inside messages becomes those tokens. Default 0: whoever may write a message
+  // could otherwise end it, and speak for somebody else.
+  int32_t parse_special;
+  // Chat template instead of the file's: Jinja source, or chatml, gemma, llama2, llama3, phi3 or zephyr. NULL: the file's.
+  const char *chat_template;
 } ggraft_model_params;
 
 // Facts about a model. The strings belong to the model.
@@ -717,7 +720,8 @@ ggraft_status ggraft_model_params_init(ggraft_model_params *params, size_t size)
 // to be freed with `ggraft_model_free`. The file must not be changed while the model is open.
 //
 // # Safety
-// `path` is a NUL-terminated string, `params` NULL or an initialised struct, `out` valid for a write.
+// `path` is a NUL-terminated string, `params` NULL or an initialised struct whose strings are NUL-terminated, `out` valid for a
+// write.
 ggraft_status ggraft_model_open(const char *path,
                                 const ggraft_model_params *params,
                                 ggraft_model **out);
@@ -771,8 +775,10 @@ ggraft_status ggraft_detokenize(const ggraft_model *model,
 // `model` is a live handle.
 int64_t ggraft_token_is_end(const ggraft_model *model, int32_t token);
 
-// Formats a conversation with the model's chat template; `add_assistant`: not 0 ends the text where the answer begins. The
-// buffer works as in `ggraft_detokenize`. The well-known templates are recognised, others are an error.
+// Writes a conversation as the model's chat template does; `add_assistant`: not 0 ends the text where the answer begins. The
+// buffer works as in `ggraft_detokenize`. To compute the conversation use `ggraft_tokenize_chat`: in the text alone, control
+// tokens of the template and those that somebody wrote into a message look the same. A conversation that the template refuses,
+// and a model without one, are errors.
 //
 // # Safety
 // `model` is a live handle, `messages` points to `n_messages` structs of NUL-terminated strings, `text` is NULL or valid for
@@ -784,6 +790,21 @@ ggraft_status ggraft_apply_chat(const ggraft_model *model,
                                 char *text,
                                 size_t capacity,
                                 size_t *length);
+
+// The tokens of a conversation as the model's chat template writes it, for `ggraft_session_prompt_tokens`: without the
+// beginning token that a session adds. The template's control tokens are tokens, their text inside messages stays text. `add_assistant` as in
+// `ggraft_apply_chat`, the buffer works as in `ggraft_tokenize`.
+//
+// # Safety
+// `model` is a live handle, `messages` points to `n_messages` structs of NUL-terminated strings, `tokens` is NULL or valid for
+// writes of `capacity` ids, `n_tokens` valid for a write.
+ggraft_status ggraft_tokenize_chat(const ggraft_model *model,
+                                   const ggraft_chat_message *messages,
+                                   size_t n_messages,
+                                   int32_t add_assistant,
+                                   int32_t *tokens,
+                                   size_t capacity,
+                                   size_t *n_tokens);
 
 // Loads an adapter: a GGUF adapter file, or a PEFT folder that fits `model` (with no choices; see `ggraft_adapter_import`).
 // For a file `model` may be NULL. Whether an adapter fits is checked when it is attached.

@@ -121,7 +121,7 @@ fn every_error_has_its_status() {
         ("src/infer/session.rs", "SessionError"),
         ("src/infer/sampler.rs", "SamplerError"),
         ("src/infer/text.rs", "StopError"),
-        ("src/train/data.rs", "DataError"),
+        ("src/train/data/error.rs", "DataError"),
         ("src/train/error.rs", "TrainError"),
     ] {
         let variants = variants(file, name);
@@ -901,7 +901,7 @@ fn errors_have_their_class() {
 
 #[test]
 fn text_and_tokens_use_the_buffer_protocol() {
-    let model = open(&model_path());
+    let mut model = open(&model_path());
     // SAFETY: a live model, strings, and places for results.
     unsafe {
         let text = c("Linhaven lies in Westmoor.");
@@ -976,7 +976,7 @@ fn text_and_tokens_use_the_buffer_protocol() {
         let mut params = params.assume_init();
         let template = c("zephyr");
         params.chat_template = template.as_ptr();
-        let path = c(MODEL);
+        let path = c(model_path());
         let ends = |params: &ggraft_model_params| {
             let mut chatting = null_mut();
             ok(ggraft_model_open(path.as_ptr(), params, &mut chatting));

@@ -131,9 +131,12 @@ pub unsafe extern "C" fn ggraft_model_open(
         let mut chat = ChatOptions::default().parse_special(params.parse_special != 0);
         if !params.chat_template.is_null() {
             // SAFETY: the caller's promise.
-            chat.template = Some(unsafe { self::text(params.chat_template, "chat_template")? }.to_owned());
+            chat.template =
+                Some(unsafe { self::text(params.chat_template, "chat_template")? }.to_owned());
         }
-        let options = ModelOptions::default().repack(params.repack != 0).chat(chat);
+        let options = ModelOptions::default()
+            .repack(params.repack != 0)
+            .chat(chat);
         let model = Model::open(path, &options)?;
         let object = ggraft_model {
             architecture: c_string(&model.shape().architecture),
@@ -320,12 +323,8 @@ pub unsafe extern "C" fn ggraft_apply_chat(
     call(|| {
         let length = place(length, "length")?;
         // SAFETY: the caller's promise.
-        let (handle, chat) = unsafe {
-            (
-                handle(model, "model")?,
-                conversation(messages, n_messages)?,
-            )
-        };
+        let (handle, chat) =
+            unsafe { (handle(model, "model")?, conversation(messages, n_messages)?) };
         let result = handle.model.vocab().apply_chat(&chat, add_assistant != 0)?;
         // SAFETY: the caller's promise.
         unsafe { fill_text(&result, text, capacity, length) }
@@ -352,13 +351,12 @@ pub unsafe extern "C" fn ggraft_tokenize_chat(
     call(|| {
         let n_tokens = place(n_tokens, "n_tokens")?;
         // SAFETY: the caller's promise.
-        let (handle, chat) = unsafe {
-            (
-                handle(model, "model")?,
-                conversation(messages, n_messages)?,
-            )
-        };
-        let ids = handle.model.vocab().tokenize_chat(&chat, add_assistant != 0)?;
+        let (handle, chat) =
+            unsafe { (handle(model, "model")?, conversation(messages, n_messages)?) };
+        let ids = handle
+            .model
+            .vocab()
+            .tokenize_chat(&chat, add_assistant != 0)?;
         // SAFETY: the caller's promise.
         unsafe { fill(&ids, tokens, capacity, n_tokens) }
     })

@@ -376,7 +376,7 @@ impl<'v> ChatScript<'v> {
         let mut messages = messages.clone();
         let flagged = format!("{}{flag}{}", &text[..at], &text[at..]);
         messages[i] = messages[i].with_text(flagged);
-        let rendered = self.format.template.render(&messages, false, &values)?;
+        let rendered = self.format.template.render(&messages, false, values)?;
         match rendered.find(flag) {
             Some(at) if rendered.replace(flag, "") == all => Ok(at),
             _ => Err(ChatError::NotAdditive),

@@ -83,6 +83,10 @@ impl Open {
         }
     }
 
+    fn ends_with(&self, end: char) -> bool {
+        matches!((self.bracket, end), ('(', ')') | ('[', ']') | ('{', '}'))
+    }
+
     /// As it was written, without its end.
     fn unchanged(mut self) -> String {
         self.parts.push(self.last);
@@ -125,7 +129,7 @@ fn expression(text: &str, end: &str, out: &mut String) -> usize {
         at += len;
         match c {
             '(' | '[' | '{' => open.push(Open::new(c)),
-            ')' | ']' | '}' if !open.is_empty() => {
+            ')' | ']' | '}' if open.last().is_some_and(|o| o.ends_with(c)) => {
                 let closed = open.pop().map(|o| o.close(c)).unwrap_or_default();
                 open.last_mut()
                     .map_or(&mut *out, |o| &mut o.last)

@@ -399,7 +399,7 @@ impl Vocab {
     pub fn script(&self, conversation: &Conversation) -> Result<ChatScript<'_>, VocabError> {
         let format = self.format.get_or_init(|| {
             let template = self.chat_template().ok_or(VocabError::NoChatTemplate)?;
-            Ok(ChatFormat::new(template, self)?)
+            ChatFormat::new(template, self)
         });
         let format = format.as_ref().map_err(Clone::clone)?;
         Ok(ChatScript::new(

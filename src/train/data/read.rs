@@ -138,7 +138,9 @@ impl Source<'_> {
             match trimmed.chars().next() {
                 None => {}
                 Some('[') if rows.is_empty() => {
-                    let from = Cursor::new(line.into_bytes()).chain(from);
+                    // The LF behind a CR is still to come.
+                    let end = if lines.after_cr { "" } else { "\n" };
+                    let from = Cursor::new((line + end).into_bytes()).chain(from);
                     return self.array(from, lines.number);
                 }
                 Some(first) if first != '{' && rows.is_empty() => {

@@ -25,13 +25,74 @@ fn every_fault_of_a_line_names_it() {
     for (line, expected) in [
         (
             &b"{\"text\": "[..],
-            "rows:1: EOF while parsing a value (column 9)",
+            "rows:1: EOF while parsing a value (column 8)",
         ),
         (
             b"{\"text\": \"\xff\"}",
             "rows:1: not UTF-8 text (byte 10 of the line)",
         ),
-        (b"{}", "rows:1: no field 'prompt', 'messages' or 'text'"),
+        (
+            b"{}",
+            "rows:1: no field 'prompt', 'messages', 'text', 'conversations' or 'instruction' (there are no fields)",
+        ),
+        (
+            b"{\"question\": \"a\", \"answer\": 1}",
+            "rows:1: no field 'prompt', 'messages', 'text', 'conversations' or 'instruction' (there are 'question', 'answer')",
+        ),
+        (
+            b"{\"prompt\": \"a\", \"completion\": \"b\", \"weight\": NaN}",
+            "rows:1: expected value: JSON has no such number, write one or leave the field out (column 46)",
+        ),
+        (
+            b"{\"text\": \"a \\ud83d b\"}",
+            "rows:1: unexpected end of hex escape: half of a character, which no text can hold; complete or remove it (column 19)",
+        ),
+        (
+            b"{\n\"text\": \"a\"}",
+            "rows:1: EOF while parsing an object: an object must end in its own line, unless the file is one array (column 1)",
+        ),
+        (
+            b"{\"conversations\": [{\"from\": \"narrator\", \"value\": \"a\"}]}",
+            "rows:1: messages from 'narrator' are not known (system, human or user, gpt or assistant, tool)",
+        ),
+        (
+            b"{\"messages\": [{\"content\": \"a\"}]}",
+            "rows:1: a message must have a role that is a text",
+        ),
+        (
+            b"{\"messages\": \"a\"}",
+            "rows:1: the field 'messages' is a text, it must be a list of messages",
+        ),
+        (
+            b"[\"a\", \"b\", null, null, null]",
+            "rows, row 1: a text is no row: each is an object such as {\"prompt\": \"...\", \"completion\": \"...\"}",
+        ),
+        (
+            b"\n[{\"text\": \"a\"},\n {\"text\": }]",
+            "rows:3: expected value (column 11)",
+        ),
+        (
+            b"[{\"text\": \"a\"}]\n[{\"text\": \"b\"}]",
+            "rows:2: trailing characters (column 1)",
+        ),
+        (
+            b"prompt,completion\na,b\n",
+            "rows: this looks like a table (CSV), not rows: python3 -c 'import csv,json,sys; [print(json.dumps(r)) for r in \
+             csv.DictReader(open(sys.argv[1]))]' IN.csv > OUT.jsonl converts it",
+        ),
+        (
+            b"Once upon a time,\nthe end.",
+            "rows: this is plain text, not rows: write each text as {\"text\": \"...\"} in a line, or name the file .txt to take it as \
+             one text",
+        ),
+        (
+            b"\x1f\x8b\x08\x00",
+            "rows: this is a gzip archive, not rows: unpack it first",
+        ),
+        (
+            b"\xff\xfe{\x00\x00\xd8}\x00",
+            "rows: this looks like UTF-16, but is not valid, not rows: save it as UTF-8",
+        ),
         (
             b"{\"text\": \"a\", \"weight\": 1e39}",
             "rows:1: the weight is 1000000000000000000000000000000000000000, it must not be negative or beyond single precision",
