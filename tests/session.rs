@@ -732,9 +732,8 @@ fn the_last_token_is_computed_when_something_follows_it() {
         s
     };
     let more = tokenize(" and then");
-    // Positions it computes, tokens that follow, and what goes on.
-    type GoesOn<'a> = (usize, &'a [i32], &'a dyn Fn(&mut Session));
-    let goes_on: [GoesOn<'_>; 5] = [
+    type GoOn<'a> = &'a dyn Fn(&mut Session);
+    let goes_on: [(usize, &[i32], GoOn); 5] = [
         (1, &[], &|s| drop(s.logits().unwrap().to_vec())),
         (1 + more.len(), &more, &|s| s.feed(&more).unwrap()),
         (1 + more.len(), &more, &|s| s.prompt(" and then").unwrap()),

@@ -325,3 +325,19 @@ pub enum AdapterError {
         source: Box<AdapterError>,
     },
 }
+
+impl AdapterError {
+    /// The adapter was made for a base of another shape: no consent to another base
+    /// ([`crate::SessionOptions::accept_other_base`]) makes it fit.
+    pub fn is_shape_mismatch(&self) -> bool {
+        matches!(
+            self,
+            Self::ArchitectureMismatch { .. }
+                | Self::LayerMismatch { .. }
+                | Self::EmbeddingMismatch { .. }
+                | Self::KvWidthMismatch { .. }
+                | Self::KvHeadMismatch { .. }
+                | Self::HeadMismatch { .. }
+        )
+    }
+}

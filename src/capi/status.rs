@@ -120,15 +120,10 @@ fn class(error: &Error) -> ggraft_status {
         Error::Gguf { .. } => GGRAFT_ERROR_GGUF,
         Error::Peft(_) => GGRAFT_ERROR_PEFT,
         Error::Adapter(e) => match e {
-            AdapterError::ArchitectureMismatch { .. }
-            | AdapterError::LayerMismatch { .. }
-            | AdapterError::EmbeddingMismatch { .. }
-            | AdapterError::KvWidthMismatch { .. }
-            | AdapterError::KvHeadMismatch { .. }
-            | AdapterError::HeadMismatch { .. }
-            | AdapterError::FingerprintMismatch { .. }
+            AdapterError::FingerprintMismatch { .. }
             | AdapterError::ConcatFingerprints { .. }
             | AdapterError::ConcatBases { .. } => GGRAFT_ERROR_ADAPTER_MISMATCH,
+            e if e.is_shape_mismatch() => GGRAFT_ERROR_ADAPTER_MISMATCH,
             _ => GGRAFT_ERROR_ADAPTER,
         },
         Error::Model { source, .. } => match source {
@@ -145,6 +140,7 @@ fn class(error: &Error) -> ggraft_status {
             SessionError::NonFiniteLogits => GGRAFT_ERROR_NON_FINITE,
             SessionError::TokenOutOfRange { .. }
             | SessionError::Empty
+            | SessionError::EmptyPrompt
             | SessionError::BadOption { .. } => GGRAFT_ERROR_ARGUMENT,
             SessionError::AlreadyAttached
             | SessionError::NotAttached

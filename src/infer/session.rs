@@ -50,6 +50,9 @@ pub enum SessionError {
     /// `feed` without tokens.
     #[error("there is nothing to compute: no tokens were given")]
     Empty,
+    /// A prompt without tokens, and nothing that the model or the adapter puts around it.
+    #[error("the prompt is empty, and this model begins no text by itself: give it some text")]
+    EmptyPrompt,
     /// An option that cannot be.
     #[error("{option} is {value}: {why}")]
     BadOption {
@@ -548,7 +551,7 @@ impl Session {
     /// through the adapter's template if it has one. Special tokens in the text are recognised.
     ///
     /// # Errors
-    /// If the model has no tokenizer, the text does not fit, or computing fails.
+    /// If the model has no tokenizer, the text does not fit, or computing fails; [`SessionError::EmptyPrompt`].
     pub fn prompt(&mut self, text: &str) -> Result<()> {
         let vocab = self.core.model.vocab();
         let tokens = match self.history.is_empty() {
@@ -561,7 +564,7 @@ impl Session {
     /// As [`Session::prompt`], for tokens without BOS.
     ///
     /// # Errors
-    /// If the text does not fit or computing fails.
+    /// If the text does not fit or computing fails; [`SessionError::EmptyPrompt`].
     pub fn prompt_tokens(&mut self, tokens: &[i32]) -> Result<()> {
         self.check_tokens(tokens)?;
         self.feed_prompt(tokens.to_vec())
@@ -597,7 +600,7 @@ impl Session {
         let width = self.core.model.hparams().n_embd;
         let n: usize = items.iter().map(Item::len).sum();
         if n == 0 {
-            return Err(SessionError::Empty.into());
+            return Err(SessionError::EmptyPrompt.into());
         }
         self.check_room(self.taken() + n)?;
         let joined = match (self.uncomputed, items.first_mut(), &each) {

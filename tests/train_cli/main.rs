@@ -124,6 +124,14 @@ impl Place {
         failure(&self.train(line))
     }
 
+    /// A run whose options cannot be; the line that says why.
+    #[track_caller]
+    fn misused(&self, line: &str) -> String {
+        let output = self.train(line);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        error_line(&output)
+    }
+
     fn spawn(&self, line: &str) -> Running {
         Running(command(&self.train_args(line)).spawn().unwrap())
     }

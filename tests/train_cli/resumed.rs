@@ -216,7 +216,7 @@ fn a_run_that_is_over_is_given_more_steps() {
     assert!(place.exists("out.gguf.ckpt"));
     // Without more steps it is over.
     let resume = "-o @out.gguf --log @log.jsonl --resume @out.gguf.ckpt";
-    let text = place.refused(&format!("{resume} --steps 10"));
+    let text = place.misused(&format!("{resume} --steps 10"));
     assert!(
         text.contains("steps is 10: the run has taken as many"),
         "{text}"

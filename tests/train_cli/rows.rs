@@ -62,6 +62,8 @@ fn ctrl_c_keeps_the_rows_that_are_done() {
     );
     for (line, signal) in [
         ("eval --json", "-INT"),
+        ("eval --json", "-TERM"),
+        ("predict -n 8 -o @out.jsonl", "-INT"),
         ("predict -n 8 -o @out.jsonl", "-TERM"),
     ] {
         // Later, until it is late enough: a handler is there, and a row is done.
@@ -149,17 +151,22 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
             "validation set: all rows have the weight 0",
         ),
         (
-            "--hidden 8",
-            "an inner width cannot be used with no encoder",
-        ),
-        ("--length 60000", "leaves no room for text"),
-        (
             "--loss distill:@blank.txt",
             "blank.txt: there is no text to distill",
         ),
     ] {
         place.write("blank.txt", " \n");
         let text = place.refused(&format!("--method prompt --steps 1 -o @none.gguf {line}"));
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+    for (line, expected) in [
+        (
+            "--hidden 8",
+            "an inner width cannot be used with no encoder",
+        ),
+        ("--length 60000", "leaves no room for text"),
+    ] {
+        let text = place.misused(&format!("--method prompt --steps 1 -o @none.gguf {line}"));
         assert!(text.contains(expected), "{line}: {text}");
     }
 }

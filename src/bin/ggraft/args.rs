@@ -106,10 +106,11 @@ enum FlashArg {
 #[command(next_help_heading = "Computation")]
 pub(crate) struct SessionArgs {
     /// Context length in tokens, the adapter's included [default: what the model was trained on]
-    #[arg(short, long = "ctx", value_name = "TOKENS")]
-    ctx: Option<usize>,
-    /// Threads that compute [default: all cores]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long = "ctx", value_name = "TOKENS", value_parser = count)]
+    pub(crate) ctx: Option<usize>,
+    /// Threads that compute. They wait for each other by spinning: where other programs keep cores busy, fewer are faster, and
+    /// more than there are cores are a disaster [default: the physical cores that this process may use]
+    #[arg(short, long, value_name = "N", value_parser = count)]
     threads: Option<usize>,
     /// Type of the KV cache: f16 (the usual), f32 (exact) or q8_0 (half the memory) [default: f16, for logits f32]
     #[arg(long, value_name = "TYPE", hide_possible_values = true)]
@@ -166,6 +167,7 @@ impl AdapterArgs {
             .as_deref()
             .map(|path| load_adapter(path, model, self.task))
             .transpose()
+            .map_err(|e| e.forced(self.force))
     }
 }
 
@@ -205,10 +207,12 @@ pub(crate) fn load_adapter_file(path: &Path) -> Result<Adapter> {
 
 /// The library's errors about an adapter's content do not all name the file or folder: several may be in play here.
 fn about(path: &Path, e: ggraft::Error) -> Failure {
-    let (path, text) = (path.display().to_string(), e.to_string());
-    match text.starts_with(&path) {
+    match e.to_string().starts_with(&path.display().to_string()) {
         true => e.into(),
-        false => Failure::Unsuitable(format!("{path}: {text}")),
+        false => Failure::About {
+            path: path.to_owned(),
+            source: Box::new(e),
+        },
     }
 }
 
@@ -233,7 +237,9 @@ pub(crate) fn new_session(
 ) -> Result<Session> {
     let mut session = Session::new(model, &options.accept_other_base(force))?;
     if let Some(adapter) = adapter {
-        session.attach(adapter, ggraft::infer::ExistingText::Drop)?;
+        session
+            .attach(adapter, ggraft::infer::ExistingText::Drop)
+            .map_err(|e| Failure::from(e).forced(force))?;
     }
     Ok(session)
 }
@@ -288,6 +294,15 @@ impl SampleArgs {
 /// From the random keys that the standard library takes for its hash maps; never the reserved `u32::MAX`.
 fn random_seed() -> u32 {
     (RandomState::new().build_hasher().finish() >> 33) as u32
+}
+
+/// A number above 0.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// Parses `-n`: a count, or -1 for no limit.

@@ -110,7 +110,9 @@ impl Bench {
 
         // An adapter that was just loaded is compiled when it is first put in place.
         let (mut compile, mut attach, mut swap) = (Vec::new(), Vec::new(), Vec::new());
-        session.attach(adapter, ExistingText::Drop)?;
+        session
+            .attach(adapter, ExistingText::Drop)
+            .map_err(|e| Failure::from(e).forced(self.adapter.force))?;
         for _ in 0..=self.repetitions {
             let other = load()?;
             session.detach(ExistingText::Drop)?;

@@ -80,7 +80,8 @@ impl Chat {
                     path.display()
                 )));
             }
-            adapters.push((name, load_adapter(&path, &model, None)?));
+            let adapter = load_adapter(&path, &model, None).map_err(|e| e.forced(self.force))?;
+            adapters.push((name, adapter));
         }
         let first = adapters.first().map(|(_, adapter)| adapter);
         let session = new_session(&model, self.session.options(KvType::F16), first, self.force)?;
@@ -97,6 +98,7 @@ impl Chat {
             messages: system.clone(),
             system,
             fed: None,
+            force: self.force,
             interactive: io::is_interactive(),
         };
         talk.greet();
@@ -127,6 +129,8 @@ struct Talk {
     messages: Vec<ChatMessage>,
     /// With a template: the formatted text (as `ChatScript::render` gives it) that the session has computed; `None` if it must be computed from the start.
     fed: Option<String>,
+    /// Adapters of other models of the same shape are welcome.
+    force: bool,
     interactive: bool,
 }
 
@@ -248,7 +252,7 @@ impl Talk {
             // What the session still holds is not known.
             self.fed = None;
         }
-        Ok(result?)
+        result.map_err(|e| Failure::from(e).forced(self.force))
     }
 
     fn list(&self) -> String {

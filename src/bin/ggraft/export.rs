@@ -4,6 +4,7 @@ use crate::args::{ModelArgs, load_adapter, stem};
 use crate::failure::Result;
 use crate::io;
 use clap::Args;
+use ggraft::Adapter;
 use ggraft::adapter::export_peft;
 use std::path::PathBuf;
 
@@ -36,8 +37,12 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn execute(self) -> Result<()> {
         let model = self.model.open()?;
-        let adapter = load_adapter(&self.adapter, &model, None)?;
-        adapter.check_fits(model.shape(), &model.fingerprint(), self.force)?;
+        let fits = |adapter: &Adapter| {
+            Ok(adapter.check_fits(model.shape(), &model.fingerprint(), self.force)?)
+        };
+        let adapter = load_adapter(&self.adapter, &model, None)
+            .and_then(|adapter| fits(&adapter).map(|()| adapter))
+            .map_err(|e| e.forced(self.force))?;
         let base_name = self
             .base_name
             .or_else(|| adapter.provenance().get("base_name").cloned())

@@ -23,6 +23,17 @@ pub(crate) enum Failure {
     /// Arguments that are well-formed and still cannot be used with this model or adapter.
     #[error("{0}")]
     Unsuitable(String),
+    /// What the library says about a file or folder that it does not name.
+    #[error("{}: {source}", path.display())]
+    About {
+        path: PathBuf,
+        source: Box<ggraft::Error>,
+    },
+    /// An adapter of another shape, and somebody hoped.
+    #[error(
+        "{0} (--force overrides the fingerprint only: it makes no adapter of another shape fit)"
+    )]
+    Forced(Box<Failure>),
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -71,6 +82,52 @@ impl Failure {
         }
     }
 
+    /// Says so if it is the shape of an adapter that `force` cannot help.
+    pub(crate) fn forced(self, force: bool) -> Self {
+        match self.library() {
+            Some(ggraft::Error::Adapter(e)) if force && e.is_shape_mismatch() => {
+                Self::Forced(Box::new(self))
+            }
+            _ => self,
+        }
+    }
+
+    fn library(&self) -> Option<&ggraft::Error> {
+        match self {
+            Self::Library(e) => Some(e),
+            Self::About { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// The value of an option is wrong, whether clap knows it or the library.
+    fn is_usage(&self) -> bool {
+        if let Self::Usage(_) = self {
+            return true;
+        }
+        let Some(e) = self.library() else {
+            return false;
+        };
+        matches!(
+            e,
+            ggraft::Error::Session(
+                SessionError::BadOption { .. } | SessionError::TokenOutOfRange { .. }
+            ) | ggraft::Error::Sampler(
+                SamplerError::OutOfRange { .. }
+                    | SamplerError::BiasToken { .. }
+                    | SamplerError::ReservedSeed
+            ) | ggraft::Error::Stop(_)
+                | ggraft::Error::Train(TrainError::Option { .. } | TrainError::Conflict { .. })
+                | ggraft::Error::Adapter(
+                    AdapterError::TaskRequired { .. }
+                        | AdapterError::TaskOutOfRange { .. }
+                        | AdapterError::TaskNotApplicable { .. }
+                        | AdapterError::BadRowFactor { .. }
+                        | AdapterError::RowFactorNotApplicable { .. }
+                )
+        )
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
             Self::Library(
@@ -102,7 +159,7 @@ impl Failure {
         }
         io::note(&format!("error: {}", self.line()));
         match self {
-            Self::Usage(_) => ExitCode::from(2),
+            _ if self.is_usage() => ExitCode::from(2),
             _ if self.is_cancelled() => ExitCode::from(interrupt::STATUS),
             _ => ExitCode::FAILURE,
         }

@@ -4,7 +4,7 @@ use crate::args::{AdapterArgs, ModelArgs, SessionArgs, new_session};
 use crate::failure::Result;
 use crate::{interrupt, io};
 use clap::Args;
-use ggraft::infer::KvType;
+use ggraft::infer::{KvType, SessionError};
 use ggraft::{Model, Session};
 use std::io::Write;
 use std::path::PathBuf;
@@ -58,6 +58,9 @@ impl Logits {
             None => self.ids,
         };
         let adapter = self.adapter.load(&model)?;
+        if ids.is_empty() && adapter.as_ref().is_none_or(|a| a.template().is_none()) {
+            return Err(SessionError::EmptyPrompt.into());
+        }
         let options = self.session.options(KvType::F32);
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
         let _guard = interrupt::Guard::new(session.cancel_token());

@@ -24,7 +24,8 @@ const EXAMPLES: &str = "Examples:
 
 /// Generate text from a prompt
 ///
-/// The text is printed as it is generated, whole characters only; timings go to stderr. The prompt comes from -p, from a file, or from standard input
+/// The text is printed as it is generated, whole characters only, and with a line feed behind it only at a terminal; timings go
+/// to stderr. The prompt comes from -p, from a file, or from standard input
 /// (also when neither is given and something is piped in), and is used as it is, a line feed at its end included.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -53,7 +54,12 @@ pub(crate) struct Run {
     #[arg(short, value_name = "N", default_value = "128", value_parser = parse_limit, allow_negative_numbers = true)]
     n: Limit,
     /// End the text where this appears, which is not printed; can be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     stop: Vec<String>,
     /// Print one JSON object instead: text, tokens, stop reason, timings
     #[arg(long)]
@@ -131,7 +137,8 @@ impl Run {
                 "timings": report.json(),
             });
             io::print(&format!("{object}\n"))?;
-        } else {
+        } else if std::io::stdout().is_terminal() {
+            // What follows on the screen begins a line of its own. A file or a pipe gets the text as it is.
             io::print("\n")?;
         }
         if !self.quiet {

@@ -1,7 +1,7 @@
 //! The arguments of `ggraft train`: every default, and why.
 
 use super::Train;
-use crate::args::{ChatArgs, load_adapter};
+use crate::args::{ChatArgs, count, load_adapter};
 use crate::failure::{Failure, Result};
 use crate::io;
 use clap::{Args, ValueEnum};
@@ -339,7 +339,8 @@ pub(super) struct ComputationArgs {
     /// Print what would be computed, rows, tokens, steps, memory, and one row's tokens as they would be learned; train nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Threads that compute [default: all cores]
+    /// Threads that compute. They wait for each other by spinning: where other programs keep cores busy, fewer are faster, and
+    /// more than there are cores are a disaster [default: the physical cores that this process may use]
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub(super) threads: Option<usize>,
     #[arg(
@@ -510,15 +511,6 @@ impl LossArg {
                 }
             }
         })
-    }
-}
-
-/// A number above 0.
-fn count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be at least 1".to_owned()),
-        Ok(n) => Ok(n),
-        Err(e) => Err(e.to_string()),
     }
 }
 
