@@ -16,8 +16,9 @@ build: setup ## the library and the ggraft command, optimised
 demo: setup ## the embedded model, alone and with adapters, swapped in one process
 	$(CARGO) run --release --example demo
 
-test: setup fmt lint doc ## formatting, lints, documentation and all tests
+test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the benches once on a tiny model
 	$(CARGO) test --workspace
+	$(CARGO) bench -- --test
 	$(MAKE) check-c
 
 fmt: setup
@@ -40,8 +41,7 @@ check-c: setup ## the C examples against the shared library, compiled by cc
 	target/debug/c-train models/tinylm-q8_0.gguf models/tasks/persona_pirate/train.jsonl target/debug/c-train.gguf
 
 bench: setup ## latency beside libllama, training steps and their kernel
-	$(CARGO) bench --bench latency
-	$(CARGO) bench --bench training
+	$(CARGO) bench
 
 fuzz: setup ## the parsers of untrusted files on random bytes, a minute each (needs nightly Rust and cargo-fuzz)
 	for target in gguf adapter; do \

@@ -2,21 +2,30 @@
 //!
 //!     cargo bench --bench latency
 //!
-//! First a table of ratios: both engines take turns, a round each, and the median of the rounds' ratios is what counts,
-//! so that a drift of the machine's speed hits both alike. Then criterion's absolute figures of what only ggraft has:
-//! loading, compiling, attaching and swapping adapters, beside a prefill of as many tokens.
+//! First tables of ratios: both engines take turns, a round each, and the median of the rounds' ratios is what counts,
+//! so that a drift of the machine's speed hits both alike. The first table compares like with like (both with repacked
+//! weights or both without) and both engines' defaults (ggraft without, libllama with), the second one changes of the
+//! adapter, ggraft's prefixes beside libllama's LoRA. Then criterion's absolute figures of what only ggraft has: loading,
+//! compiling, attaching and swapping adapters, beside a prefill of as many tokens.
+//!
+//! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (all cores),
-//! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_WHAT` (open,prefill,decode), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
+//! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_WHAT` (open,prefill,decode,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic
+//! models are kept, target/bench-models).
 
 use criterion::{BatchSize, Criterion};
 use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, Precision, PrefixLayer, Rows};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::bench::{
+    is_quick, model_file, number, shapes, threads, types, var, weight_types,
+};
 use ggraft_testkit::{oracle, synth};
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Virtual tokens of the adapters.
@@ -25,59 +34,42 @@ const PREFILL: usize = 512;
 const DECODE: usize = 32;
 const N_CTX: usize = 1024;
 
+/// Rank of the LoRA adapters.
+const RANK: usize = 8;
+
 struct Setup {
     shape: &'static synth::Shape,
     types: Vec<GgmlType>,
     n_threads: usize,
     rounds: usize,
     what: String,
-    dir: PathBuf,
-}
-
-fn var(name: &str, default: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+    /// Between turns: idle workers of libllama's pool keep polling for a tenth of a second and would slow down whoever
+    /// comes next.
+    settle: Duration,
 }
 
 fn setup() -> Setup {
-    let cores = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .to_string();
-    let shape = var("GGRAFT_BENCH_SHAPE", "llama-1b");
-    let default_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-models");
+    let quick = is_quick();
+    let (shape, types_, rounds, settle) = match quick {
+        true => ("tiny", "q4_k", 1, 0),
+        false => ("llama-1b", "q4_k,q4_0,q8_0", 5, 300),
+    };
     Setup {
-        shape: synth::shape(&shape).unwrap_or_else(|| panic!("no shape '{shape}'")),
-        types: var("GGRAFT_BENCH_TYPES", "q4_k,q4_0,q8_0")
-            .split(',')
-            .map(type_called)
-            .collect(),
-        n_threads: var("GGRAFT_BENCH_THREADS", &cores)
-            .parse()
-            .expect("a number of threads"),
-        rounds: var("GGRAFT_BENCH_ROUNDS", "5")
-            .parse()
-            .expect("a number of rounds"),
-        what: var("GGRAFT_BENCH_WHAT", "open,prefill,decode"),
-        dir: PathBuf::from(var("GGRAFT_BENCH_DIR", default_dir)),
+        shape: shapes("GGRAFT_BENCH_SHAPE", shape)[0],
+        types: types("GGRAFT_BENCH_TYPES", types_),
+        n_threads: threads(),
+        rounds: number("GGRAFT_BENCH_ROUNDS", rounds),
+        what: var("GGRAFT_BENCH_WHAT", "open,prefill,decode,swap,adapters"),
+        settle: Duration::from_millis(settle),
     }
 }
 
-fn type_called(name: &str) -> GgmlType {
-    let found = GgmlType::ALL
-        .iter()
-        .copied()
-        .find(|t| t.name().eq_ignore_ascii_case(name));
-    found.unwrap_or_else(|| panic!("no type '{name}'"))
-}
-
-/// The synthetic model of this shape and type, written on first use.
-fn model_file(s: &Setup, ty: GgmlType) -> PathBuf {
-    let path = s.dir.join(format!("{}-{}.gguf", s.shape.name, ty.name()));
-    if !path.exists() {
-        std::fs::create_dir_all(&s.dir).expect("a folder for models");
-        synth::write(&path, s.shape, ty, false).expect("room for the model");
-    }
-    path
-}
+/// Repacked weights here and in libllama: like with like, and the defaults of both.
+const REPACK: [(bool, bool, &str); 3] = [
+    (false, false, "off"),
+    (true, true, "on"),
+    (false, true, "defaults: off, on"),
+];
 
 /// Token ids that differ from position to position.
 fn tokens(n: usize) -> Vec<i32> {
@@ -156,13 +148,13 @@ fn timed(f: impl FnOnce()) -> Duration {
 /// Both engines in turn, after one round that does not count. Returns median seconds of each and the median ratio of
 /// libllama's time to ggraft's: above 1, ggraft is faster.
 fn duel(
+    s: &Setup,
     rounds: usize,
     mut ours: impl FnMut() -> Duration,
     mut theirs: impl FnMut() -> Duration,
 ) -> [f64; 3] {
     let (mut a, mut b, mut r) = (Vec::new(), Vec::new(), Vec::new());
-    // Idle workers of libllama's pool keep polling for a tenth of a second and would slow down whoever comes next.
-    let settle = || std::thread::sleep(Duration::from_millis(300));
+    let settle = || std::thread::sleep(s.settle);
     for round in 0..=rounds {
         settle();
         let x = ours().as_secs_f64();
@@ -180,19 +172,23 @@ fn duel(
     })
 }
 
-fn row(
-    what: &str,
-    ty: GgmlType,
-    repack: bool,
-    unit: &str,
-    per: f64,
-    [ours, theirs, ratio]: [f64; 3],
-) {
-    let repack = if repack { "on" } else { "off" };
-    let show = |t: f64| if per == 0.0 { t * 1e3 } else { per / t };
+/// How a figure is shown.
+#[derive(Clone, Copy)]
+enum Unit {
+    Milliseconds,
+    Microseconds,
+    /// That many tokens a second.
+    Tokens(usize),
+}
+
+fn row(what: &str, how: &str, unit: Unit, [ours, theirs, ratio]: [f64; 3]) {
+    let show = |t: f64| match unit {
+        Unit::Milliseconds => format!("{:.1} ms", t * 1e3),
+        Unit::Microseconds => format!("{:.1} µs", t * 1e6),
+        Unit::Tokens(n) => format!("{:.1} tok/s", n as f64 / t),
+    };
     println!(
-        "| {what} | {} | {repack} | {:.1} {unit} | {:.1} {unit} | {ratio:.3} |",
-        ty.name(),
+        "| {what} | {how} | {} | {} | {ratio:.3} |",
         show(ours),
         show(theirs)
     );
@@ -203,91 +199,185 @@ fn ratios(s: &Setup) {
         "\n{} on {} threads, F16 cache, median of {} rounds\n",
         s.shape.name, s.n_threads, s.rounds
     );
+    for &ty in &s.types {
+        println!("{}: {}", ty.name(), weight_types(&model_file(s.shape, ty)));
+    }
     println!(
-        "| what | type | repack | ggraft | libllama | ratio |\n| --- | --- | --- | --- | --- | --- |"
+        "\n| what | type | repack | ggraft | libllama | ratio |\n| --- | --- | --- | --- | --- | --- |"
     );
     for &ty in &s.types {
-        let path = model_file(s, ty);
-        for repack in [false, true] {
-            let wanted = |what: &str| s.what.contains(what);
-            if wanted("open") {
-                let figures = duel(
-                    s.rounds.min(3),
-                    || timed(|| drop(black_box(open(&path, repack)))),
-                    || {
-                        timed(|| {
-                            drop(black_box(
-                                oracle::Model::load(&path, repack).expect("loads"),
-                            ))
-                        })
-                    },
-                );
-                row("open", ty, repack, "ms", 0.0, figures);
-            }
-            if !wanted("prefill") && !wanted("decode") {
-                continue;
-            }
-            let model = open(&path, repack);
-            let mut ours = Session::new(&model, &options(s)).expect("a session");
-            let mut theirs = oracle::Llama::load(&path, &oracle_options(s, repack)).expect("loads");
-            let text = tokens(PREFILL);
-            if wanted("prefill") {
-                let figures = duel(
-                    s.rounds,
-                    || {
-                        ours.reset();
-                        timed(|| ours.feed(&text).expect("room"))
-                    },
-                    || {
-                        theirs.clear();
-                        timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len))))
-                    },
-                );
-                row(
-                    &format!("prefill {PREFILL}"),
-                    ty,
-                    repack,
-                    "tok/s",
-                    PREFILL as f64,
-                    figures,
-                );
-            }
-            if wanted("decode") {
-                ours.reset();
-                ours.attach(&prefix(&model), ExistingText::Drop)
-                    .expect("fits");
-                let fill = tokens(P);
-                let figures = duel(
-                    s.rounds,
-                    || {
-                        ours.reset();
-                        timed(|| {
-                            text[..DECODE]
-                                .iter()
-                                .for_each(|&t| ours.feed(&[t]).expect("room"))
-                        })
-                    },
-                    || {
-                        theirs.clear();
-                        theirs.prefill(&fill).expect("room");
-                        timed(|| {
-                            for &t in &text[..DECODE] {
-                                black_box(theirs.step(t).expect("room").len());
-                            }
-                        })
-                    },
-                );
-                row(
-                    &format!("decode at depth {P}"),
-                    ty,
-                    repack,
-                    "tok/s",
-                    DECODE as f64,
-                    figures,
-                );
-            }
+        for (ours, theirs, name) in REPACK {
+            compare(s, ty, ours, theirs, &format!("{} | {name}", ty.name()));
         }
     }
+}
+
+/// One type of weights, repacked or not in ggraft and in libllama.
+fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str) {
+    let path = model_file(s.shape, ty);
+    let wanted = |what: &str| s.what.contains(what);
+    if wanted("open") {
+        let figures = duel(
+            s,
+            s.rounds.min(3),
+            || timed(|| drop(black_box(open(&path, repack)))),
+            || {
+                timed(|| {
+                    drop(black_box(
+                        oracle::Model::load(&path, their_repack).expect("loads"),
+                    ))
+                })
+            },
+        );
+        row("open", how, Unit::Milliseconds, figures);
+    }
+    if !wanted("prefill") && !wanted("decode") {
+        return;
+    }
+    let model = open(&path, repack);
+    let mut ours = Session::new(&model, &options(s)).expect("a session");
+    let mut theirs = oracle::Llama::load(&path, &oracle_options(s, their_repack)).expect("loads");
+    let text = tokens(PREFILL);
+    if wanted("prefill") {
+        let figures = duel(
+            s,
+            s.rounds,
+            || {
+                ours.reset();
+                timed(|| ours.feed(&text).expect("room"))
+            },
+            || {
+                theirs.clear();
+                timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len))))
+            },
+        );
+        let what = format!("prefill {PREFILL}");
+        row(&what, how, Unit::Tokens(PREFILL), figures);
+    }
+    if wanted("decode") {
+        ours.reset();
+        ours.attach(&prefix(&model), ExistingText::Drop)
+            .expect("fits");
+        let fill = tokens(P);
+        let figures = duel(
+            s,
+            s.rounds,
+            || {
+                ours.reset();
+                timed(|| {
+                    text[..DECODE]
+                        .iter()
+                        .for_each(|&t| ours.feed(&[t]).expect("room"))
+                })
+            },
+            || {
+                theirs.clear();
+                theirs.prefill(&fill).expect("room");
+                timed(|| {
+                    for &t in &text[..DECODE] {
+                        black_box(theirs.step(t).expect("room").len());
+                    }
+                })
+            },
+        );
+        let what = format!("decode at depth {P}");
+        row(&what, how, Unit::Tokens(DECODE), figures);
+    }
+}
+
+/// Another adapter takes over: a prefix here, a LoRA of rank [`RANK`] on queries and values in libllama. Without text, with
+/// the first token after it, and in the middle of a conversation whose text is computed again under the new adapter: what is
+/// cached was computed under the old one, in both engines.
+fn swaps(s: &Setup) {
+    let ty = s.types[0];
+    let path = model_file(s.shape, ty);
+    let model = open(&path, false);
+    let adapters = [prefix(&model), prefix(&model)];
+    let mut ours = Session::new(&model, &options(s)).expect("a session");
+    let mut theirs = oracle::Llama::load(&path, &oracle_options(s, false)).expect("loads");
+    let dir = tempfile::tempdir().expect("a folder");
+    let loras = [1, 2].map(|seed| {
+        let file = dir.path().join(format!("{seed}.gguf"));
+        synth::write_lora(&file, s.shape, RANK, seed).expect("room for an adapter");
+        oracle::Lora::load(&Rc::clone(theirs.model()), &file).expect("loads")
+    });
+    // Compiled once.
+    for adapter in &adapters {
+        ours.swap(adapter, ExistingText::Drop).expect("fits");
+    }
+    println!(
+        "\nSwap to another resident adapter, {} without repacking: prefixes of {P} tokens, LoRA of rank {RANK} (q, v)\n",
+        ty.name()
+    );
+    println!("| what | text | ggraft | libllama LoRA | ratio |\n| --- | --- | --- | --- | --- |");
+    let text = tokens(PREFILL);
+    let (mut turn, mut their_turn) = (0, 0);
+    let figures = duel(
+        s,
+        s.rounds,
+        || {
+            turn += 1;
+            timed(|| {
+                let next = &adapters[turn % 2];
+                ours.swap(next, ExistingText::Drop).expect("fits");
+            })
+        },
+        || {
+            their_turn += 1;
+            timed(|| theirs.set_lora(&loras[their_turn % 2]))
+        },
+    );
+    row("swap alone", "none", Unit::Microseconds, figures);
+    let figures = duel(
+        s,
+        s.rounds,
+        || {
+            turn += 1;
+            timed(|| {
+                let next = &adapters[turn % 2];
+                ours.swap(next, ExistingText::Drop).expect("fits");
+                ours.feed(&text[..1]).expect("room");
+            })
+        },
+        || {
+            their_turn += 1;
+            theirs.clear();
+            timed(|| {
+                theirs.set_lora(&loras[their_turn % 2]);
+                black_box(theirs.step(text[0]).expect("room").len());
+            })
+        },
+    );
+    row("swap and one token", "none", Unit::Milliseconds, figures);
+    ours.reset();
+    ours.feed(&text).expect("room");
+    let figures = duel(
+        s,
+        s.rounds,
+        || {
+            turn += 1;
+            timed(|| {
+                let next = &adapters[turn % 2];
+                ours.swap(next, ExistingText::Recompute).expect("room");
+                black_box(ours.logits().expect("computed").len());
+            })
+        },
+        || {
+            their_turn += 1;
+            timed(|| {
+                theirs.set_lora(&loras[their_turn % 2]);
+                theirs.clear();
+                black_box(theirs.prefill(&text).expect("room").len());
+            })
+        },
+    );
+    let how = format!("{PREFILL} tokens");
+    row(
+        "swap, text computed again",
+        &how,
+        Unit::Milliseconds,
+        figures,
+    );
 }
 
 fn open(path: &Path, repack: bool) -> Model {
@@ -295,7 +385,7 @@ fn open(path: &Path, repack: bool) -> Model {
 }
 
 fn adapters(c: &mut Criterion, s: &Setup) {
-    let path = model_file(s, s.types[0]);
+    let path = model_file(s.shape, s.types[0]);
     let model = open(&path, false);
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("prefix.gguf");
@@ -349,8 +439,16 @@ fn adapters(c: &mut Criterion, s: &Setup) {
 
 fn main() {
     let s = setup();
-    ratios(&s);
-    let mut c = Criterion::default().configure_from_args();
-    adapters(&mut c, &s);
-    c.final_summary();
+    let wanted = |what: &str| s.what.contains(what);
+    if ["open", "prefill", "decode"].into_iter().any(wanted) {
+        ratios(&s);
+    }
+    if wanted("swap") {
+        swaps(&s);
+    }
+    if wanted("adapters") {
+        let mut c = Criterion::default().configure_from_args();
+        adapters(&mut c, &s);
+        c.final_summary();
+    }
 }

@@ -9,6 +9,8 @@
 //! Then steps of prefix tuning on synthetic models of real shapes: time, speed and peak memory, each configuration in a
 //! process of its own. `scripts/peft_step.py` measures the same step with PEFT.
 //!
+//! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
+//!
 //! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
 //! (8,64,512), `GGRAFT_BENCH_SHAPES` (smollm-135m,llama-1b), `GGRAFT_BENCH_STEP_TYPES` (q4_k,q8_0),
 //! `GGRAFT_BENCH_THREADS` (all cores), `GGRAFT_BENCH_ROUNDS` (10), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
@@ -20,8 +22,10 @@ use ggraft::measure::{Seconds, mul_mat_back_seconds};
 use ggraft::train::data::Example;
 use ggraft::train::{Init, TrainOptions, Trainer};
 use ggraft::{Model, ModelOptions};
+use ggraft_testkit::bench::{
+    is_quick, model_file, number, shapes, threads, types, var, weight_types,
+};
 use ggraft_testkit::{process_size, synth};
-use std::path::PathBuf;
 use std::process::Command;
 
 /// Frozen matrices, `ne = [K, N]`: both sides of a feed-forward network.
@@ -29,59 +33,41 @@ const MATRICES: [[usize; 2]; 2] = [[2048, 8192], [8192, 2048]];
 
 struct Setup {
     types: Vec<GgmlType>,
+    matrices: [[usize; 2]; 2],
     rows: Vec<usize>,
     shapes: Vec<&'static synth::Shape>,
     step_types: Vec<GgmlType>,
     n_threads: usize,
     rounds: usize,
-    dir: PathBuf,
-}
-
-fn var(name: &str, default: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| default.to_owned())
-}
-
-fn number(text: &str) -> usize {
-    text.parse()
-        .unwrap_or_else(|_| panic!("'{text}' is no number"))
-}
-
-fn type_called(name: &str) -> GgmlType {
-    let found = GgmlType::ALL
-        .iter()
-        .copied()
-        .find(|t| t.name().eq_ignore_ascii_case(name));
-    found.unwrap_or_else(|| panic!("no type '{name}'"))
+    steps: u64,
 }
 
 fn setup() -> Setup {
-    let cores = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .to_string();
+    let quick = is_quick();
+    let either = |full: &'static str, small: &'static str| if quick { small } else { full };
+    let rows = var("GGRAFT_BENCH_ROWS", either("8,64,512", "8"));
+    let rows = rows.split(',').map(parsed);
     Setup {
-        types: var("GGRAFT_BENCH_TYPES", "q4_k,q8_0,q6_k,f16")
-            .split(',')
-            .map(type_called)
-            .collect(),
-        rows: var("GGRAFT_BENCH_ROWS", "8,64,512")
-            .split(',')
-            .map(number)
-            .collect(),
-        shapes: var("GGRAFT_BENCH_SHAPES", "smollm-135m,llama-1b")
-            .split(',')
-            .map(|name| synth::shape(name).unwrap_or_else(|| panic!("no shape '{name}'")))
-            .collect(),
-        step_types: var("GGRAFT_BENCH_STEP_TYPES", "q4_k,q8_0")
-            .split(',')
-            .map(type_called)
-            .collect(),
-        n_threads: number(&var("GGRAFT_BENCH_THREADS", &cores)),
-        rounds: number(&var("GGRAFT_BENCH_ROUNDS", "10")),
-        dir: PathBuf::from(var(
-            "GGRAFT_BENCH_DIR",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-models"),
-        )),
+        types: types("GGRAFT_BENCH_TYPES", either("q4_k,q8_0,q6_k,f16", "q4_k")),
+        matrices: match quick {
+            true => MATRICES.map(|ne| ne.map(|n| n / 8)),
+            false => MATRICES,
+        },
+        rows: rows.collect(),
+        shapes: shapes(
+            "GGRAFT_BENCH_SHAPES",
+            either("smollm-135m,llama-1b", "tiny"),
+        ),
+        step_types: types("GGRAFT_BENCH_STEP_TYPES", either("q4_k,q8_0", "q4_k")),
+        n_threads: threads(),
+        rounds: number("GGRAFT_BENCH_ROUNDS", if quick { 1 } else { 10 }),
+        steps: if quick { 2 } else { STEPS },
     }
+}
+
+fn parsed(text: &str) -> usize {
+    text.parse()
+        .unwrap_or_else(|_| panic!("'{text}' is no number"))
 }
 
 fn products(s: &Setup) {
@@ -94,7 +80,7 @@ fn products(s: &Setup) {
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for &ty in &s.types {
-        for [k, n] in MATRICES {
+        for [k, n] in s.matrices {
             for &t in &s.rows {
                 let Seconds {
                     back,
@@ -117,7 +103,7 @@ fn products(s: &Setup) {
     }
 }
 
-/// Holds `file;T;targets;threads;bytes` in the process that measures one configuration.
+/// Holds `file;T;targets;threads;bytes;steps` in the process that measures one configuration.
 const STEP: &str = "GGRAFT_BENCH_STEP";
 /// Virtual tokens.
 const P: usize = 20;
@@ -137,21 +123,23 @@ fn steps(s: &Setup) {
     println!(
         "\nOne step of prefix tuning, P = {P}, {} threads, best of {} steps\n",
         s.n_threads,
-        STEPS - 1
+        s.steps - 1
     );
     println!(
-        "| shape | type | T | targets | memory | ms per step | tok/s | layers computed twice | peak anonymous | peak resident |\n\
+        "| shape | type: of its weights | T | targets | memory | ms per step | tok/s | layers computed twice | peak anonymous | peak resident |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for shape in &s.shapes {
         for &ty in &s.step_types {
-            let file = s.dir.join(format!("{}-{}.gguf", shape.name, ty.name()));
-            if !file.exists() {
-                std::fs::create_dir_all(&s.dir).expect("a folder for models");
-                synth::write(&file, shape, ty, false).expect("room for the model");
-            }
+            let file = model_file(shape, ty);
+            let weights = weight_types(&file);
             for (t, targets, memory) in CONFIGURATIONS {
-                let what = format!("{};{t};{targets};{};{memory}", file.display(), s.n_threads);
+                let what = format!(
+                    "{};{t};{targets};{};{memory};{}",
+                    file.display(),
+                    s.n_threads,
+                    s.steps
+                );
                 let me = std::env::current_exe().expect("this program has a path");
                 let out = Command::new(me).env(STEP, what).output().expect("it runs");
                 assert!(
@@ -164,7 +152,7 @@ fn steps(s: &Setup) {
                     bytes => format!("{} MiB", bytes >> 20),
                 };
                 println!(
-                    "| {} | {} | {t} | {targets} | {memory} | {} |",
+                    "| {} | {}: {weights} | {t} | {targets} | {memory} | {} |",
                     shape.name,
                     ty.name(),
                     String::from_utf8_lossy(&out.stdout).trim()
@@ -177,18 +165,18 @@ fn steps(s: &Setup) {
 /// Measures one configuration and prints the rest of its line.
 fn step(what: &str) {
     let fields: Vec<&str> = what.split(';').collect();
-    let &[file, t, targets, n_threads, memory] = &fields[..] else {
+    let &[file, t, targets, n_threads, memory, steps] = &fields[..] else {
         panic!("{STEP}={what}");
     };
-    let (t, targets) = (number(t), number(targets));
+    let (t, targets) = (parsed(t), parsed(targets));
     let model = Model::open(file, &ModelOptions::default()).expect("a model");
     let mut options = TrainOptions::new(AdapterKind::Prefix);
     options.length = Some(P);
     options.init = Some(Init::Random);
     options.batch = 1;
-    options.steps = Some(STEPS);
-    options.threads = Some(number(n_threads));
-    options.memory = Some(number(memory) as u64).filter(|&bytes| bytes > 0);
+    options.steps = Some(parsed(steps) as u64);
+    options.threads = Some(parsed(n_threads));
+    options.memory = Some(parsed(memory) as u64).filter(|&bytes| bytes > 0);
     let row = Example {
         given: Vec::new(),
         then: (0..t)

@@ -13,7 +13,7 @@ use std::time::Instant;
 /// Writes a random-weight model of a real shape: a file that loads and runs like the real one and says nothing sensible.
 #[derive(Parser)]
 struct Args {
-    /// smollm-135m, qwen2-0.5b, llama-1b or llama-8b
+    /// smollm-135m, qwen2-0.5b, llama-1b, llama-8b, or tiny
     #[arg(long, value_parser = parse_shape)]
     shape: &'static Shape,
     /// Type of the matrices: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k, ...; as in llama.cpp the output matrix of quantized files is

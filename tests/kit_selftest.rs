@@ -5,7 +5,7 @@ use ggraft_testkit::fixture::{
     FixtureSpec, Variant, all_types, all_variants, fixture_bytes, write_fixture,
 };
 use ggraft_testkit::metrics::{max_abs_diff, nmse};
-use ggraft_testkit::oracle::{Llama, Model, Options, OracleError};
+use ggraft_testkit::oracle::{Llama, Lora, Model, Options, OracleError};
 use ggraft_testkit::synth;
 use std::rc::Rc;
 
@@ -362,6 +362,27 @@ fn synthetic_models_run() {
     );
     let mut llama = Llama::new(model, &Options::default()).unwrap();
     check_logits("smollm shape", &llama.logits(&TOKENS).unwrap());
+    // Rows of 576 are no blocks of Q4_K, those of the feed-forward network's 1536 are.
+    let types = ggraft_testkit::bench::weight_types(&path);
+    assert_eq!(types, "q8_0 67 %, q5_0 25 %, q4_K 8 %");
+}
+
+#[test]
+fn a_lora_changes_what_is_decoded_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lora) = (dir.path().join("model.gguf"), dir.path().join("lora.gguf"));
+    let shape = synth::shape("tiny").unwrap();
+    synth::write(&path, shape, GgmlType::Q8_0, false).unwrap();
+    synth::write_lora(&lora, shape, 8, 1).unwrap();
+    let model = Rc::new(Model::load(&path, false).unwrap());
+    let mut llama = Llama::new(model.clone(), &Options::default()).unwrap();
+    let plain = llama.logits(&TOKENS).unwrap();
+    llama.set_lora(&Lora::load(&model, &lora).unwrap());
+    llama.clear();
+    let grafted = llama.logits(&TOKENS).unwrap();
+    check_logits("LoRA", &grafted);
+    let change = max_abs_diff(&grafted.concat(), &plain.concat());
+    assert!(change > 1e-4, "{change}");
 }
 
 #[test]

@@ -163,6 +163,30 @@ impl Drop for Model {
     }
 }
 
+/// A LoRA adapter of libllama's. Freed with its model.
+#[derive(Debug)]
+pub struct Lora {
+    raw: NonNull<sys::llama_adapter_lora>,
+    model: Rc<Model>,
+}
+
+impl Lora {
+    /// Reads a GGUF file of an adapter for `model`.
+    pub fn load(model: &Rc<Model>, path: &Path) -> Result<Self, OracleError> {
+        let c_path = c_path(path)?;
+        // SAFETY: a live model and a C string that outlives the call.
+        let raw = unsafe { sys::llama_adapter_lora_init(model.raw.as_ptr(), c_path.as_ptr()) };
+        let raw = NonNull::new(raw).ok_or_else(|| OracleError::Load {
+            path: path.to_owned(),
+            reason: logged(),
+        })?;
+        Ok(Self {
+            raw,
+            model: model.clone(),
+        })
+    }
+}
+
 /// Intermediate tensors of a decode by libllama's name, elements in ggml order.
 pub type Intermediates = BTreeMap<String, Vec<f32>>;
 
@@ -249,6 +273,25 @@ impl Llama {
     /// Positions in use: the next token goes to this one.
     pub fn n_past(&self) -> usize {
         self.n_past
+    }
+
+    /// Applies this adapter, and no other, to what is decoded from now on. What is cached stays as it was computed.
+    ///
+    /// # Panics
+    /// If it is one for another loaded model.
+    pub fn set_lora(&mut self, lora: &Lora) {
+        assert!(Rc::ptr_eq(&lora.model, &self.model), "another model's");
+        let (mut adapters, mut scales) = ([lora.raw.as_ptr()], [1.0]);
+        // SAFETY: the context is live, the adapter lives as long as the model, and one of each is given.
+        let code = unsafe {
+            sys::llama_set_adapters_lora(
+                self.ctx.as_ptr(),
+                adapters.as_mut_ptr(),
+                1,
+                scales.as_mut_ptr(),
+            )
+        };
+        assert_eq!(code, 0, "libllama takes one adapter of its own model");
     }
 
     /// Forgets everything.

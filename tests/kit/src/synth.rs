@@ -50,8 +50,8 @@ pub struct Shape {
     pub tied: bool,
 }
 
-/// SmolLM 135M, Qwen2 0.5B, Llama 3.2 1B, Llama 3.1 8B.
-pub const SHAPES: [Shape; 4] = [
+/// SmolLM 135M, Qwen2 0.5B, Llama 3.2 1B, Llama 3.1 8B, and one of no real model that computes in no time.
+pub const SHAPES: [Shape; 5] = [
     Shape {
         name: "smollm-135m",
         architecture: "llama",
@@ -128,6 +128,25 @@ pub const SHAPES: [Shape; 4] = [
         qkv_bias: false,
         tied: false,
     },
+    Shape {
+        name: "tiny",
+        architecture: "llama",
+        n_layer: 2,
+        n_embd: 256,
+        n_head: 4,
+        n_head_kv: 2,
+        head_dim: 64,
+        n_ff: 512,
+        n_vocab: 8192,
+        n_merges: 7940,
+        tokenizer_pre: "smollm",
+        add_bos: false,
+        n_ctx: 2048,
+        rope_theta: 10_000.0,
+        rope_factor: None,
+        qkv_bias: false,
+        tied: true,
+    },
 ];
 
 /// The shape called `name`.
@@ -172,6 +191,28 @@ pub fn write(path: &Path, shape: &Shape, ty: GgmlType, pure: bool) -> std::io::R
     let mut tiles = HashMap::new();
     file.write(path, |i, out| tensors[i].write(i, &mut tiles, out))?;
     Ok(std::fs::metadata(path)?.len())
+}
+
+/// Writes a LoRA adapter for libllama, of random values: queries and values of every layer, as PEFT does by default.
+pub fn write_lora(path: &Path, shape: &Shape, rank: usize, seed: u64) -> std::io::Result<()> {
+    let mut file = GgufWriter::new();
+    let text = |s: &str| MetaValue::String(s.into());
+    file.set("general.architecture", text(shape.architecture))
+        .set("general.type", text("adapter"))
+        .set("adapter.type", text("lora"))
+        .set("adapter.lora.alpha", MetaValue::F32(rank as f32));
+    let mut values = Vec::new();
+    for layer in 0..shape.n_layer {
+        for (part, n_head) in [("attn_q", shape.n_head), ("attn_v", shape.n_head_kv)] {
+            let n_out = n_head * shape.head_dim;
+            for (side, ne) in [("a", [shape.n_embd, rank]), ("b", [rank, n_out])] {
+                let name = format!("blk.{layer}.{part}.weight.lora_{side}");
+                values.push(random(seed, &name, ne[0] * ne[1], 0.0, 0.01));
+                file.tensor(name, GgmlType::F32, &ne.map(|n| n as u64));
+            }
+        }
+    }
+    file.write(path, |i, out| out.extend(le_bytes(&values[i])))
 }
 
 enum Tensor {

@@ -1,0 +1,96 @@
+//! What both benches need: settings from the environment, models, and the quick mode.
+
+use crate::synth::{self, Shape};
+use ggraft::file::mmap::MappedGguf;
+use ggraft::file::types::GgmlType;
+use std::path::{Path, PathBuf};
+
+/// Whether a bench shall only show that it works: cargo passes `--bench` when it measures, and whoever calls `cargo bench -- --test`
+/// does not want figures (criterion has the same rule).
+pub fn is_quick() -> bool {
+    let is_there = |name: &str| std::env::args().any(|a| a == name);
+    is_there("--test") || !is_there("--bench")
+}
+
+/// The environment variable `name`, or `default`.
+pub fn var(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// The number in the environment variable `name`, or `default`.
+///
+/// # Panics
+/// If it is none.
+pub fn number(name: &str, default: usize) -> usize {
+    let text = var(name, &default.to_string());
+    text.parse()
+        .unwrap_or_else(|_| panic!("{name}: '{text}' is no number"))
+}
+
+/// The types in the environment variable `name`, or `default`, separated by commas.
+///
+/// # Panics
+/// If one is unknown.
+pub fn types(name: &str, default: &str) -> Vec<GgmlType> {
+    let called = |wanted: &str| {
+        let mut all = GgmlType::ALL.iter().copied();
+        let found = all.find(|t| t.name().eq_ignore_ascii_case(wanted));
+        found.unwrap_or_else(|| panic!("{name}: no type '{wanted}'"))
+    };
+    var(name, default).split(',').map(called).collect()
+}
+
+/// The shapes in the environment variable `name`, or `default`, separated by commas.
+///
+/// # Panics
+/// If one is unknown.
+pub fn shapes(name: &str, default: &str) -> Vec<&'static Shape> {
+    let called = |wanted: &str| {
+        synth::shape(wanted).unwrap_or_else(|| panic!("{name}: no shape '{wanted}'"))
+    };
+    var(name, default).split(',').map(called).collect()
+}
+
+/// As many threads as the machine has, or `GGRAFT_BENCH_THREADS`.
+pub fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    number("GGRAFT_BENCH_THREADS", cores)
+}
+
+/// The synthetic model of this shape and type in `GGRAFT_BENCH_DIR` (target/bench-models), written on first use.
+///
+/// # Panics
+/// If there is no room for it.
+pub fn model_file(shape: &Shape, ty: GgmlType) -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/bench-models");
+    let dir = PathBuf::from(var("GGRAFT_BENCH_DIR", default));
+    let path = dir.join(format!("{}-{}.gguf", shape.name, ty.name()));
+    if !path.exists() {
+        std::fs::create_dir_all(&dir).expect("a folder for models");
+        synth::write(&path, shape, ty, false).expect("room for the model");
+    }
+    path
+}
+
+/// Which types the matrices of a model have, by their share of the weights: rows that are not whole blocks fall back to
+/// another type (see [`synth::matrix_type`]).
+///
+/// # Panics
+/// If the file is not a GGUF file.
+pub fn weight_types(path: &Path) -> String {
+    let file = MappedGguf::open(path).unwrap_or_else(|e| panic!("{e}"));
+    let mut shares: Vec<(GgmlType, u64)> = Vec::new();
+    for (_, tensor) in file.tensors().filter(|(_, t)| t.ne[1] > 1) {
+        match shares.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
+            Some((_, n)) => *n += tensor.n_elements(),
+            None => shares.push((tensor.ty, tensor.n_elements())),
+        }
+    }
+    shares.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+    let all: u64 = shares.iter().map(|(_, n)| n).sum();
+    let percent = |n: u64| (100.0 * n as f64 / all as f64).round();
+    let shown = shares
+        .iter()
+        .map(|(ty, n)| format!("{} {} %", ty.name(), percent(*n)));
+    shown.collect::<Vec<_>>().join(", ")
+}
