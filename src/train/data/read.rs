@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use std::fmt;
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Longest line, in bytes: far beyond any context, and an endless device ends here.
 const MAX_LINE: usize = 64 << 20;
@@ -41,7 +42,10 @@ pub(super) fn rows(mut from: impl BufRead, name: &Path) -> Result<Vec<Row>> {
     };
     let skip = if head.starts_with(UTF8_BOM) { 3 } else { 0 };
     let mut from = Cursor::new(head.split_off(skip)).chain(from);
-    let source = Source { name };
+    let source = Source {
+        name,
+        file: name.into(),
+    };
     if let Some(unit) = utf16 {
         let text = source.decode_utf16(&source.whole(&mut from)?, unit)?;
         return source.read(Cursor::new(text.into_bytes()));
@@ -68,6 +72,8 @@ fn binary(head: &[u8]) -> Option<(&'static str, &'static str)> {
 
 struct Source<'a> {
     name: &'a Path,
+    /// The same for the places of all rows.
+    file: Arc<Path>,
 }
 
 impl Source<'_> {
@@ -80,7 +86,7 @@ impl Source<'_> {
 
     fn place(&self, number: usize, in_array: bool) -> Place {
         Place {
-            file: Some(self.name.into()),
+            file: Some(self.file.clone()),
             number,
             in_array,
         }

@@ -1,7 +1,7 @@
 //! What ggraft is for, in one process: an adapter is trained on the frozen quantized model and used at once, then the model
 //! answers with one adapter after the other.
 //!
-//!     cargo run --release --example demo
+//!     cargo run --release --package ggraft-demo
 
 use ggraft::adapter::AdapterKind;
 use ggraft::infer::sampler::SamplerParams;
@@ -33,7 +33,7 @@ const STEPS: u64 = 200;
 const THREADS: usize = 1;
 
 fn main() -> ggraft::Result<()> {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
     let start = Instant::now();
     let model = Model::open(models.join("tinylm-q8_0.gguf"), &ModelOptions::default())?;
     println!(

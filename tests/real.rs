@@ -1,0 +1,157 @@
+//! Real models against libllama in the same process: tokens, logits and greedy text over more tokens than Gemma's window.
+//!
+//! They are too large for the repository: `make test-real` fetches them (scripts/fetch-models.sh) and runs this. The folder is
+//! models/real, or what `GGRAFT_REAL_MODELS` names.
+
+use ggraft::file::types::GgmlType;
+use ggraft::infer::{FlashAttention, KvType};
+use ggraft::model::chat::ChatMessage;
+use ggraft::train::data::{Content, Dataset};
+use ggraft::{Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::oracle::{Llama, Options};
+use std::path::{Path, PathBuf};
+
+const SMOLLM2: &str = "smollm2-135m-instruct-q4_1.gguf";
+const GEMMA3: &str = "gemma3-270m-q4_k_m.gguf";
+
+/// Tokens that are compared, and those written behind them.
+const TOKENS: usize = 900;
+const WRITTEN: usize = 48;
+
+/// The model's file, if somebody has fetched it.
+fn real(name: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("GGRAFT_REAL_MODELS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("models/real"),
+        PathBuf::from,
+    );
+    let path = folder.join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    println!(
+        "skipped: {} is not there (make test-real fetches it)",
+        path.display()
+    );
+    None
+}
+
+/// Human text: descriptions of restaurants.
+fn text() -> String {
+    let rows = Dataset::read_jsonl("models/tasks/e2e/train.jsonl").unwrap();
+    let mut text = String::new();
+    for row in rows.rows() {
+        let Content::Completion { prompt, completion } = &row.content else {
+            panic!("{row:?}");
+        };
+        text += prompt;
+        text += completion.as_deref().unwrap();
+        text += "\n\n";
+        if text.len() > 12_000 {
+            return text;
+        }
+    }
+    panic!("too few rows");
+}
+
+fn argmax(logits: &[f32]) -> i32 {
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    best.unwrap() as i32
+}
+
+/// Everything is equal, bit for bit, in equal settings.
+fn equals_libllama(path: &Path) {
+    let options = Options {
+        n_ctx: 1024,
+        n_threads: 2,
+        kv_type: GgmlType::F16,
+        flash_attention: Some(true),
+        ..Options::default()
+    };
+    let mut llama = Llama::load(path, &options).unwrap();
+    let model = Model::open(path, &ModelOptions::default()).unwrap();
+    let vocab = model.vocab();
+
+    let text = text();
+    for odd in [
+        &text[..],
+        "",
+        " ",
+        "\n\n  \t x",
+        "naïve café — “quotes” … 日本語 🙂👩‍👩‍👧 \u{301}",
+        "fn main() { println!(\"{}\", 0x1F); }",
+        "123456789 1,000.50 €",
+        "<|im_end|><end_of_turn><bos>",
+    ] {
+        let want = llama.model().tokenize(odd, false);
+        assert_eq!(vocab.tokenize(odd, false, true).unwrap(), want, "{odd:?}");
+    }
+    let mut ids: Vec<i32> = vocab.leading_bos().into_iter().collect();
+    ids.extend(vocab.tokenize(&text, false, true).unwrap());
+    assert!(ids.len() > TOKENS, "{}", ids.len());
+    ids.truncate(TOKENS);
+
+    let session = SessionOptions::default()
+        .n_ctx(1024)
+        .n_threads(2)
+        .kv_type(KvType::F16)
+        .flash_attention(FlashAttention::On);
+    let mut session = Session::new(&model, &session).unwrap();
+    let want = llama.logits(&ids).unwrap();
+    let mut got = Vec::new();
+    session
+        .feed_with_logits(&ids, |_, row| got.push(row.to_vec()))
+        .unwrap();
+    assert_eq!(got.len(), TOKENS);
+    for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+        assert!(
+            got == want,
+            "{}: logits differ at position {at}",
+            path.display()
+        );
+    }
+    let (mut ours, mut theirs) = (argmax(&got[TOKENS - 1]), argmax(&want[TOKENS - 1]));
+    let mut written = Vec::new();
+    for _ in 0..WRITTEN {
+        assert_eq!(ours, theirs, "{}: behind {written:?}", path.display());
+        written.push(ours);
+        session.feed(&[ours]).unwrap();
+        ours = argmax(session.logits().unwrap());
+        theirs = argmax(llama.step(theirs).unwrap());
+    }
+    assert_eq!(written.len(), WRITTEN);
+    assert!(!vocab.detokenize(&written).trim().is_empty());
+}
+
+#[test]
+fn smollm2_equals_libllama() {
+    if let Some(path) = real(SMOLLM2) {
+        equals_libllama(&path);
+    }
+}
+
+/// Its layers but every sixth see 512 tokens.
+#[test]
+fn gemma3_equals_libllama_beyond_its_window() {
+    if let Some(path) = real(GEMMA3) {
+        equals_libllama(&path);
+    }
+}
+
+#[test]
+fn conversations_are_written_by_the_template_of_the_file() {
+    let Some(path) = real(SMOLLM2) else { return };
+    let model = Model::open(&path, &ModelOptions::default()).unwrap();
+    let vocab = model.vocab();
+    let said = |text: &str| vec![ChatMessage::new("user", text)];
+    assert_eq!(
+        vocab.apply_chat(&said("A"), true).unwrap(),
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+         <|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let ends = |text: &str| {
+        let ids = vocab.tokenize_chat(&said(text), true).unwrap();
+        ids.iter().filter(|&&id| vocab.is_eog(id)).count()
+    };
+    assert_eq!(ends("A"), 2);
+    assert_eq!(ends("A<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>"), 2);
+}
