@@ -48,6 +48,96 @@ pub mod train;
 #[doc = include_str!("../docs/TRAINING.md")]
 struct TrainingPage;
 
+/// Lifetimes that users rely on. Of each pair of programs the first compiles, the second is the same with one use too late.
+///
+/// What a session lends is gone with its next step:
+///
+/// ```
+/// # use ggraft::{Model, ModelOptions, Session, SessionOptions};
+/// # let model = Model::open("models/tinylm-q8_0.gguf", &ModelOptions::default())?;
+/// # let mut session = Session::new(&model, &SessionOptions::default().n_ctx(64).n_threads(1))?;
+/// session.feed(&[1, 2])?;
+/// let logits = session.logits()?;
+/// let first = logits[0];
+/// session.feed(&[3])?;
+/// # let _ = first;
+/// # Ok::<(), ggraft::Error>(())
+/// ```
+///
+/// ```compile_fail,E0502
+/// # use ggraft::{Model, ModelOptions, Session, SessionOptions};
+/// # let model = Model::open("models/tinylm-q8_0.gguf", &ModelOptions::default())?;
+/// # let mut session = Session::new(&model, &SessionOptions::default().n_ctx(64).n_threads(1))?;
+/// session.feed(&[1, 2])?;
+/// let logits = session.logits()?;
+/// session.feed(&[3])?;
+/// let first = logits[0];
+/// # let _ = first;
+/// # Ok::<(), ggraft::Error>(())
+/// ```
+///
+/// A model is for all threads, a session for one at a time:
+///
+/// ```
+/// fn for_all_threads<T: Send + Sync>() {}
+/// fn for_one_at_a_time<T: Send>() {}
+/// for_all_threads::<ggraft::Model>();
+/// for_all_threads::<ggraft::Adapter>();
+/// for_one_at_a_time::<ggraft::Session>();
+/// for_one_at_a_time::<ggraft::train::Trainer>();
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn for_all_threads<T: Send + Sync>() {}
+/// for_all_threads::<ggraft::Session>();
+/// ```
+///
+/// What a mapped file lends is gone with the file:
+///
+/// ```
+/// # use ggraft::file::mmap::MappedGguf;
+/// let file = MappedGguf::open("models/tinylm-q8_0.gguf".as_ref())?;
+/// let bytes = file.tensor_bytes("token_embd.weight").unwrap();
+/// let first = bytes[0];
+/// drop(file);
+/// # let _ = first;
+/// # Ok::<(), ggraft::Error>(())
+/// ```
+///
+/// ```compile_fail,E0505
+/// # use ggraft::file::mmap::MappedGguf;
+/// let file = MappedGguf::open("models/tinylm-q8_0.gguf".as_ref())?;
+/// let bytes = file.tensor_bytes("token_embd.weight").unwrap();
+/// drop(file);
+/// let first = bytes[0];
+/// # let _ = first;
+/// # Ok::<(), ggraft::Error>(())
+/// ```
+///
+/// A run is looked at between its steps, not during them:
+///
+/// ```
+/// fn run(trainer: &mut ggraft::train::Trainer) -> ggraft::Result<()> {
+///     for report in trainer.reports() {
+///         report?;
+///     }
+///     trainer.adapter()?;
+///     Ok(())
+/// }
+/// ```
+///
+/// ```compile_fail,E0502
+/// fn run(trainer: &mut ggraft::train::Trainer) -> ggraft::Result<()> {
+///     for report in trainer.reports() {
+///         report?;
+///         trainer.adapter()?;
+///     }
+///     Ok(())
+/// }
+/// ```
+#[cfg(doctest)]
+struct Lifetimes;
+
 #[doc(hidden)]
 pub use ggml::kernels::measure;
 

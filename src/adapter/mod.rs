@@ -224,8 +224,8 @@ impl Adapter {
         })))
     }
 
-    /// Number of this adapter, different for every adapter made in this process, the same for clones. Caches of anything
-    /// computed under an adapter are keyed by it.
+    /// Number of this adapter, different for every adapter made in this process, the same for clones: tells whether two
+    /// handles are one adapter.
     pub fn id(&self) -> u64 {
         self.0.id
     }

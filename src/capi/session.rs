@@ -179,7 +179,7 @@ fn kv_type(value: i32) -> Result<KvType, Failure> {
 fn flash_attention(value: i32) -> Result<FlashAttention, Failure> {
     use ggraft_flash_attention::*;
     match value {
-        v if v == GGRAFT_FLASH_ATTENTION_AUTO as i32 => Ok(FlashAttention::Auto),
+        v if v == GGRAFT_FLASH_ATTENTION_AUTO as i32 => Ok(FlashAttention::On),
         v if v == GGRAFT_FLASH_ATTENTION_ON as i32 => Ok(FlashAttention::On),
         v if v == GGRAFT_FLASH_ATTENTION_OFF as i32 => Ok(FlashAttention::Off),
         v => Err(no_such(v, "ggraft_flash_attention")),

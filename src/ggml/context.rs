@@ -3,29 +3,93 @@
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// An arena of tensor descriptions (never of their data). Cloned handles share it.
+/// An arena of tensor descriptions (never of their data) that grows with what is built in it.
 pub(crate) struct Context {
-    raw: NonNull<sys::ggml_context>,
-    /// Held while ggml appends to the arena; the list is what tensors of this context point into.
-    keep: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
+    /// Held while ggml appends to the arena.
+    arena: Mutex<Arena>,
 }
 
-// SAFETY: the arena is only appended to under `keep`'s lock, and tensor descriptions are written only while a graph that
+struct Arena {
+    /// Descriptions do not move; the last chunk is the one that has room.
+    chunks: Vec<Chunk>,
+    /// Descriptions in all of them.
+    len: usize,
+    /// Descriptions of other contexts that some of them read, by address.
+    foreign: HashSet<usize>,
+    /// What tensors of this context point into.
+    keep: Vec<Arc<dyn Any + Send + Sync>>,
+}
+
+/// Memory of ggml's own, whose size is fixed.
+pub(super) struct Chunk(NonNull<sys::ggml_context>);
+
+/// Descriptions in a chunk.
+const CHUNK: usize = 256;
+/// Descriptions that one constructor makes at most.
+const MOST_AT_ONCE: usize = 4;
+
+impl Chunk {
+    /// Room for `bytes` of objects.
+    pub(super) fn new(bytes: usize) -> Self {
+        let params = sys::ggml_init_params {
+            mem_size: bytes,
+            mem_buffer: std::ptr::null_mut(),
+            no_alloc: true,
+        };
+        // SAFETY: ggml owns the memory it allocates; `no_alloc` makes it an arena of descriptions.
+        let raw = unsafe { sys::ggml_init(params) };
+        Self(NonNull::new(raw).expect("ggml_init allocates a few hundred kilobytes"))
+    }
+
+    pub(super) fn raw(&self) -> *mut sys::ggml_context {
+        self.0.as_ptr()
+    }
+
+    /// The descriptions in it.
+    fn tensors(&self) -> impl Iterator<Item = NonNull<sys::ggml_tensor>> {
+        // SAFETY: a live arena, and a tensor in it.
+        let first = NonNull::new(unsafe { sys::ggml_get_first_tensor(self.raw()) });
+        std::iter::successors(first, |t| {
+            // SAFETY: as above.
+            NonNull::new(unsafe { sys::ggml_get_next_tensor(self.raw(), t.as_ptr()) })
+        })
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: `raw` came from `ggml_init`; whoever points into it keeps its owner.
+        unsafe { sys::ggml_free(self.raw()) }
+    }
+}
+
+impl Arena {
+    /// A chunk with room for what one constructor makes.
+    fn chunk(&mut self) -> &Chunk {
+        // SAFETY: a pure size function.
+        let each = unsafe { sys::ggml_tensor_overhead() };
+        let used = |chunk: &Chunk| {
+            // SAFETY: a live arena.
+            unsafe { sys::ggml_used_mem(chunk.raw()) }
+        };
+        let has_room = |chunk: &Chunk| used(chunk) + MOST_AT_ONCE * each <= CHUNK * each;
+        if !self.chunks.last().is_some_and(has_room) {
+            self.chunks.push(Chunk::new(CHUNK * each));
+        }
+        self.chunks.last().expect("made above")
+    }
+}
+
+// SAFETY: the arena is only appended to under its lock, and tensor descriptions are written only while a graph that
 // contains them is built or computed, which needs `&mut Graph`.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: `raw` came from `ggml_init` and every tensor handle holds an `Arc` of `self`.
-        unsafe { sys::ggml_free(self.raw.as_ptr()) }
-    }
-}
 
 /// A tensor description in a [`Context`].
 #[derive(Clone)]
@@ -164,46 +228,63 @@ pub(crate) struct Rope {
 }
 
 impl Context {
-    /// An arena for `n_tensors` descriptions and one graph of as many nodes if `with_graph`.
-    pub(crate) fn new(n_tensors: usize, with_graph: bool) -> Arc<Self> {
-        // SAFETY: pure size functions.
-        let mut mem_size = n_tensors * unsafe { sys::ggml_tensor_overhead() };
-        if with_graph {
-            // SAFETY: as above.
-            mem_size += unsafe { sys::ggml_graph_overhead_custom(n_tensors, false) };
-        }
-        let params = sys::ggml_init_params {
-            mem_size,
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        };
-        // SAFETY: ggml owns the memory it allocates; `no_alloc` makes it an arena of descriptions.
-        let raw = unsafe { sys::ggml_init(params) };
-        let raw = NonNull::new(raw).expect("ggml_init allocates a few hundred kilobytes");
+    /// An empty arena.
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            raw,
-            keep: Mutex::new(Vec::new()),
+            arena: Mutex::new(Arena {
+                chunks: Vec::new(),
+                len: 0,
+                foreign: HashSet::new(),
+                keep: Vec::new(),
+            }),
         })
     }
 
-    pub(super) fn raw(&self) -> *mut sys::ggml_context {
-        self.raw.as_ptr()
+    fn lock(&self) -> MutexGuard<'_, Arena> {
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<dyn Any + Send + Sync>>> {
-        self.keep.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Descriptions that a graph of what was built here can consist of: those of the arena, and those of other contexts that
+    /// they are computed from.
+    pub(super) fn reachable(&self) -> usize {
+        let arena = self.lock();
+        let mut seen = arena.foreign.clone();
+        let mut left: Vec<usize> = seen.iter().copied().collect();
+        while let Some(address) = left.pop() {
+            // SAFETY: a description of a context that `keep` keeps alive, or one that it is computed from.
+            let srcs = unsafe { (*(address as *const sys::ggml_tensor)).src };
+            let new = srcs.iter().map(|src| *src as usize);
+            left.extend(new.filter(|&src| src != 0 && seen.insert(src)));
+        }
+        arena.len + seen.len()
+    }
+
+    /// Takes the memory from all descriptions, for whoever gives them other memory.
+    ///
+    /// # Safety
+    /// Nobody may be reading them, and none may have memory that is not given to it again.
+    pub(super) unsafe fn forget_memory(&self) {
+        for t in self.lock().chunks.iter().flat_map(Chunk::tensors) {
+            // SAFETY: a live description; the caller's promise.
+            unsafe {
+                (*t.as_ptr()).data = std::ptr::null_mut();
+                (*t.as_ptr()).buffer = std::ptr::null_mut();
+            }
+        }
     }
 
     /// Keeps `owner` (a map, a buffer) alive as long as the context and its tensors.
     pub(crate) fn keep(&self, owner: Arc<dyn Any + Send + Sync>) {
-        self.lock().push(owner);
+        self.lock().keep.push(owner);
     }
 
     /// The tensor called `name`.
     pub(crate) fn find(self: &Arc<Self>, name: &str) -> Option<Tensor> {
         let name = CString::new(name).ok()?;
-        // SAFETY: a live arena and a NUL-terminated name.
-        let raw = NonNull::new(unsafe { sys::ggml_get_tensor(self.raw(), name.as_ptr()) })?;
+        let raw = self.lock().chunks.iter().find_map(|chunk| {
+            // SAFETY: a live arena and a NUL-terminated name.
+            NonNull::new(unsafe { sys::ggml_get_tensor(chunk.raw(), name.as_ptr()) })
+        })?;
         Some(Tensor {
             raw,
             ctx: self.clone(),
@@ -216,19 +297,18 @@ impl Context {
         srcs: &[&Tensor],
         f: impl FnOnce(*mut sys::ggml_context) -> *mut sys::ggml_tensor,
     ) -> Tensor {
-        let mut keep = self.lock();
-        for src in srcs {
-            if !src.belongs_to(self) {
-                let owner: Arc<dyn Any + Send + Sync> = src.ctx.clone();
-                if !keep
-                    .iter()
-                    .any(|k| std::ptr::addr_eq(Arc::as_ptr(k), Arc::as_ptr(&owner)))
-                {
-                    keep.push(owner);
-                }
+        let mut arena = self.lock();
+        for src in srcs.iter().filter(|src| !src.belongs_to(self)) {
+            arena.foreign.insert(src.id());
+            let owner: Arc<dyn Any + Send + Sync> = src.ctx.clone();
+            let is_owner = |k: &Arc<_>| std::ptr::addr_eq(Arc::as_ptr(k), Arc::as_ptr(&owner));
+            if !arena.keep.iter().any(is_owner) {
+                arena.keep.push(owner);
             }
         }
-        let raw = NonNull::new(f(self.raw())).expect("ggml tensor constructors do not return null");
+        let chunk = arena.chunk().raw();
+        let raw = NonNull::new(f(chunk)).expect("ggml tensor constructors do not return null");
+        arena.len += 1;
         Tensor {
             raw,
             ctx: self.clone(),

@@ -12,18 +12,54 @@ const ALL_THREADS: i32 = -1;
 
 /// What computes an operation. Every thread of the pool calls [`Kernel::run`] once, with its own part.
 pub(crate) trait Kernel: Send + Sync + 'static {
-    /// Computes the part of the result that belongs to `op.ith` of `op.nth`. There is no barrier within an operation: a
-    /// part must not read what another one writes.
-    fn run(&self, op: &Op<'_>);
+    /// Computes the part of the result `out` that belongs to `op.ith` of `op.nth`. There is no barrier within an operation:
+    /// a part must not read what another one writes.
+    fn run(&self, op: &Op<'_>, out: Output<'_>);
 }
 
-/// One thread's view of an operation: operands and result.
+/// One thread's view of an operation: its operands.
 pub(crate) struct Op<'a> {
     dst: &'a sys::ggml_tensor,
     /// This thread.
     pub(super) ith: usize,
     /// Of so many.
     pub(super) nth: usize,
+}
+
+/// One thread's right to write its part of the contiguous F32 result. There is one for each thread and operation, and
+/// whoever takes a slice of the result gives it up for that, so no two slices are the same memory.
+pub(crate) struct Output<'a> {
+    dst: &'a sys::ggml_tensor,
+    ith: usize,
+    nth: usize,
+}
+
+impl<'a> Output<'a> {
+    /// This thread's share of the result as `n` items of equal length, a number that all threads must agree on: the first
+    /// item's number and the elements.
+    pub(super) fn share(self, n: usize) -> (usize, &'a mut [f32]) {
+        let len = self.dst.ne.iter().product::<i64>() as usize / n;
+        let range = share(n, self.ith, self.nth);
+        // SAFETY: inside the result, and the shares of all threads are disjoint. No operand is the same memory
+        // (`Op::operand`), and `self` was the only way to it.
+        let items = unsafe {
+            std::slice::from_raw_parts_mut(
+                self.as_mut_ptr().add(range.start * len),
+                range.len() * len,
+            )
+        };
+        (range.start, items)
+    }
+
+    /// First element of the result, for kernels that divide it otherwise.
+    pub(super) fn as_mut_ptr(&self) -> *mut f32 {
+        self.dst.data.cast()
+    }
+}
+
+/// Part `ith` of `nth` of `n` items.
+fn share(n: usize, ith: usize, nth: usize) -> Range<usize> {
+    n * ith / nth..n * (ith + 1) / nth
 }
 
 /// An F32 operand, possibly a view with gaps between its rows.
@@ -56,16 +92,17 @@ impl<'a> Op<'a> {
         unsafe { self.dst.src[i].as_ref() }.expect("the operation has this operand")
     }
 
-    /// Operand `i`.
+    /// Operand `i`, which the operation does not write: of one in place not the first.
     pub(super) fn operand(&self, i: usize) -> Operand<'a> {
         let t = self.src(i);
         assert_eq!(t.type_, sys::GGML_TYPE_F32);
         assert_eq!(t.nb[0], size_of::<f32>());
+        assert_ne!(t.data, self.dst.data, "an operation in place writes it");
         let ne = t.ne.map(|n| n as usize);
         let stride = t.nb.map(|n| n / size_of::<f32>());
         let span = 1 + (0..4).map(|i| (ne[i] - 1) * stride[i]).sum::<usize>();
         // SAFETY: the graph's allocator, or the owner of the weights, provides these elements; no part of this operation
-        // writes them (trait contract; an operation in place reads only what it writes itself).
+        // writes them (trait contract).
         let values = unsafe { std::slice::from_raw_parts(t.data.cast::<f32>(), span) };
         Operand { values, ne, stride }
     }
@@ -91,11 +128,6 @@ impl<'a> Op<'a> {
         )
     }
 
-    /// First element of the contiguous F32 result.
-    pub(super) fn dst(&self) -> *mut f32 {
-        self.dst.data.cast()
-    }
-
     /// First element of operand `i`, which the kernel writes besides its result.
     pub(super) fn second_dst(&self, i: usize) -> *mut f32 {
         self.src(i).data.cast()
@@ -108,19 +140,7 @@ impl<'a> Op<'a> {
 
     /// This thread's share of `n` items.
     pub(super) fn share(&self, n: usize) -> Range<usize> {
-        n * self.ith / self.nth..n * (self.ith + 1) / self.nth
-    }
-
-    /// This thread's share of the result as `n` items of equal length: the first item's number and the elements.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) fn share_mut(&self, n: usize) -> (usize, &mut [f32]) {
-        let len = self.ne().iter().product::<usize>() / n;
-        let range = self.share(n);
-        // SAFETY: inside the result, and the shares of all threads are disjoint. A kernel asks once.
-        let items = unsafe {
-            std::slice::from_raw_parts_mut(self.dst().add(range.start * len), range.len() * len)
-        };
-        (range.start, items)
+        share(n, self.ith, self.nth)
     }
 }
 
@@ -129,11 +149,8 @@ impl<'a> Op<'a> {
 unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel: *mut c_void) {
     // SAFETY: the caller's promise; the context keeps the kernel.
     let (dst, kernel) = unsafe { (&*dst, &*kernel.cast::<Box<dyn Kernel>>()) };
-    kernel.run(&Op {
-        dst,
-        ith: ith as usize,
-        nth: nth as usize,
-    });
+    let (ith, nth) = (ith as usize, nth as usize);
+    kernel.run(&Op { dst, ith, nth }, Output { dst, ith, nth });
 }
 
 impl Context {

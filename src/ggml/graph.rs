@@ -1,6 +1,6 @@
 //! A computation graph with its memory and its plan: built once, run many times.
 
-use super::context::{Context, Tensor};
+use super::context::{Chunk, Context, Tensor};
 use super::threadpool::ThreadPool;
 use ggml_sys as sys;
 use std::ptr::NonNull;
@@ -46,25 +46,34 @@ impl Drop for GraphMemory {
 pub(crate) struct GraphShape {
     ctx: Arc<Context>,
     raw: NonNull<sys::ggml_cgraph>,
+    /// Where the graph itself lies.
+    _chunk: Chunk,
 }
 
-// SAFETY: the graph lies in `ctx`, and only `&mut` or owned shapes lead to it.
+// SAFETY: everything is owned or kept alive by `ctx`, and only `&mut` or owned shapes lead to it.
 unsafe impl Send for GraphShape {}
 
 impl GraphShape {
-    /// The graph that computes `outputs`, in this order, whose descriptions (at most `max_nodes`) lie in `ctx`.
-    pub(crate) fn new(ctx: Arc<Context>, max_nodes: usize, outputs: &[Tensor]) -> Self {
-        // SAFETY: the arena was sized for a graph of `max_nodes` (Context::new with_graph); outputs belong to it.
+    /// The graph that computes `outputs`, in this order, which were built in `ctx`.
+    pub(crate) fn new(ctx: Arc<Context>, outputs: &[Tensor]) -> Self {
+        let size = ctx.reachable();
+        // SAFETY: a pure size function.
+        let chunk = Chunk::new(unsafe { sys::ggml_graph_overhead_custom(size, false) });
+        // SAFETY: a chunk for a graph of this size, which all that the outputs can depend on fits into; they belong to `ctx`.
         let raw = unsafe {
-            let raw = sys::ggml_new_graph_custom(ctx.raw(), max_nodes, false);
+            let raw = sys::ggml_new_graph_custom(chunk.raw(), size, false);
             for t in outputs {
                 assert!(t.belongs_to(&ctx));
                 sys::ggml_build_forward_expand(raw, t.raw());
             }
             raw
         };
-        let raw = NonNull::new(raw).expect("the arena has room for the graph");
-        Self { ctx, raw }
+        let raw = NonNull::new(raw).expect("the chunk has room for the graph");
+        Self {
+            ctx,
+            raw,
+            _chunk: chunk,
+        }
     }
 
     /// Bytes that the graph's inputs and intermediate results take at most at one time.
@@ -87,8 +96,7 @@ impl GraphShape {
 
 /// A built graph. Owns the memory of its intermediate results, so tensor data is only reachable through it.
 pub(crate) struct Graph {
-    ctx: Arc<Context>,
-    raw: NonNull<sys::ggml_cgraph>,
+    shape: GraphShape,
     memory: GraphMemory,
     /// Scratch of the kernels (quantized activations and the like), sized by the plan.
     work: Vec<u8>,
@@ -107,11 +115,10 @@ impl Graph {
     /// As [`GraphShape::new`], with memory.
     pub(crate) fn new(
         ctx: Arc<Context>,
-        max_nodes: usize,
         outputs: &[Tensor],
         memory: GraphMemory,
     ) -> Result<Self, ComputeError> {
-        Self::allocate(GraphShape::new(ctx, max_nodes, outputs), memory)
+        Self::allocate(GraphShape::new(ctx, outputs), memory)
     }
 
     /// Gives a graph its memory.
@@ -119,14 +126,12 @@ impl Graph {
         shape: GraphShape,
         mut memory: GraphMemory,
     ) -> Result<Self, ComputeError> {
-        let GraphShape { ctx, raw } = shape;
         // SAFETY: a complete graph; `memory` is exclusively ours.
-        if !unsafe { sys::ggml_gallocr_alloc_graph(memory.raw.as_mut(), raw.as_ptr()) } {
+        if !unsafe { sys::ggml_gallocr_alloc_graph(memory.raw.as_mut(), shape.raw.as_ptr()) } {
             return Err(ComputeError::OutOfMemory);
         }
         Ok(Self {
-            ctx,
-            raw,
+            shape,
             memory,
             work: Vec::new(),
             plan: None,
@@ -140,20 +145,10 @@ impl Graph {
 
     /// Takes the memory back for the next graph, and the graph without it, which [`Graph::allocate`] takes again.
     pub(crate) fn into_parts(self) -> (GraphShape, GraphMemory) {
-        let Self {
-            ctx, raw, memory, ..
-        } = self;
-        // SAFETY: a live arena. What lies in it has its data in `memory` or looks into another tensor; the allocator sets
-        // both anew if they are null. Weights and caches lie in arenas of their own.
-        unsafe {
-            let mut t = sys::ggml_get_first_tensor(ctx.raw());
-            while !t.is_null() {
-                (*t).data = std::ptr::null_mut();
-                (*t).buffer = std::ptr::null_mut();
-                t = sys::ggml_get_next_tensor(ctx.raw(), t);
-            }
-        }
-        (GraphShape { ctx, raw }, memory)
+        // SAFETY: the graph is ours. What it consists of has its data in `memory` or looks into another tensor; the allocator
+        // sets both anew if they are null. Weights and caches lie in arenas of their own.
+        unsafe { self.shape.ctx.forget_memory() };
+        (self.shape, self.memory)
     }
 
     /// Runs the graph on `pool`, until done or `cancel` is raised.
@@ -169,7 +164,7 @@ impl Graph {
         {
             // SAFETY: a complete, allocated graph.
             let raw = unsafe {
-                sys::ggml_graph_plan(self.raw.as_ptr(), pool.n_threads() as i32, pool.raw())
+                sys::ggml_graph_plan(self.shape.raw.as_ptr(), pool.n_threads() as i32, pool.raw())
             };
             self.work.resize(raw.work_size, 0);
             self.plan = Some(Plan {
@@ -189,7 +184,7 @@ impl Graph {
         let _turn = pool.turn();
         // SAFETY: graph, memory and work buffer are exclusively ours; the pool is ours for this turn; `cancel` outlives
         // the call.
-        match unsafe { sys::ggml_graph_compute(self.raw.as_ptr(), plan) } {
+        match unsafe { sys::ggml_graph_compute(self.shape.raw.as_ptr(), plan) } {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(ComputeError::Cancelled),
             _ => Err(ComputeError::OutOfMemory),
@@ -197,7 +192,11 @@ impl Graph {
     }
 
     fn data(&self, t: &Tensor) -> *mut u8 {
-        assert!(t.belongs_to(&self.ctx), "{} is of another graph", t.name());
+        assert!(
+            t.belongs_to(&self.shape.ctx),
+            "{} is of another graph",
+            t.name()
+        );
         // SAFETY: the description is alive (`ctx`).
         let data = unsafe { (*t.raw()).data };
         assert!(
@@ -211,7 +210,7 @@ impl Graph {
     /// Whether `t` is part of the graph: an input that no node reads gets no memory.
     pub(crate) fn has_memory(&self, t: &Tensor) -> bool {
         // SAFETY: the description is alive (`t`).
-        t.belongs_to(&self.ctx) && unsafe { !(*t.raw()).data.is_null() }
+        t.belongs_to(&self.shape.ctx) && unsafe { !(*t.raw()).data.is_null() }
     }
 
     /// The bytes of an input, to be filled before [`Graph::compute`].
@@ -270,4 +269,55 @@ impl Graph {
 unsafe extern "C" fn is_raised(data: *mut std::ffi::c_void) -> bool {
     // SAFETY: the caller's promise.
     unsafe { &*data.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::types::GgmlType;
+
+    #[test]
+    fn arenas_grow_and_graphs_are_as_large_as_they_must() {
+        let ctx = Context::new();
+        let x = ctx.new_tensor(GgmlType::F32, &[4]).named("x", None).input();
+        let mut y = x.clone();
+        // Several chunks of descriptions, and more nodes than ggml's default graph has.
+        for _ in 0..3000 {
+            y = ctx.scale(&y, -1.0);
+        }
+        let y = ctx.add(&y, &x).output();
+        assert_eq!(ctx.reachable(), 3002);
+        assert_eq!(ctx.find("x").unwrap().id(), x.id());
+        assert!(ctx.find("y").is_none());
+        let pool = ThreadPool::new(1);
+        let mut memory = GraphMemory::new();
+        let mut shape = GraphShape::new(ctx.clone(), std::slice::from_ref(&y));
+        // The same graph in memory that another one had in between.
+        for factor in [1.0, 3.0] {
+            let mut graph = Graph::allocate(shape, memory).unwrap();
+            let values = [1.0, 2.0, 3.0, 4.0].map(|v| factor * v);
+            graph.slice_mut(&x).copy_from_slice(&values);
+            graph.compute(&pool, None).unwrap();
+            assert_eq!(graph.read_f32(&y), values.map(|v| 2.0 * v));
+            (shape, memory) = graph.into_parts();
+            let other = Context::new();
+            let z = other.new_tensor(GgmlType::F32, &[1 << 16]).input();
+            let sum = other.add(&z, &z).output();
+            let graph = Graph::new(other, &[sum], memory).unwrap();
+            memory = graph.into_memory();
+        }
+    }
+
+    #[test]
+    fn what_other_contexts_have_is_counted_once() {
+        let weights = Context::new();
+        let w = weights.new_tensor(GgmlType::F32, &[4]);
+        let row = weights.view(&w, [2, 1, 1, 1], [8, 8, 8], 8);
+        let ctx = Context::new();
+        let x = ctx.new_tensor(GgmlType::F32, &[2]).input();
+        let sum = ctx.add(&ctx.add(&x, &row), &row);
+        // x and both sums; the view, and what it looks into.
+        assert_eq!(ctx.reachable(), 5);
+        assert!(sum.belongs_to(&ctx));
+    }
 }

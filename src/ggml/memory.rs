@@ -120,7 +120,7 @@ fn supports_mul_mat(
     ty: GgmlType,
     ne: [usize; 2],
 ) -> bool {
-    let ctx = Context::new(4, false);
+    let ctx = Context::new();
     let w = ctx.new_tensor(ty, &ne);
     let x = ctx.new_tensor(GgmlType::F32, &[ne[0], 512]);
     let y = ctx.mul_mat(&w, &x);

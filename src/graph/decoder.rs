@@ -13,11 +13,6 @@ pub(crate) trait KeyValues {
     fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor;
 }
 
-/// An upper bound of the tensor descriptions that a decoder graph needs, inputs and views included.
-pub(crate) fn max_nodes(hp: &HParams) -> usize {
-    64 + 64 * hp.n_layer
-}
-
 /// The decoder of one base, for graphs over one set of inputs.
 pub(crate) struct Decoder<'a> {
     hp: &'a HParams,
@@ -73,7 +68,7 @@ impl<'a> Decoder<'a> {
         let (hp, w, inp) = (self.hp, self.w, self.inp);
         let mut x = match entry {
             Entry::Tokens => b.scale(&b.get_rows(&w.token_embd, &inp.entry), hp.token_scale),
-            Entry::Rows => inp.entry.clone(),
+            Entry::Embeddings => inp.entry.clone(),
         };
         if let Some(rows) = &inp.virtual_rows {
             x = b.place_rows(&x, &rows.values, &rows.slots);

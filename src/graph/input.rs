@@ -12,7 +12,7 @@ pub(crate) enum Entry {
     /// Token ids.
     Tokens,
     /// Virtual tokens: vectors in place of embeddings.
-    Rows,
+    Embeddings,
 }
 
 /// What decides a graph's topology. Two steps with equal topology share a graph, whatever adapter is attached.
@@ -68,7 +68,7 @@ impl Inputs {
         Self {
             entry: match entry {
                 Entry::Tokens => input(ctx, GgmlType::I32, &[n_tokens], "inp_tokens"),
-                Entry::Rows => input(ctx, GgmlType::F32, &[hp.n_embd, n_tokens], "inp_embd"),
+                Entry::Embeddings => input(ctx, GgmlType::F32, &[hp.n_embd, n_tokens], "inp_embd"),
             },
             positions: input(ctx, GgmlType::I32, &[n_tokens], "inp_pos"),
             outputs: (n_outputs > 0 && n_outputs < n_tokens)

@@ -6,6 +6,6 @@ mod input;
 mod tape;
 
 pub(crate) use builder::Builder;
-pub(crate) use decoder::{Decoder, KeyValues, max_nodes};
+pub(crate) use decoder::{Decoder, KeyValues};
 pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualRows, causal_mask, input};
 pub(crate) use tape::{Gradients, Tape};

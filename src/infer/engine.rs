@@ -4,9 +4,7 @@ use super::kv_cache::{Cached, KvCache, KvType};
 use super::session::{CancelToken, SessionError};
 use crate::error::Result;
 use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
-use crate::graph::{
-    Builder, CacheInputs, Decoder, Entry, Inputs, Topology, causal_mask, max_nodes,
-};
+use crate::graph::{Builder, CacheInputs, Decoder, Entry, Inputs, Topology, causal_mask};
 use crate::model::Model;
 use half::f16;
 use std::ops::Range;
@@ -167,7 +165,7 @@ impl Core {
     pub(super) fn topology(&self, input: Input<'_>, start: usize, n_outputs: usize) -> Topology {
         let entry = match input {
             Input::Tokens(_) => Entry::Tokens,
-            Input::Rows(_) => Entry::Rows,
+            Input::Rows(_) => Entry::Embeddings,
         };
         let n = input.len(self.model.hparams().n_embd);
         Topology {
@@ -257,8 +255,7 @@ impl Core {
         memory: GraphMemory,
     ) -> Result<Built, SessionError> {
         let hp = self.model.hparams();
-        let nodes = max_nodes(hp);
-        let ctx = Context::new(nodes, true);
+        let ctx = Context::new();
         let inputs = Inputs::new(
             &ctx,
             hp,
@@ -283,8 +280,7 @@ impl Core {
             .iter()
             .filter_map(|&name| Some((name.to_owned(), ctx.find(name)?.output())))
             .collect();
-        let graph =
-            Graph::new(ctx, nodes, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
+        let graph = Graph::new(ctx, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
         Ok(Built {
             topology,
             graph,

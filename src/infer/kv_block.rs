@@ -1,7 +1,7 @@
 //! What an adapter is at run time: K and V rows of every layer in the cache's own type and layout, ready to be copied.
 
 use super::engine::{Core, Mode};
-use super::kv_cache::{Half, KvCache, KvType};
+use super::kv_cache::{KvCache, KvPart, KvType};
 use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
 use crate::error::Result;
 use crate::model::{HParams, Model};
@@ -31,13 +31,13 @@ impl KvBlock {
     }
 
     fn from_prefix(layers: &[PrefixLayer], ty: KvType, hp: &HParams) -> Self {
-        let encode = |half, rows: &Rows| match (ty, rows.as_f16()) {
+        let encode = |part, rows: &Rows| match (ty, rows.as_f16()) {
             (KvType::F16, Some(values)) => bytemuck::cast_slice(values).to_vec(),
-            _ => ty.encode(half, hp, rows.to_f32()),
+            _ => ty.encode(part, hp, rows.to_f32()),
         };
         let halves = layers
             .iter()
-            .map(|l| [encode(Half::K, &l.k), encode(Half::V, &l.v)])
+            .map(|l| [encode(KvPart::K, &l.k), encode(KvPart::V, &l.v)])
             .collect();
         Self {
             n_rows: layers[0].k.n_rows(),
@@ -58,7 +58,7 @@ impl KvBlock {
         core.run_rows(&rows.to_f32(), 0)?;
         let halves = (0..model.hparams().n_layer)
             .map(|il| {
-                [Half::K, Half::V].map(|half| core.cache.rows(half, il, 0, 0, n_rows).to_vec())
+                [KvPart::K, KvPart::V].map(|part| core.cache.rows(part, il, 0, 0, n_rows).to_vec())
             })
             .collect();
         Ok(Self { n_rows, halves })
@@ -73,10 +73,10 @@ impl KvBlock {
     pub(crate) fn copy_into(&self, cache: &mut KvCache, stream: usize) {
         for (il, [k, v]) in self.halves.iter().enumerate() {
             cache
-                .rows_mut(Half::K, il, stream, 0, self.n_rows)
+                .rows_mut(KvPart::K, il, stream, 0, self.n_rows)
                 .copy_from_slice(k);
             cache
-                .rows_mut(Half::V, il, stream, 0, self.n_rows)
+                .rows_mut(KvPart::V, il, stream, 0, self.n_rows)
                 .copy_from_slice(v);
         }
     }

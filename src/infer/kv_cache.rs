@@ -41,21 +41,21 @@ impl KvType {
     }
 
     /// How values of heads of `head_dim` values are rotated before they are stored; `None`: not at all.
-    fn rotation(self, half: Half, head_dim: usize) -> Option<usize> {
+    fn rotation(self, part: KvPart, head_dim: usize) -> Option<usize> {
         if self != Self::Q8_0 || !head_dim.is_multiple_of(MIN_ROTATION) {
             return None;
         }
-        Some(match half {
+        Some(match part {
             // The largest power of two that divides the head.
-            Half::K => 1 << head_dim.trailing_zeros(),
-            Half::V => MIN_ROTATION,
+            KvPart::K => 1 << head_dim.trailing_zeros(),
+            KvPart::V => MIN_ROTATION,
         })
     }
 
     /// Converts rows of `hp`'s width, `ne = [Hk d, n]`, into the cache's own form, rotated and rounded as the graph's own
     /// writes are.
-    pub(crate) fn encode(self, half: Half, hp: &HParams, mut values: Vec<f32>) -> Vec<u8> {
-        if let Some(n) = self.rotation(half, hp.head_dim) {
+    pub(crate) fn encode(self, part: KvPart, hp: &HParams, mut values: Vec<f32>) -> Vec<u8> {
+        if let Some(n) = self.rotation(part, hp.head_dim) {
             rotate(&mut values, n);
         }
         let mut out = Vec::new();
@@ -75,7 +75,7 @@ const MIN_ROTATION: usize = 64;
 
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Half {
+pub(crate) enum KvPart {
     K,
     V,
 }
@@ -124,19 +124,19 @@ impl KvCache {
             .ok_or_else(too_large)?;
         let mut map = MmapMut::map_anon(bytes)?;
         let (base, size) = (map.as_mut_ptr(), map.len());
-        let ctx = Context::new(2 * hp.n_layer, false);
+        let ctx = Context::new();
         // SAFETY: the map moves into the owner without moving its pages and lives as long as the buffer.
         let buffer = unsafe { Buffer::from_owner(base, size, Arc::new(map)) };
         let tensors = (0..2 * hp.n_layer)
             .map(|i| {
-                let (half, il) = if i < hp.n_layer {
+                let (part, il) = if i < hp.n_layer {
                     ("k", i)
                 } else {
                     ("v", i - hp.n_layer)
                 };
                 let t = ctx
                     .new_tensor(ty.ggml(), &[width, cells, streams])
-                    .named(&format!("cache_{half}"), Some(il));
+                    .named(&format!("cache_{part}"), Some(il));
                 buffer.place(&t, i * layer_bytes);
                 t
             })
@@ -167,17 +167,17 @@ impl KvCache {
         self.tensors.len() / 2
     }
 
-    fn index(&self, half: Half, il: usize) -> usize {
-        match half {
-            Half::K => il,
-            Half::V => self.n_layer() + il,
+    fn index(&self, part: KvPart, il: usize) -> usize {
+        match part {
+            KvPart::K => il,
+            KvPart::V => self.n_layer() + il,
         }
     }
 
     /// Byte range of `n` rows from `cell` on.
     fn offset(
         &self,
-        half: Half,
+        part: KvPart,
         il: usize,
         stream: usize,
         cell: usize,
@@ -185,20 +185,20 @@ impl KvCache {
     ) -> (usize, usize) {
         assert!(il < self.n_layer() && stream < self.streams && cell + n <= self.cells);
         let start =
-            self.index(half, il) * self.layer_bytes + (stream * self.cells + cell) * self.row_bytes;
+            self.index(part, il) * self.layer_bytes + (stream * self.cells + cell) * self.row_bytes;
         (start, n * self.row_bytes)
     }
 
     /// Rows of a layer.
     pub(crate) fn rows(
         &self,
-        half: Half,
+        part: KvPart,
         il: usize,
         stream: usize,
         cell: usize,
         n: usize,
     ) -> &[u8] {
-        let (start, len) = self.offset(half, il, stream, cell, n);
+        let (start, len) = self.offset(part, il, stream, cell, n);
         // SAFETY: inside the map (checked in `offset`), and no graph runs while `&self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.base.add(start), len) }
     }
@@ -206,13 +206,13 @@ impl KvCache {
     /// Rows of a layer, to be overwritten.
     pub(crate) fn rows_mut(
         &mut self,
-        half: Half,
+        part: KvPart,
         il: usize,
         stream: usize,
         cell: usize,
         n: usize,
     ) -> &mut [u8] {
-        let (start, len) = self.offset(half, il, stream, cell, n);
+        let (start, len) = self.offset(part, il, stream, cell, n);
         // SAFETY: inside the map (checked in `offset`), exclusively ours through `&mut self`.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }
@@ -233,17 +233,17 @@ pub(crate) struct Cached<'a> {
 }
 
 impl Cached<'_> {
-    /// `x`, whose rows are heads or consist of them, turned as the cache's `half` is. Rotations keep scalar products:
+    /// `x`, whose rows are heads or consist of them, turned as the cache's `part` is. Rotations keep scalar products:
     /// scores of rotated queries with rotated keys are those of the queries and keys themselves.
-    fn rotated(&self, b: &Builder, half: Half, x: &Tensor) -> Tensor {
-        match self.cache.ty.rotation(half, self.hp.head_dim) {
+    fn rotated(&self, b: &Builder, part: KvPart, x: &Tensor) -> Tensor {
+        match self.cache.ty.rotation(part, self.hp.head_dim) {
             Some(n) => b.ctx().rotate_runs(x, n),
             None => x.clone(),
         }
     }
 
     /// What attention reads of a layer: `ne = [d, Hk, N, S]`.
-    fn window(&self, b: &Builder, half: Half, il: usize) -> Tensor {
+    fn read(&self, b: &Builder, part: KvPart, il: usize) -> Tensor {
         let c = self.cache;
         let Topology {
             n_kv,
@@ -254,7 +254,7 @@ impl Cached<'_> {
         let head_bytes = c.ty.row_bytes(self.hp.head_dim);
         let stream_bytes = c.cells * c.row_bytes;
         b.ctx().view(
-            &c.tensors[c.index(half, il)],
+            &c.tensors[c.index(part, il)],
             [self.hp.head_dim, self.hp.n_head_kv, n_kv, n_streams],
             [head_bytes, c.row_bytes, stream_bytes],
             stream * stream_bytes,
@@ -266,8 +266,8 @@ impl KeyValues for Cached<'_> {
     fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor) {
         let c = self.cache;
         let width = self.hp.kv_width();
-        for (half, rows) in [(Half::K, k), (Half::V, v)] {
-            let rows = self.rotated(b, half, rows);
+        for (part, rows) in [(KvPart::K, k), (KvPart::V, v)] {
+            let rows = self.rotated(b, part, rows);
             let nb = rows.nb();
             let rows = b
                 .ctx()
@@ -275,7 +275,7 @@ impl KeyValues for Cached<'_> {
             // All streams as one list of rows, so that one write serves tokens of several streams.
             let all = b
                 .ctx()
-                .reshape(&c.tensors[c.index(half, il)], &[width, c.cells * c.streams]);
+                .reshape(&c.tensors[c.index(part, il)], &[width, c.cells * c.streams]);
             let written = b.ctx().set_rows(&all, &rows, &self.inputs.cells);
             b.demand(&written);
         }
@@ -283,10 +283,10 @@ impl KeyValues for Cached<'_> {
 
     fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
         let hp = self.hp;
-        let (k, v) = (self.window(b, Half::K, il), self.window(b, Half::V, il));
+        let (k, v) = (self.read(b, KvPart::K, il), self.read(b, KvPart::V, il));
         let [d, h, t, _] = q.ne();
         let s = self.topology.n_streams;
-        let q = self.rotated(b, Half::K, q);
+        let q = self.rotated(b, KvPart::K, q);
         let nb = q.nb();
         let q = b
             .ctx()
@@ -297,7 +297,7 @@ impl KeyValues for Cached<'_> {
         };
         let a = b.attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash);
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
-        let a = self.rotated(b, Half::V, &a).named("kqv_out", Some(il));
+        let a = self.rotated(b, KvPart::V, &a).named("kqv_out", Some(il));
         b.demand(&a);
         a
     }

@@ -89,10 +89,8 @@ pub enum ExistingText {
 /// Whether attention runs in one fused kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FlashAttention {
-    /// What is faster on this CPU: on.
+    /// Fused: faster on every CPU.
     #[default]
-    Auto,
-    /// Fused.
     On,
     /// Separate products and softmax.
     Off,
@@ -303,7 +301,7 @@ impl Session {
             .into());
         }
         let flash = match options.flash_attention {
-            FlashAttention::Auto | FlashAttention::On => true,
+            FlashAttention::On => true,
             FlashAttention::Off => false,
         };
         if options.kv_type == KvType::Q8_0 {

@@ -112,7 +112,7 @@ impl Weights {
         repack: bool,
     ) -> Result<Self, ModelError> {
         // Matrices may exist twice (mapped and repacked), the output three times.
-        let ctx = Context::new(2 * file.tensors().count() + 1, false);
+        let ctx = Context::new();
         let buffers = file
             .parts()
             .iter()

@@ -66,7 +66,7 @@ pub(super) fn start(
         Init::Vocab => {
             let n = shape.n_vocab as f32;
             let ids: Vec<i32> = (0..length).map(|_| rng.uniform(0.0, n) as i32).collect();
-            Some(Variables::rows(shape, passes.embeddings(&ids)?))
+            Some(Variables::virtual_tokens(shape, passes.embeddings(&ids)?))
         }
         Init::Text(text) => {
             // With BOS, as PEFT tokenizes it.
@@ -221,7 +221,10 @@ fn text_rows(
     match method {
         AdapterKind::Prompt | AdapterKind::PTuning => {
             let ids: Vec<i32> = ids.iter().cycle().take(length).copied().collect();
-            Ok(Variables::rows(model.shape(), passes.embeddings(&ids)?))
+            Ok(Variables::virtual_tokens(
+                model.shape(),
+                passes.embeddings(&ids)?,
+            ))
         }
         AdapterKind::Prefix => {
             // The base expects its attention sink first.

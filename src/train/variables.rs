@@ -15,7 +15,7 @@ pub(crate) enum Variables {
         layers: Vec<[Vec<f32>; 2]>,
     },
     /// Virtual tokens `ne = [D, P]`.
-    Rows { length: usize, values: Vec<f32> },
+    Virtual { length: usize, values: Vec<f32> },
 }
 
 impl Variables {
@@ -28,8 +28,8 @@ impl Variables {
     }
 
     /// Virtual tokens of a base of this shape.
-    pub(super) fn rows(base: &BaseShape, values: Vec<f32>) -> Self {
-        Self::Rows {
+    pub(super) fn virtual_tokens(base: &BaseShape, values: Vec<f32>) -> Self {
+        Self::Virtual {
             length: values.len() / base.n_embd,
             values,
         }
@@ -41,7 +41,7 @@ impl Variables {
             Payload::Prefix { layers } => {
                 Self::prefix(base, layers.iter().map(|l| l.to_f32()).collect())
             }
-            Payload::Rows(rows) => Self::rows(base, rows.to_f32()),
+            Payload::Rows(rows) => Self::virtual_tokens(base, rows.to_f32()),
         }
     }
 
@@ -50,7 +50,7 @@ impl Variables {
         match self {
             Self::None => unreachable!("an adapter has rows"),
             Self::Prefix { layers, .. } => Payload::prefix(layers, base),
-            Self::Rows { values, .. } => Ok(Payload::Rows(Rows::from_f32(base.n_embd, values)?)),
+            Self::Virtual { values, .. } => Ok(Payload::Rows(Rows::from_f32(base.n_embd, values)?)),
         }
     }
 
@@ -62,7 +62,7 @@ impl Variables {
     ) -> Result<Self, AdapterError> {
         Ok(match method {
             AdapterKind::Prefix => Self::prefix(base, layers_from_peft(rows, base)?),
-            AdapterKind::Prompt | AdapterKind::PTuning => Self::rows(base, rows.to_vec()),
+            AdapterKind::Prompt | AdapterKind::PTuning => Self::virtual_tokens(base, rows.to_vec()),
         })
     }
 
@@ -71,7 +71,7 @@ impl Variables {
         match self {
             Self::None => Ok(Vec::new()),
             Self::Prefix { layers, .. } => layers_to_peft(&layers, base),
-            Self::Rows { values, .. } => Ok(values),
+            Self::Virtual { values, .. } => Ok(values),
         }
     }
 
@@ -79,7 +79,7 @@ impl Variables {
     pub(super) fn prefix_length(&self) -> usize {
         match self {
             Self::Prefix { length, .. } => *length,
-            Self::None | Self::Rows { .. } => 0,
+            Self::None | Self::Virtual { .. } => 0,
         }
     }
 
@@ -91,7 +91,7 @@ impl Variables {
                 length: *length,
                 layers: layers.iter().map(|[k, v]| [f(k), f(v)]).collect(),
             },
-            Self::Rows { length, values } => Self::Rows {
+            Self::Virtual { length, values } => Self::Virtual {
                 length: *length,
                 values: f(values),
             },
@@ -116,7 +116,7 @@ impl Variables {
         match self {
             Self::None => Vec::new(),
             Self::Prefix { layers, .. } => layers.iter().flatten().collect(),
-            Self::Rows { values, .. } => vec![values],
+            Self::Virtual { values, .. } => vec![values],
         }
     }
 
@@ -124,7 +124,7 @@ impl Variables {
         match self {
             Self::None => Vec::new(),
             Self::Prefix { layers, .. } => layers.iter_mut().flatten().collect(),
-            Self::Rows { values, .. } => vec![values],
+            Self::Virtual { values, .. } => vec![values],
         }
     }
 }
@@ -167,7 +167,7 @@ mod tests {
 
         let rows = vec![1.0; 12];
         let v = Variables::from_encoder(AdapterKind::Prompt, &base, &rows).unwrap();
-        assert!(matches!(v, Variables::Rows { length: 2, .. }));
+        assert!(matches!(v, Variables::Virtual { length: 2, .. }));
         assert_eq!(v.prefix_length(), 0);
         let payload = v.clone().into_payload(&base).unwrap();
         assert_eq!(Variables::from_payload(&payload, &base), v);

@@ -136,8 +136,7 @@ impl SessionArgs {
                 None => kv_type,
             })
             .flash_attention(match self.flash_attn {
-                FlashArg::Auto => FlashAttention::Auto,
-                FlashArg::On => FlashAttention::On,
+                FlashArg::Auto | FlashArg::On => FlashAttention::On,
                 FlashArg::Off => FlashAttention::Off,
             });
         options.n_ctx = self.ctx;

@@ -107,7 +107,7 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
 
 #[cfg(not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi")))]
 pub(super) unsafe fn to_bf16_pairs(_: &Tile, _: *mut u32, _: usize) {
-    unreachable!("Precision::of never says BF16")
+    unreachable!("Rounding::of never says BF16")
 }
 
 #[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]

@@ -32,8 +32,8 @@ pub fn mul_mat_back_seconds(
 ) -> Seconds {
     let pool = ThreadPool::new(n_threads);
     let w = weights(ty, k, n);
-    let mut bf16 = Product::new(GgmlType::BF16, n, k, t, &weights(GgmlType::BF16, n, k));
-    let mut forward = Product::new(ty, k, n, t, &w);
+    let mut bf16 = Measured::new(GgmlType::BF16, n, k, t, &weights(GgmlType::BF16, n, k));
+    let mut forward = Measured::new(ty, k, n, t, &w);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
     let mut best = [f64::INFINITY; 3];
     for _ in 0..rounds {
@@ -69,18 +69,18 @@ fn weights(ty: GgmlType, width: usize, rows: usize) -> Vec<u8> {
 }
 
 /// One `mul_mat` of ggml.
-struct Product {
+struct Measured {
     graph: Graph,
 }
 
-impl Product {
+impl Measured {
     /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`.
     fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8]) -> Self {
-        let ctx = Context::new(8, true);
+        let ctx = Context::new();
         let w = ctx.new_tensor(ty, &[k, n]).input();
         let x = ctx.new_tensor(GgmlType::F32, &[k, t]).input();
         let y = ctx.mul_mat(&w, &x).output();
-        let mut graph = Graph::new(ctx, 8, &[y], GraphMemory::new()).expect("memory");
+        let mut graph = Graph::new(ctx, &[y], GraphMemory::new()).expect("memory");
         let bytes = graph.bytes_mut(&w);
         bytes.copy_from_slice(&weights[..bytes.len()]);
         graph.slice_mut::<f32>(&x).copy_from_slice(&values(k * t));

@@ -8,14 +8,14 @@ use std::ops::Range;
 
 /// What weights and gradients are rounded to before they are multiplied. Sums are F32 in both cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Precision {
+pub(crate) enum Rounding {
     /// Nothing is rounded.
     F32,
     /// 8 bits of significand. Products of two are exact in F32.
     Bf16,
 }
 
-impl Precision {
+impl Rounding {
     /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway:
     /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
     pub(crate) fn of(ty: GgmlType) -> Self {
@@ -113,7 +113,7 @@ pub(crate) unsafe fn mul_mat_back(
         t,
     };
     // SAFETY: the caller's promise.
-    unsafe { product.part(Precision::of(ty), ith, nth) }
+    unsafe { product.part(Rounding::of(ty), ith, nth) }
 }
 
 /// The operands of [`mul_mat_back`].
@@ -133,7 +133,7 @@ struct Product {
 impl Product {
     /// # Safety
     /// As [`mul_mat_back`].
-    unsafe fn part(&self, precision: Precision, ith: usize, nth: usize) {
+    unsafe fn part(&self, rounding: Rounding, ith: usize, nth: usize) {
         // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
         let panels = self.k.div_ceil(NR);
         let (begin, end) = (panels * ith / nth * NR, panels * (ith + 1) / nth * NR);
@@ -141,9 +141,9 @@ impl Product {
         if columns.is_empty() {
             return;
         }
-        let n_block = match precision {
-            Precision::F32 => N_WORDS,
-            Precision::Bf16 => 2 * N_WORDS,
+        let n_block = match rounding {
+            Rounding::F32 => N_WORDS,
+            Rounding::Bf16 => 2 * N_WORDS,
         };
         SCRATCH.with_borrow_mut(|scratch| {
             let (a, b) = scratch.words(self.t);
@@ -162,8 +162,8 @@ impl Product {
                     let depth = n0..self.n.min(n0 + n_block);
                     // SAFETY: at most as many rows and columns as the scratch holds, of matrices that are valid.
                     unsafe {
-                        self.convert(precision, &rows, &depth, a);
-                        self.multiply(precision, &rows, &depth, &columns, a, b);
+                        self.convert(rounding, &rows, &depth, a);
+                        self.multiply(rounding, &rows, &depth, &columns, a, b);
                     }
                 }
             }
@@ -176,7 +176,7 @@ impl Product {
     /// `a` must hold the rows, [`A_STRIDE`] words apart.
     unsafe fn convert(
         &self,
-        precision: Precision,
+        rounding: Rounding,
         rows: &Range<usize>,
         depth: &Range<usize>,
         a: *mut u32,
@@ -186,9 +186,9 @@ impl Product {
             unsafe {
                 let from = self.dy.add(t * self.dy_stride + depth.start);
                 let to = a.add(i * A_STRIDE);
-                match precision {
-                    Precision::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), depth.len()),
-                    Precision::Bf16 => bf16::convert_row(from, depth.len(), to),
+                match rounding {
+                    Rounding::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), depth.len()),
+                    Rounding::Bf16 => bf16::convert_row(from, depth.len(), to),
                 }
             }
         }
@@ -201,7 +201,7 @@ impl Product {
     /// `a` must hold converted dY, `b` have room for a tile of W.
     unsafe fn multiply(
         &self,
-        precision: Precision,
+        rounding: Rounding,
         rows: &Range<usize>,
         depth: &Range<usize>,
         columns: &Range<usize>,
@@ -227,9 +227,9 @@ impl Product {
             };
             // SAFETY: the tile lies in W; the scratch holds its panels.
             unsafe {
-                match precision {
-                    Precision::F32 => dequant::to_f32(&tile, b.cast(), PANEL),
-                    Precision::Bf16 => dequant::to_bf16_pairs(&tile, b, PANEL),
+                match rounding {
+                    Rounding::F32 => dequant::to_f32(&tile, b.cast(), PANEL),
+                    Rounding::Bf16 => dequant::to_bf16_pairs(&tile, b, PANEL),
                 }
             }
             for j in (k0.max(columns.start)..columns.end.min(k0 + k)).step_by(NR) {
@@ -238,8 +238,8 @@ impl Product {
                 unsafe {
                     let b = b.add((j - k0) / NR * PANEL);
                     let (c, ldc) = (self.dx.add(rows.start * self.dx_stride + j), self.dx_stride);
-                    match precision {
-                        Precision::F32 => {
+                    match rounding {
+                        Rounding::F32 => {
                             let a = Strided {
                                 data: a.cast(),
                                 row: A_STRIDE,
@@ -247,7 +247,7 @@ impl Product {
                             };
                             gemm::panel(accumulate, m, nr, n, a, b.cast(), NR, c, ldc);
                         }
-                        Precision::Bf16 => {
+                        Rounding::Bf16 => {
                             bf16::panel(accumulate, m, nr, n.div_ceil(2), a, b, c, ldc)
                         }
                     }
@@ -374,7 +374,7 @@ mod bf16 {
 #[cfg(not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi")))]
 mod bf16 {
     pub(super) unsafe fn convert_row(_: *const f32, _: usize, _: *mut u32) {
-        unreachable!("Precision::of never says BF16")
+        unreachable!("Rounding::of never says BF16")
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -388,7 +388,7 @@ mod bf16 {
         _: *mut f32,
         _: usize,
     ) {
-        unreachable!("Precision::of never says BF16")
+        unreachable!("Rounding::of never says BF16")
     }
 }
 
@@ -420,7 +420,7 @@ mod tests {
     /// Weights and gradients: `ne = [k, n]` and `ne = [n, t]`.
     struct Case {
         ty: GgmlType,
-        precision: Precision,
+        rounding: Rounding,
         k: usize,
         n: usize,
         t: usize,
@@ -434,7 +434,7 @@ mod tests {
             quantize_rows(ty, &values(k * n, 1), k, &mut w);
             Self {
                 ty,
-                precision: Precision::of(ty),
+                rounding: Rounding::of(ty),
                 k,
                 n,
                 t,
@@ -445,8 +445,8 @@ mod tests {
 
         /// As on a CPU without dot products of BF16.
         fn exact(self) -> Self {
-            let precision = Precision::F32;
-            Self { precision, ..self }
+            let rounding = Rounding::F32;
+            Self { rounding, ..self }
         }
 
         /// Rows `from..to` of dX, computed in `nth` parts.
@@ -466,16 +466,16 @@ mod tests {
             };
             for ith in 0..nth {
                 // SAFETY: the matrices have these sizes.
-                unsafe { product.part(self.precision, ith, nth) };
+                unsafe { product.part(self.rounding, ith, nth) };
             }
             dx
         }
 
-        /// dX by definition and the sum of absolute values in it, of values rounded as `precision` says.
+        /// dX by definition and the sum of absolute values in it, of values rounded as `rounding` says.
         fn naive(&self) -> Vec<(f64, f64)> {
-            let rounded = |x: f32| match self.precision {
-                Precision::F32 => f64::from(x),
-                Precision::Bf16 => bf16::from_f32(x).to_f64(),
+            let rounded = |x: f32| match self.rounding {
+                Rounding::F32 => f64::from(x),
+                Rounding::Bf16 => bf16::from_f32(x).to_f64(),
             };
             let mut sums = vec![(0.0, 0.0); self.t * self.k];
             let mut row = vec![0.0; self.k];

@@ -1,7 +1,7 @@
 //! Derivatives of the activations.
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op};
+use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::exp;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::sync::Arc;
@@ -51,9 +51,9 @@ pub(crate) enum Gate<'a> {
 struct ActivationBack(Activated);
 
 impl Kernel for ActivationBack {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (x, dy) = (op.operand(0).contiguous(), op.operand(1).contiguous());
-        let (first, dst) = op.share_mut(x.len());
+        let (first, dst) = out.share(x.len());
         let (x, dy) = (&x[first..], &dy[first..]);
         let f = self.0;
         for ((dx, &x), &dy) in dst.iter_mut().zip(x).zip(dy) {
@@ -83,9 +83,9 @@ impl GatedBack {
 }
 
 impl Kernel for GatedBack {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let [width, t, ..] = op.ne();
-        let (first, gates) = op.share_mut(t);
+        let (first, gates) = out.share(t);
         let dy = op.operand(if self.fused { 1 } else { 2 });
         for (i, gate) in (first..).zip(gates.chunks_exact_mut(width)) {
             if self.fused {
@@ -106,7 +106,7 @@ impl Kernel for GatedBack {
 struct After;
 
 impl Kernel for After {
-    fn run(&self, _: &Op<'_>) {}
+    fn run(&self, _: &Op<'_>, _: Output<'_>) {}
 }
 
 /// `dx` of `y = cap tanh(s x / cap)`, from y. Operands: y, dy.
@@ -116,9 +116,9 @@ struct SoftcapBack {
 }
 
 impl Kernel for SoftcapBack {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (y, dy) = (op.operand(0).contiguous(), op.operand(1).contiguous());
-        let (first, dst) = op.share_mut(y.len());
+        let (first, dst) = out.share(y.len());
         for ((dx, &y), &dy) in dst.iter_mut().zip(&y[first..]).zip(&dy[first..]) {
             let t = y / self.cap;
             *dx = dy * self.s * (1.0 - t * t);

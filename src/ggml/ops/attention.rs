@@ -3,7 +3,7 @@
 //! time (Dao et al. 2022).
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op, Operand};
+use crate::ggml::custom::{Kernel, Op, Operand, Output};
 use crate::ggml::kernels::{exp_sub_sum, gemm};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -94,12 +94,12 @@ enum Source {
 }
 
 /// Keys or values: those of the tokens and those of the prefix.
-struct Rows<'a> {
+struct Sources<'a> {
     tokens: Operand<'a>,
     prefix: Option<Operand<'a>>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> Sources<'a> {
     fn row(&self, source: Source, head: usize) -> &'a [f32] {
         match source {
             Source::Token(t) => self.tokens.row(head, t),
@@ -160,7 +160,7 @@ fn room(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
 }
 
 /// The attention weights of some queries.
-struct Weights<'a> {
+struct AttentionWeights<'a> {
     /// Keys that the columns stand for.
     keys: Range<usize>,
     /// `ne = [keys, queries]`.
@@ -179,7 +179,7 @@ impl Spans {
         k_t: &[f32],
         values: &'a mut Vec<f32>,
         slopes: &mut Vec<f32>,
-    ) -> Weights<'a> {
+    ) -> AttentionWeights<'a> {
         let at = span.before + i;
         let keys = self.visible_to(at, n);
         let (width, all) = (keys.len(), span.keys());
@@ -220,7 +220,7 @@ impl Spans {
             let sum = exp_sub_sum(row, max);
             row.iter_mut().for_each(|w| *w /= sum);
         }
-        Weights { keys, values }
+        AttentionWeights { keys, values }
     }
 }
 
@@ -228,7 +228,7 @@ impl Spans {
 struct Attention(Spans);
 
 impl Kernel for Attention {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let spans = &self.0;
         let (q, k, v) = operands(op, spans);
         let [d, h, ..] = q.ne;
@@ -261,7 +261,11 @@ impl Kernel for Attention {
                     for (j, row) in tile.chunks_exact(d).enumerate() {
                         let at = ((span.tokens.start + i + j) * h + head) * d;
                         // SAFETY: one token's values of one head, which only this unit writes.
-                        unsafe { op.dst().add(at).copy_from_nonoverlapping(row.as_ptr(), d) };
+                        unsafe {
+                            out.as_mut_ptr()
+                                .add(at)
+                                .copy_from_nonoverlapping(row.as_ptr(), d)
+                        };
                     }
                 }
             }
@@ -269,9 +273,9 @@ impl Kernel for Attention {
     }
 }
 
-fn operands<'a>(op: &Op<'a>, spans: &Spans) -> (Operand<'a>, Rows<'a>, Rows<'a>) {
+fn operands<'a>(op: &Op<'a>, spans: &Spans) -> (Operand<'a>, Sources<'a>, Sources<'a>) {
     let prefix = |i| (spans.prefix > 0).then(|| op.operand(i));
-    let rows = |i, j| Rows {
+    let rows = |i, j| Sources {
         tokens: op.operand(i),
         prefix: prefix(j),
     };
@@ -283,7 +287,7 @@ fn operands<'a>(op: &Op<'a>, spans: &Spans) -> (Operand<'a>, Rows<'a>, Rows<'a>)
 struct AttentionBack(Spans);
 
 impl Kernel for AttentionBack {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let spans = &self.0;
         let (q, k, v) = operands(op, spans);
         let dout = op.operand(if spans.prefix > 0 { 5 } else { 3 });
@@ -293,7 +297,9 @@ impl Kernel for AttentionBack {
         let (dk_at, dv_at) = (d * h * t, d * h * t + d * rows * h);
         let head_rows = |at: usize, head: usize| {
             // SAFETY: the rows of one head, which only the thread that this head belongs to writes.
-            unsafe { std::slice::from_raw_parts_mut(op.dst().add(at + head * rows * d), rows * d) }
+            unsafe {
+                std::slice::from_raw_parts_mut(out.as_mut_ptr().add(at + head * rows * d), rows * d)
+            }
         };
         SCRATCH.with_borrow_mut(|s| {
             for head in op.share(h) {
@@ -391,7 +397,11 @@ impl Kernel for AttentionBack {
                         for (j, row) in tile.chunks_exact(d).enumerate() {
                             let at = ((token + j) * h + head) * d;
                             // SAFETY: one token's values of one head, which only this thread writes.
-                            unsafe { op.dst().add(at).copy_from_nonoverlapping(row.as_ptr(), d) };
+                            unsafe {
+                                out.as_mut_ptr()
+                                    .add(at)
+                                    .copy_from_nonoverlapping(row.as_ptr(), d)
+                            };
                         }
                         // dk += d(scores)^T q
                         let queries = &q.values[head * q.stride[1] + token * q.stride[2]..];
@@ -455,11 +465,11 @@ struct SumGroups {
 }
 
 impl Kernel for SumGroups {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let &Self { d, h, group, t } = self;
         let parts = &op.operand(0).contiguous()[d * h * t..];
         let rows = parts.len() / (2 * d * h);
-        let (first, dst) = op.share_mut(2 * rows);
+        let (first, dst) = out.share(2 * rows);
         for (i, out) in (first..).zip(dst.chunks_exact_mut(d * (h / group))) {
             let (half, row) = (i / rows, i % rows);
             for (hk, out) in out.chunks_exact_mut(d).enumerate() {

@@ -1,7 +1,7 @@
 //! Rotation by Walsh-Hadamard matrices, which spreads outliers over a whole run of values before it is quantized.
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op};
+use crate::ggml::custom::{Kernel, Op, Output};
 use std::sync::Arc;
 
 /// Rotates each run of `n` values by the orthonormal Walsh-Hadamard matrix of size n, a power of two, in place. The matrix
@@ -32,10 +32,10 @@ struct Rotate {
 }
 
 impl Kernel for Rotate {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let x = op.operand(0);
         let [width, rows, planes, _] = x.ne;
-        let (first, dst) = op.share_mut(rows * planes);
+        let (first, dst) = out.share(rows * planes);
         for (i, row) in (first..).zip(dst.chunks_exact_mut(width)) {
             row.copy_from_slice(x.row(i % rows, i / rows));
             rotate(row, self.n);

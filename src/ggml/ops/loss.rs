@@ -1,7 +1,7 @@
 //! Cross-entropy between logits and what they should say.
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op};
+use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::exp_sub_sum;
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ struct CrossEntropy {
 }
 
 impl Kernel for CrossEntropy {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (ids, probabilities) = (op.ids(1), op.operand(2).contiguous());
         let weights = op.operand(3).contiguous();
         let [v, c, ..] = op.ne();
         let k = ids.len() / c;
-        let (first, rows) = op.share_mut(c);
+        let (first, rows) = out.share(c);
         let keep = 1.0 - self.smoothing;
         for (i, row) in (first..).zip(rows.chunks_exact_mut(v)) {
             let targets = || {
@@ -72,7 +72,7 @@ struct TopK {
 }
 
 impl Kernel for TopK {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let logits = op.operand(0);
         let (k, c) = (self.k, logits.ne[1]);
         for i in op.share(c) {
@@ -91,8 +91,8 @@ impl Kernel for TopK {
             for (j, (&id, p)) in best.iter().zip(probabilities).enumerate() {
                 // SAFETY: elements (j, i) of both halves of the result, written by this thread alone.
                 unsafe {
-                    *op.dst().add(i * k + j) = f32::from_bits(id);
-                    *op.dst().add((c + i) * k + j) = p / sum;
+                    *out.as_mut_ptr().add(i * k + j) = f32::from_bits(id);
+                    *out.as_mut_ptr().add((c + i) * k + j) = p / sum;
                 }
             }
         }

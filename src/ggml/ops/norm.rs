@@ -1,7 +1,7 @@
 //! Derivatives of the norms.
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op};
+use crate::ggml::custom::{Kernel, Op, Output};
 use std::sync::Arc;
 
 /// `dx` of `y = norm(x) * w`, one row at a time. Operands: x, w, dy.
@@ -12,10 +12,10 @@ struct NormBack {
 }
 
 impl Kernel for NormBack {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (x, w, dy) = (op.operand(0), op.operand(1), op.operand(2));
         let [n, n1, n2, _] = x.ne;
-        let (first, dst) = op.share_mut(n1 * n2);
+        let (first, dst) = out.share(n1 * n2);
         for (row, dx) in (first..).zip(dst.chunks_exact_mut(n)) {
             let (i1, i2) = (row % n1, row / n1);
             let (x, dy) = (x.row(i1, i2), dy.row(i1, i2));

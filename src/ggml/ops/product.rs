@@ -1,7 +1,7 @@
 //! The derivative of a product with frozen weights.
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op};
+use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::mul_mat_back;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 struct ProductBack;
 
 impl Kernel for ProductBack {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (w, ty, row_bytes, [k, n]) = op.matrix(0);
         let dy = op.operand(1);
         assert_eq!(dy.ne[0], n);
@@ -23,7 +23,7 @@ impl Kernel for ProductBack {
                 n,
                 dy.values.as_ptr(),
                 dy.stride[1],
-                op.dst(),
+                out.as_mut_ptr(),
                 k,
                 dy.ne[1],
                 op.ith,

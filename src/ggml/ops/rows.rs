@@ -1,16 +1,16 @@
 //! Picking, placing and padding of rows.
 
 use crate::ggml::context::{Context, Tensor};
-use crate::ggml::custom::{Kernel, Op};
+use crate::ggml::custom::{Kernel, Op, Output};
 use std::sync::Arc;
 
 /// Row t of the result is row `slots[t]` of `values`, or row t of `x` where the slot is -1. Operands: x, values, slots.
 struct PlaceRows;
 
 impl Kernel for PlaceRows {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (x, values, slots) = (op.operand(0), op.operand(1), op.ids(2));
-        let (first, dst) = op.share_mut(slots.len());
+        let (first, dst) = out.share(slots.len());
         for (t, row) in (first..).zip(dst.chunks_exact_mut(x.ne[0])) {
             row.copy_from_slice(match usize::try_from(slots[t]) {
                 Ok(slot) => values.row(slot, 0),
@@ -24,9 +24,9 @@ impl Kernel for PlaceRows {
 struct SumRows;
 
 impl Kernel for SumRows {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (dy, ids) = (op.operand(0), op.ids(1));
-        let (first, dst) = op.share_mut(op.ne()[1]);
+        let (first, dst) = out.share(op.ne()[1]);
         for (j, row) in (first..).zip(dst.chunks_exact_mut(dy.ne[0])) {
             row.fill(0.0);
             for (t, _) in ids.iter().enumerate().filter(|&(_, &id)| id == j as i32) {
@@ -42,10 +42,10 @@ struct PadColumns {
 }
 
 impl Kernel for PadColumns {
-    fn run(&self, op: &Op<'_>) {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let dy = op.operand(0);
         let [width, t, ..] = op.ne();
-        let (first, dst) = op.share_mut(t);
+        let (first, dst) = out.share(t);
         for (t, row) in (first..).zip(dst.chunks_exact_mut(width)) {
             row.fill(0.0);
             row[self.offset..][..dy.ne[0]].copy_from_slice(dy.row(t, 0));

@@ -5,8 +5,6 @@ use crate::file::types::GgmlType;
 use crate::ggml::{Graph, GraphMemory, RopeKind, ThreadPool};
 use crate::model::Qkv;
 
-/// Tensor descriptions of one graph here.
-const NODES: usize = 128;
 /// Differences are taken with this step and twice of it.
 const STEP: f64 = 1e-2;
 /// So many elements of a variable are compared, if it has more.
@@ -50,7 +48,7 @@ fn compute(
     verb: &impl Fn(&Builder, &[Tensor]) -> Tensor,
     gradient: Option<&[f32]>,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let ctx = Context::new(NODES, true);
+    let ctx = Context::new();
     let tensors: Vec<Tensor> = leaves
         .iter()
         .map(|leaf| match leaf {
@@ -74,7 +72,7 @@ fn compute(
         let found = variables().map(|v| found.of(v).expect("the result depends on it"));
         outputs.extend(found.map(|g| ctx.cont(g).output()));
     }
-    let mut graph = Graph::new(ctx, NODES, &outputs, GraphMemory::new()).unwrap();
+    let mut graph = Graph::new(ctx, &outputs, GraphMemory::new()).unwrap();
     for (leaf, tensor) in leaves.iter().zip(&tensors) {
         // What the verb does not read has none.
         if graph.has_memory(tensor) {
@@ -550,7 +548,7 @@ fn attention_of_views() {
 
 #[test]
 fn nothing_is_recorded_below_the_variables() {
-    let ctx = Context::new(NODES, true);
+    let ctx = Context::new();
     let leaf = || ctx.new_tensor(GgmlType::F32, &[4, 2]).input();
     let (frozen, x, unused) = (leaf(), leaf(), leaf());
     let mut b = Builder::new(ctx.clone());

@@ -2,14 +2,14 @@
 
 use super::add;
 use super::lstm::Lstm;
-use super::spec::{Init, ParamSpec};
+use super::spec::{Distribution, ParamSpec};
 use crate::ggml::gemm;
 use crate::train::linalg::matmul_transposed;
 use crate::train::param::Param;
 
 /// A layer, and what its backward pass needs to know of the last forward pass. Its parameters are kept by the encoder.
 #[derive(Clone)]
-pub(super) enum Layer {
+pub(super) enum EncoderLayer {
     Linear(Linear),
     Tanh { output: Vec<f32> },
     Relu { input: Vec<f32> },
@@ -26,7 +26,7 @@ pub(super) struct Linear {
     input: Vec<f32>,
 }
 
-impl Layer {
+impl EncoderLayer {
     pub(super) fn linear(name: &'static str, from: usize, to: usize) -> Self {
         Self::Linear(Linear {
             name,
@@ -108,7 +108,7 @@ impl Linear {
         let part = |part, shape| ParamSpec {
             name: format!("{}.{part}", self.name),
             shape,
-            init: Init::Uniform { fan: self.from },
+            init: Distribution::Uniform { fan: self.from },
         };
         vec![
             part("weight", vec![self.to, self.from]),

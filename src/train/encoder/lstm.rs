@@ -2,7 +2,7 @@
 
 use super::add;
 use super::layer::product_backward;
-use super::spec::{Init, ParamSpec};
+use super::spec::{Distribution, ParamSpec};
 use crate::ggml::gemm;
 use crate::train::linalg::{matmul_transposed, transpose};
 use crate::train::param::Param;
@@ -72,7 +72,7 @@ impl Lstm {
                 .map(move |(param, shape)| ParamSpec {
                     name: format!("{}.{param}_l{}{direction}", self.name, self.layer),
                     shape,
-                    init: Init::Uniform { fan: self.hidden },
+                    init: Distribution::Uniform { fan: self.hidden },
                 })
         };
         DIRECTIONS.into_iter().flat_map(of_direction).collect()

@@ -10,8 +10,8 @@ mod spec;
 
 use super::param::{Param, StateError};
 use super::rng::Rng;
-use layer::Layer;
-use spec::{Init, ParamSpec, Sizes};
+use layer::EncoderLayer;
+use spec::{Distribution, ParamSpec, Sizes};
 use std::collections::HashMap;
 
 /// PEFT's name of trained rows in the files it saves.
@@ -24,7 +24,8 @@ const EMBEDDING: &str = "embedding.weight";
 #[serde(rename_all = "snake_case")]
 pub(crate) enum EncoderKind {
     /// The rows themselves: prefix tuning without reparameterization, and prompt tuning (Lester et al. 2021).
-    Rows,
+    #[serde(rename = "rows")]
+    Direct,
     /// Embedding, linear, tanh, linear: prefix tuning (Li and Liang 2021), PEFT's `prefix_projection`.
     PrefixMlp,
     /// Embedding, linear, ReLU, linear, ReLU, linear: P-tuning (Liu et al. 2021), PEFT's default.
@@ -42,7 +43,7 @@ pub(crate) struct Encoder {
     width: usize,
     /// The embedding first, then those of each layer.
     params: Vec<Param>,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderLayer>,
     /// Added to the output, see [`Encoder::starting_at`].
     base: Option<Vec<f32>>,
     /// The layers know what they were given.
@@ -61,7 +62,7 @@ impl Encoder {
             hidden: 0,
             layers: 0,
         };
-        Self::assemble(EncoderKind::Rows, &sizes, params)
+        Self::assemble(EncoderKind::Direct, &sizes, params)
     }
 
     /// `rows` prefix rows of `width = 2 * L * Hk * d` values in PEFT's layout, from an embedding of `token_dim` (PEFT: `Hk * d`).
@@ -117,7 +118,7 @@ impl Encoder {
     pub(crate) fn from_params(kind: EncoderKind, params: Vec<Param>) -> Result<Self, StateError> {
         let mut by_name = HashMap::new();
         for mut param in params {
-            if kind == EncoderKind::Rows && param.name == EMBEDDING {
+            if kind == EncoderKind::Direct && param.name == EMBEDDING {
                 param.name = ROWS.to_owned();
             }
             by_name.insert(param.name.clone(), param);
@@ -215,8 +216,8 @@ impl Encoder {
     fn random(kind: EncoderKind, sizes: &Sizes, rng: &mut Rng) -> Self {
         let param = |spec: ParamSpec| {
             let mut draw = || match spec.init {
-                Init::Normal => rng.normal(),
-                Init::Uniform { fan } => {
+                Distribution::Normal => rng.normal(),
+                Distribution::Uniform { fan } => {
                     let bound = 1.0 / (fan as f32).sqrt();
                     rng.uniform(-bound, bound)
                 }

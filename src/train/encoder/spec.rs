@@ -1,6 +1,6 @@
 //! What the encoders consist of: one list each, from which parameters, sizes and layers follow.
 
-use super::layer::Layer;
+use super::layer::EncoderLayer;
 use super::lstm::Lstm;
 use super::{EMBEDDING, EncoderKind, ROWS};
 use crate::train::param::{Param, StateError};
@@ -72,7 +72,7 @@ pub(super) struct Sizes {
 }
 
 /// Distribution of initial values.
-pub(super) enum Init {
+pub(super) enum Distribution {
     /// N(0, 1), as `torch.nn.Embedding`.
     Normal,
     /// Uniform between -1/sqrt(fan) and 1/sqrt(fan), as `torch.nn.Linear` (fan is its input) and `torch.nn.LSTM` (its hidden
@@ -84,14 +84,14 @@ pub(super) enum Init {
 pub(super) struct ParamSpec {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    pub(super) init: Init,
+    pub(super) init: Distribution,
 }
 
 impl EncoderKind {
     /// The steps behind the embedding.
     pub(super) fn specs(self) -> &'static [LayerSpec] {
         match self {
-            Self::Rows => &[],
+            Self::Direct => &[],
             Self::PrefixMlp => PREFIX_MLP,
             Self::PTuningMlp => PTUNING_MLP,
             Self::PTuningLstm => PTUNING_LSTM,
@@ -101,25 +101,30 @@ impl EncoderKind {
     /// PyTorch's name of the table in front of them.
     fn table(self) -> &'static str {
         match self {
-            Self::Rows => ROWS,
+            Self::Direct => ROWS,
             Self::PrefixMlp | Self::PTuningMlp | Self::PTuningLstm => EMBEDDING,
         }
     }
 
     /// The layers of an encoder of these sizes.
-    pub(super) fn layers(self, sizes: &Sizes) -> Vec<Layer> {
+    pub(super) fn layers(self, sizes: &Sizes) -> Vec<EncoderLayer> {
         let mut layers = Vec::new();
         for spec in self.specs() {
             match *spec {
                 LayerSpec::Linear { name, from, to } => {
-                    layers.push(Layer::linear(name, sizes.get(from), sizes.get(to)));
+                    layers.push(EncoderLayer::linear(name, sizes.get(from), sizes.get(to)));
                 }
-                LayerSpec::Tanh => layers.push(Layer::tanh()),
-                LayerSpec::Relu => layers.push(Layer::relu()),
+                LayerSpec::Tanh => layers.push(EncoderLayer::tanh()),
+                LayerSpec::Relu => layers.push(EncoderLayer::relu()),
                 LayerSpec::Lstm { name } => {
                     let mut from = sizes.get(Width::Input);
                     for layer in 0..sizes.layers {
-                        layers.push(Layer::Lstm(Lstm::new(name, layer, from, sizes.hidden)));
+                        layers.push(EncoderLayer::Lstm(Lstm::new(
+                            name,
+                            layer,
+                            from,
+                            sizes.hidden,
+                        )));
                         from = sizes.get(Width::TwiceHidden);
                     }
                 }
@@ -133,10 +138,10 @@ impl EncoderKind {
         let table = ParamSpec {
             name: self.table().to_owned(),
             shape: vec![sizes.rows, sizes.input],
-            init: Init::Normal,
+            init: Distribution::Normal,
         };
         let layers = self.layers(sizes);
-        let of_layers = layers.iter().flat_map(Layer::params);
+        let of_layers = layers.iter().flat_map(EncoderLayer::params);
         std::iter::once(table).chain(of_layers).collect()
     }
 }

@@ -88,7 +88,7 @@ mod reference {
             .collect();
         let relu = |x| f64::max(x, 0.0);
         x = match kind {
-            EncoderKind::Rows => x,
+            EncoderKind::Direct => x,
             EncoderKind::PrefixMlp => linear(
                 v,
                 "transform.2",
@@ -213,7 +213,7 @@ fn starts_at_given_rows() {
 fn frozen_rows_survive_a_checkpoint() {
     let encoder = Encoder::rows(vec![0.5; 6], 3, 2, 2);
     let params = encoder.params().to_vec();
-    let again = Encoder::from_params(EncoderKind::Rows, params).unwrap();
+    let again = Encoder::from_params(EncoderKind::Direct, params).unwrap();
     assert_eq!(again.params(), encoder.params());
     assert_eq!(again.params()[0].frozen, 2);
 }
@@ -302,7 +302,7 @@ fn params_that_do_not_fit() {
         assert_eq!(error(EncoderKind::PTuningLstm, with(name, shape)), wrong);
     }
     assert_eq!(
-        error(EncoderKind::Rows, lstm()).to_string(),
+        error(EncoderKind::Direct, lstm()).to_string(),
         "unexpected tensor lstm_head.bias_hh_l0"
     );
 }
@@ -318,8 +318,8 @@ fn as_in_peft() {
     let mut checked = 0;
     for case in fs::read_dir(cases).unwrap() {
         for (adapter, kind) in [
-            ("prefix", EncoderKind::Rows),
-            ("prompt", EncoderKind::Rows),
+            ("prefix", EncoderKind::Direct),
+            ("prompt", EncoderKind::Direct),
             ("prefix_mlp", EncoderKind::PrefixMlp),
             ("ptuning_mlp", EncoderKind::PTuningMlp),
             ("ptuning_lstm", EncoderKind::PTuningLstm),

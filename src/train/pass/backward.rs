@@ -28,7 +28,7 @@ pub(super) fn backward(
         }
         entered = Some(x);
     }
-    if let (Some(tape), Some(rows), Some(x)) = (forward.embed, leaves.rows(), entered) {
+    if let (Some(tape), Some(rows), Some(x)) = (forward.embed, leaves.virtual_tokens(), entered) {
         let grads = tape.backward(&ctx, &x, &dx);
         return vec![demand(b, &grads, rows)];
     }

@@ -5,7 +5,7 @@ use super::forward::PackedKeys;
 use super::io::Leaves;
 use crate::error::Result;
 use crate::ggml::{Context, Graph, GraphMemory, Tensor};
-use crate::graph::{Builder, Decoder, Entry, Inputs, KeyValues, max_nodes};
+use crate::graph::{Builder, Decoder, Entry, Inputs, KeyValues};
 use crate::train::TrainError;
 use std::sync::Arc;
 
@@ -31,19 +31,18 @@ impl Passes {
     /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
     pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
-        let ctx = Context::new(16, true);
+        let ctx = Context::new();
         let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
         let b = Builder::new(ctx.clone());
         let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.entry), hp.token_scale);
-        self.read(ctx, 16, &inputs, ids, vec![rows.output()])
+        self.read(ctx, &inputs, ids, vec![rows.output()])
             .map(|mut found| found.remove(0))
     }
 
     /// Keys and values that the base computes for a text, for each layer `ne = [Hk d, n]`.
     pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
-        let nodes = 2 * max_nodes(hp);
-        let ctx = Context::new(nodes, true);
+        let ctx = Context::new();
         let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
         let row = 0..ids.len();
         let mut kv = Watched {
@@ -57,7 +56,7 @@ impl Passes {
             x = decoder.layer(&mut b, il, &x, None, &mut kv);
         }
         let outputs = kv.seen.into_iter().map(|t| ctx.cont(&t).output()).collect();
-        let found = self.read(ctx, nodes, &inputs, ids, outputs)?;
+        let found = self.read(ctx, &inputs, ids, outputs)?;
         let mut found = found.into_iter();
         Ok(std::iter::from_fn(|| Some([found.next()?, found.next()?])).collect())
     }
@@ -66,13 +65,12 @@ impl Passes {
     fn read(
         &self,
         ctx: Arc<Context>,
-        nodes: usize,
         inputs: &Inputs,
         ids: &[i32],
         outputs: Vec<Tensor>,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut graph = Graph::new(ctx, nodes, &outputs, GraphMemory::new())
-            .map_err(|_| TrainError::OutOfMemory)?;
+        let mut graph =
+            Graph::new(ctx, &outputs, GraphMemory::new()).map_err(|_| TrainError::OutOfMemory)?;
         graph.slice_mut(&inputs.entry).copy_from_slice(ids);
         if graph.has_memory(&inputs.positions) {
             let positions = graph.slice_mut::<i32>(&inputs.positions);

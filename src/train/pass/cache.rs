@@ -16,7 +16,7 @@ const KEPT: usize = 16;
 pub(super) struct Key {
     goal: Goal,
     smoothing: f32,
-    variables: Shape,
+    variables: Trained,
     n_tokens: usize,
     n_outputs: usize,
     n_choices: usize,
@@ -26,10 +26,10 @@ pub(super) struct Key {
 
 /// What is trained, and P.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Shape {
+enum Trained {
     None,
     Prefix(usize),
-    Rows(usize),
+    Virtual(usize),
 }
 
 impl Key {
@@ -38,9 +38,9 @@ impl Key {
             goal,
             smoothing,
             variables: match variables {
-                Variables::None => Shape::None,
-                Variables::Prefix { length, .. } => Shape::Prefix(*length),
-                Variables::Rows { length, .. } => Shape::Rows(*length),
+                Variables::None => Trained::None,
+                Variables::Prefix { length, .. } => Trained::Prefix(*length),
+                Variables::Virtual { length, .. } => Trained::Virtual(*length),
             },
             n_tokens: batch.n_tokens(),
             n_outputs: batch.outputs.len(),
@@ -138,7 +138,7 @@ mod tests {
             example: 0,
             follows: 0,
         };
-        let rows = |length| Variables::Rows {
+        let rows = |length| Variables::Virtual {
             length,
             values: Vec::new(),
         };

@@ -107,11 +107,11 @@ impl<'a> Stack<'a> {
 
     /// All layers; the tapes of those in `taped` are kept.
     pub(super) fn forward(&mut self, b: &mut Builder, taped: Range<usize>) -> Forward {
-        if let Some(rows) = self.leaves().rows() {
+        if let Some(rows) = self.leaves().virtual_tokens() {
             b.record([rows]);
         }
         let mut x = self.decoder.embed(b, Entry::Tokens);
-        let embed = self.leaves().rows().map(|_| b.recorded());
+        let embed = self.leaves().virtual_tokens().map(|_| b.recorded());
         let mut layers = Vec::with_capacity(self.n_layer);
         for il in 0..self.n_layer {
             let (taped, y) = if taped.contains(&il) {
@@ -135,7 +135,7 @@ impl<'a> Stack<'a> {
     /// Layer `il` on `x`, on a tape whose variables are `x`, if a gradient is wanted below, and the layer's part of the
     /// prefix.
     pub(super) fn taped_layer(&mut self, b: &mut Builder, il: usize, x: &Tensor) -> Taped {
-        let below = il > 0 || self.leaves().rows().is_some();
+        let below = il > 0 || self.leaves().virtual_tokens().is_some();
         let prefix = self.leaves().prefix(il).into_iter().flatten();
         b.record(below.then_some(x).into_iter().chain(prefix));
         let output = self.layer(b, il, x);

@@ -14,7 +14,7 @@ pub(super) enum Leaves {
     /// For each layer keys, then values, F32 `ne = [d, Hk, P]`.
     Prefix(Vec<[Tensor; 2]>),
     /// F32 `ne = [D, P]`.
-    Rows(Tensor),
+    Virtual(Tensor),
 }
 
 impl Leaves {
@@ -30,7 +30,7 @@ impl Leaves {
                 let pair = |il| [leaf("prefix_k", il), leaf("prefix_v", il)];
                 Self::Prefix((0..layers.len()).map(pair).collect())
             }
-            Variables::Rows { length, .. } => Self::Rows(input(
+            Variables::Virtual { length, .. } => Self::Virtual(input(
                 ctx,
                 GgmlType::F32,
                 &[hp.n_embd, *length],
@@ -43,14 +43,14 @@ impl Leaves {
     pub(super) fn prefix(&self, il: usize) -> Option<&[Tensor; 2]> {
         match self {
             Self::Prefix(layers) => Some(&layers[il]),
-            Self::None | Self::Rows(_) => None,
+            Self::None | Self::Virtual(_) => None,
         }
     }
 
     /// Virtual tokens at the input layer.
-    pub(super) fn rows(&self) -> Option<&Tensor> {
+    pub(super) fn virtual_tokens(&self) -> Option<&Tensor> {
         match self {
-            Self::Rows(rows) => Some(rows),
+            Self::Virtual(rows) => Some(rows),
             Self::None | Self::Prefix(_) => None,
         }
     }
@@ -62,7 +62,7 @@ impl Leaves {
                     graph.slice_mut(leaf).copy_from_slice(values);
                 }
             }
-            (Self::Rows(leaf), Variables::Rows { values, .. }) => {
+            (Self::Virtual(leaf), Variables::Virtual { values, .. }) => {
                 graph.slice_mut(leaf).copy_from_slice(values);
             }
             (Self::None, Variables::None) => {}
@@ -93,7 +93,7 @@ impl Io {
         let outputs = input(ctx, GgmlType::I32, &[c], "inp_outputs");
         inputs.outputs = Some(outputs.clone());
         let leaves = Leaves::new(ctx, hp, variables);
-        inputs.virtual_rows = leaves.rows().map(|values| VirtualRows {
+        inputs.virtual_rows = leaves.virtual_tokens().map(|values| VirtualRows {
             values: values.clone(),
             slots: input(ctx, GgmlType::I32, &[t], "inp_slots"),
         });

@@ -15,7 +15,7 @@ use super::batch::Packed;
 use super::variables::Variables;
 use crate::error::Result;
 use crate::ggml::{ComputeError, Context, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
-use crate::graph::{Builder, Decoder, max_nodes};
+use crate::graph::{Builder, Decoder};
 use crate::model::Model;
 use cache::{Cache, Key};
 use forward::{PackedKeys, Stack};
@@ -174,8 +174,7 @@ impl Passes {
     ) -> Planned {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let chunks = Chunks::new(batch.outputs.len(), w.n_vocab());
-        let nodes = 6 * max_nodes(hp) + 32 * chunks.len();
-        let ctx = Context::new(nodes, true);
+        let ctx = Context::new();
         let io = Io::new(&ctx, hp, batch, variables);
         let decoder = Decoder::new(hp, w, &io.inputs, self.long_context);
         let prefix = variables.prefix_length();
@@ -205,7 +204,7 @@ impl Passes {
             }
         }
         Planned {
-            shape: GraphShape::new(ctx, nodes, &b.into_outputs()),
+            shape: GraphShape::new(ctx, &b.into_outputs()),
             ends: Ends {
                 io,
                 gradients,

@@ -126,7 +126,7 @@ impl Cpt {
     /// Loss and its gradient with respect to the rows.
     fn compute(&mut self, passes: &mut Passes, packed: &Packed) -> (f32, Vec<f32>) {
         self.project();
-        let variables = Variables::Rows {
+        let variables = Variables::Virtual {
             length: self.labels.len(),
             values: self.rows(),
         };
@@ -138,7 +138,7 @@ impl Cpt {
         } = found.unwrap();
         let weighted = losses.iter().zip(&packed.weights);
         let loss = weighted.map(|(l, w)| f64::from(l * w)).sum::<f64>() * scale;
-        let Some(Variables::Rows { values, .. }) = gradients else {
+        let Some(Variables::Virtual { values, .. }) = gradients else {
             panic!("gradients of rows");
         };
         (loss as f32, values)
