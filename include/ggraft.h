@@ -1140,6 +1140,22 @@ ggraft_status ggraft_trainer_step(ggraft_trainer *trainer,
                                   ggraft_train_report *report,
                                   size_t size);
 
+// Makes the run one of `steps` steps in all, also one that is over: what was learned and the optimizer's memory stay, and the
+// learning rate follows the schedule of a run of that length.
+//
+// # Safety
+// `trainer` is a live handle.
+ggraft_status ggraft_trainer_set_steps(ggraft_trainer *trainer,
+                                       uint64_t steps);
+
+// Stores the validation loss of the model without an adapter, which one must stay below to be of use; NaN without validation
+// rows. Computed once in a run.
+//
+// # Safety
+// `trainer` is a live handle, `loss` valid for a write.
+ggraft_status ggraft_trainer_base_valid_loss(ggraft_trainer *trainer,
+                                             double *loss);
+
 // Stores the last report, and computes nothing: `ggraft_trainer_poll(trainer, &report, sizeof report)`. Any thread may call it
 // at any time, also while another one is inside a function of the trainer.
 //

@@ -16,13 +16,41 @@ pub(crate) enum Slot {
     Virtual(usize),
 }
 
-/// What should follow a position: a distribution over tokens.
+/// What should follow a position.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Target {
     /// Index of the position in its sequence.
     pub(crate) at: usize,
-    /// Token ids and probabilities; one with probability 1 for a plain target.
-    pub(crate) tokens: Vec<(i32, f32)>,
+    /// What stands there.
+    pub(crate) tokens: Expected,
+}
+
+/// A distribution over tokens. Most are of one token, which takes no memory of its own: data sets have millions of them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Expected {
+    /// This token.
+    One(i32),
+    /// These, with their probabilities.
+    Many(Box<[(i32, f32)]>),
+}
+
+impl Expected {
+    /// Tokens with a probability.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(all) => all.len(),
+        }
+    }
+
+    /// The tokens and their probabilities.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i32, f32)> + '_ {
+        let (one, many) = match self {
+            Self::One(id) => (Some((*id, 1.0)), &[][..]),
+            Self::Many(all) => (None, &all[..]),
+        };
+        one.into_iter().chain(many.iter().copied())
+    }
 }
 
 /// One row, ready to be computed.
@@ -84,7 +112,7 @@ pub(crate) struct Packed {
     /// Tokens whose logits are wanted, in any order, possibly more than once.
     pub(crate) outputs: Vec<usize>,
     /// What they should say.
-    pub(crate) targets: Vec<Vec<(i32, f32)>>,
+    pub(crate) targets: Vec<Expected>,
     /// Weight of each, not normalized.
     pub(crate) weights: Vec<f32>,
 }
@@ -127,7 +155,7 @@ impl Packed {
 
     /// Most tokens with a probability in any target.
     pub(crate) fn n_choices(&self) -> usize {
-        self.targets.iter().map(Vec::len).max().unwrap_or(1)
+        self.targets.iter().map(Expected::len).max().unwrap_or(1)
     }
 }
 
@@ -189,7 +217,7 @@ mod tests {
                 .iter()
                 .map(|&at| Target {
                     at,
-                    tokens: vec![(tokens.get(at + 1).copied().unwrap_or(9), 1.0)],
+                    tokens: Expected::One(tokens.get(at + 1).copied().unwrap_or(9)),
                 })
                 .collect(),
             weight,
@@ -211,7 +239,7 @@ mod tests {
         assert_eq!(p.rows, [2..4, 4..5]);
         // Both rows have a target behind the shared token 1, with different tokens.
         assert_eq!(p.outputs, [1, 2, 1]);
-        assert_eq!(p.targets, [vec![(3, 1.0)], vec![(4, 1.0)], vec![(5, 1.0)]]);
+        assert_eq!(p.targets, [3, 4, 5].map(Expected::One));
         assert_eq!(p.weights, [1.0, 1.0, 0.5]);
     }
 
@@ -253,7 +281,7 @@ mod tests {
         ];
         let target = |at, id| Target {
             at,
-            tokens: vec![(id, 1.0)],
+            tokens: Expected::One(id),
         };
         // Token 1 has nothing in front of it without the adapter.
         row.targets = vec![target(0, 1), target(2, 2), target(3, 3)];

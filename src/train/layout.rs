@@ -1,6 +1,6 @@
 //! Examples become sequences: virtual tokens, text and targets in their places.
 
-use super::batch::{Sequence, Slot, Target};
+use super::batch::{Expected, Sequence, Slot, Target};
 use super::data::Example;
 use super::{Objective, TrainError, TrainOptions, Trimmed};
 use crate::adapter::{AdapterKind, Item, arrange};
@@ -107,7 +107,7 @@ impl<'a> Layout<'a> {
         let target = |i: usize| match slots[i] {
             Slot::Token(id) if counts(i) => Some(Target {
                 at: i - 1,
-                tokens: vec![(id, 1.0)],
+                tokens: Expected::One(id),
             }),
             _ => None,
         };

@@ -2,7 +2,7 @@
 //! (Eyuboglu et al. 2025, Cartridges).
 
 use super::TrainError;
-use super::batch::{MAX_TOKENS, Packed, Sequence, Slot, Target, first_group};
+use super::batch::{Expected, MAX_TOKENS, Packed, Sequence, Slot, Target, first_group};
 use super::data::Example;
 use super::pass::Passes;
 use crate::error::Result;
@@ -88,7 +88,8 @@ impl Teacher {
         };
         let mut found = passes.predict(&packed, self.top_k, cancel)?.into_iter();
         for target in rest[..n].iter_mut().flat_map(|s| &mut s.targets) {
-            target.tokens = found.next().expect("one prediction per target");
+            let tokens = found.next().expect("one prediction per target");
+            target.tokens = Expected::Many(tokens.into());
         }
         self.waiting[set].start += n;
         Ok(())

@@ -106,6 +106,11 @@ fn training_makes_an_adapter() {
     let before = poll(t);
     assert_eq!((before.step, before.steps, before.state), (0, 40, RUNNING));
     assert!(before.loss.is_nan() && before.valid_loss.is_nan());
+    let mut base = 0.0;
+    // SAFETY: a live trainer, and a place for the result.
+    unsafe {
+        ok(ggraft_trainer_base_valid_loss(t, &mut base));
+    }
 
     let mut reports = Vec::new();
     for i in 1..=40 {
@@ -119,11 +124,24 @@ fn training_makes_an_adapter() {
     }
     assert!(reports[39].loss < 0.2 * reports[0].loss, "{reports:?}");
     assert_eq!((reports[9].best, reports[39].best), (1, 1));
+    assert!(base > reports[39].valid_loss, "{base}: {reports:?}");
     // The run is over: nothing is computed any more.
     let (again, polled) = (step(t), poll(t));
     for r in [again, polled] {
         assert_eq!((r.step, r.state), (40, STEPS));
         assert_eq!((r.loss, r.seconds), (reports[39].loss, reports[39].seconds));
+    }
+    // More steps, asked for too late and in time.
+    // SAFETY: a live trainer.
+    unsafe {
+        fails(
+            ggraft_trainer_set_steps(t, 40),
+            GGRAFT_ERROR_ARGUMENT,
+            "steps",
+        );
+        ok(ggraft_trainer_set_steps(t, 41));
+        assert_eq!((poll(t).steps, poll(t).state), (41, RUNNING));
+        assert_eq!((step(t).step, poll(t).state), (41, STEPS));
     }
 
     let (s, mut adapter) = (session(model, 256), null_mut());

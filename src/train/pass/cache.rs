@@ -89,14 +89,14 @@ impl<T> Cache<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::batch::{Sequence, Slot, Target};
+    use crate::train::batch::{Expected, Sequence, Slot, Target};
 
     fn key(n: usize) -> Key {
         let row = Sequence {
             slots: vec![Slot::Token(1); n],
             targets: vec![Target {
                 at: 0,
-                tokens: vec![(1, 1.0)],
+                tokens: Expected::One(1),
             }],
             weight: 1.0,
             example: 0,
@@ -132,7 +132,7 @@ mod tests {
             slots,
             targets: vec![Target {
                 at: 0,
-                tokens: vec![(1, 1.0)],
+                tokens: Expected::One(1),
             }],
             weight: 1.0,
             example: 0,
@@ -149,7 +149,7 @@ mod tests {
         let mut more = row.clone();
         more.targets.push(Target {
             at: 1,
-            tokens: vec![(1, 0.5), (2, 0.5)],
+            tokens: Expected::Many([(1, 0.5), (2, 0.5)].into()),
         });
         let one = Packed::new(&[&row]);
         let mut keys = vec![

@@ -150,12 +150,16 @@ impl Io {
         let ids = graph.slice_mut::<i32>(&self.targets.ids);
         ids.fill(0);
         for (row, target) in ids.chunks_exact_mut(k).zip(&batch.targets) {
-            row.iter_mut().zip(target).for_each(|(o, &(id, _))| *o = id);
+            row.iter_mut()
+                .zip(target.iter())
+                .for_each(|(o, (id, _))| *o = id);
         }
         let probabilities = graph.slice_mut::<f32>(&self.targets.probabilities);
         probabilities.fill(0.0);
         for (row, target) in probabilities.chunks_exact_mut(k).zip(&batch.targets) {
-            row.iter_mut().zip(target).for_each(|(o, &(_, p))| *o = p);
+            row.iter_mut()
+                .zip(target.iter())
+                .for_each(|(o, (_, p))| *o = p);
         }
         let weights = graph.slice_mut::<f32>(&self.targets.weights);
         for (o, &w) in weights.iter_mut().zip(&batch.weights) {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::ModelOptions;
-use crate::train::batch::{Sequence, Slot, Target};
+use crate::train::batch::{Expected, Sequence, Slot, Target};
 use ggraft_testkit::conformance::{cases, name_of, within};
 use ggraft_testkit::tensors::Tensors;
 use serde_json::Value;
@@ -107,7 +107,7 @@ impl Cpt {
                 weights.extend(counted.iter().map(|&i| self.weight(&types[1..], types[i])));
                 let target = |i: usize| Target {
                     at: i - 1,
-                    tokens: vec![(labels[i], 1.0)],
+                    tokens: Expected::One(labels[i]),
                 };
                 Sequence {
                     targets: counted.into_iter().map(target).collect(),
@@ -243,7 +243,7 @@ fn text(ids: &[i32]) -> Packed {
         targets: (1..ids.len())
             .map(|at| Target {
                 at: at - 1,
-                tokens: vec![(ids[at], 1.0)],
+                tokens: Expected::One(ids[at]),
             })
             .collect(),
         weight: 1.0,
