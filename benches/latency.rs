@@ -6,7 +6,7 @@
 //! so that a drift of the machine's speed hits both alike. Then criterion's absolute figures of what only ggraft has:
 //! loading, compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
-//! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (all cores),
+//! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (physical cores),
 //! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_WHAT` (open,prefill,decode), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
 
 use criterion::{BatchSize, Criterion};
@@ -39,9 +39,7 @@ fn var(name: &str, default: &str) -> String {
 }
 
 fn setup() -> Setup {
-    let cores = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .to_string();
+    let cores = ggraft::default_threads().to_string();
     let shape = var("GGRAFT_BENCH_SHAPE", "llama-1b");
     let default_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench-models");
     Setup {

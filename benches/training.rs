@@ -11,7 +11,7 @@
 //!
 //! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
 //! (8,64,512), `GGRAFT_BENCH_SHAPES` (smollm-135m,llama-1b), `GGRAFT_BENCH_STEP_TYPES` (q4_k,q8_0),
-//! `GGRAFT_BENCH_THREADS` (all cores), `GGRAFT_BENCH_ROUNDS` (10), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
+//! `GGRAFT_BENCH_THREADS` (physical cores), `GGRAFT_BENCH_ROUNDS` (10), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
 //! target/bench-models).
 
 use ggraft::adapter::AdapterKind;
@@ -55,9 +55,7 @@ fn type_called(name: &str) -> GgmlType {
 }
 
 fn setup() -> Setup {
-    let cores = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .to_string();
+    let cores = ggraft::default_threads().to_string();
     Setup {
         types: var("GGRAFT_BENCH_TYPES", "q4_k,q8_0,q6_k,f16")
             .split(',')

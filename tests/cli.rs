@@ -1679,6 +1679,28 @@ fn bench_reports_mean_and_deviation() {
     }
 }
 
+/// A process that may run on one processor computes with one thread.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_default_number_of_threads_respects_affinity() {
+    let line = format!("bench -m {MODEL} -p 8 -n 0 -r 1 --json");
+    let threads = |output: Output| json(&stdout(&output))["threads"].as_u64().unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let list = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+    let first = list.unwrap().trim().split(['-', ',']).next().unwrap();
+    let bound = Command::new("taskset")
+        .args(["-c", first, env!("CARGO_BIN_EXE_ggraft")])
+        .args(words(&line))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert_eq!(threads(bound), 1);
+    let free = threads(ggraft(&words(&line)));
+    assert_eq!(free, ggraft::default_threads() as u64);
+}
+
 #[test]
 fn virtual_tokens_of_old_gemma_adapters_are_mentioned() {
     let folder = tempfile::tempdir().unwrap();

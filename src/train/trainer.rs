@@ -15,6 +15,7 @@ use super::teacher::Teacher;
 use super::{Init, Objective, Reparam, TrainError, TrainOptions, Trimmed};
 use crate::adapter::{Adapter, AdapterKind, BaseSignature, Parts, Payload, Rows, prefix_from_peft};
 use crate::error::Result;
+use crate::ggml::default_threads;
 use crate::model::Model;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -138,9 +139,7 @@ impl Trainer {
             }
             .into());
         }
-        let n_threads = options.threads.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
+        let n_threads = options.threads.unwrap_or_else(default_threads);
         let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
         let n_ctx = options.n_ctx.unwrap_or(model.n_ctx_train());
         let mut passes = Passes::new(
