@@ -646,7 +646,6 @@ fn failures_are_one_line_and_status_1() {
             "not an adapter",
         ),
         ("inspect models/peft".to_owned(), "directory"),
-        (format!("bench -m {MODEL} -c 8"), "context is full"),
     ];
     for (line, expected) in cases {
         let text = failure(&ggraft(&words(&line)));
@@ -1707,6 +1706,11 @@ fn bench_refuses_what_the_context_does_not_hold() {
     }
     let text = wrong_usage(&format!("bench -m {MODEL} -a {PIRATE} -p 1010 -n 1"));
     assert!(text.contains("need a context of 1030 tokens"), "{text}");
+    let text = wrong_usage(&format!("bench -m {MODEL} -a {PIRATE} -c 8"));
+    assert!(
+        text.contains("need a context of 20 tokens, --ctx has 8"),
+        "{text}"
+    );
 
     // What was not asked for fits by itself, and a context that was asked for is used.
     let tests = |line: &str| {
