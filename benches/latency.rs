@@ -10,7 +10,7 @@
 //!
 //! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
-//! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (all cores),
+//! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (physical cores),
 //! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_WHAT` (open,prefill,decode,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic
 //! models are kept, target/bench-models).
 

@@ -494,7 +494,8 @@ typedef struct {
   size_t struct_size;
   // Positions, the adapter's included. Default 0: what the model was trained on.
   uint32_t n_ctx;
-  // Threads that compute. Default 0: all cores. Sessions of one model with equal counts share one pool and take turns.
+  // Threads that compute. Default 0: one for each physical core that this process may use. Sessions of one model with equal
+  // counts share one pool and take turns.
   uint32_t n_threads;
   // Tokens per prefill step. Default 512.
   uint32_t n_batch;
@@ -648,8 +649,8 @@ typedef struct {
   uint64_t seed;
   // Bytes for what the backward pass needs of the forward pass; what does not fit is computed twice. Default 0: 800 MiB.
   uint64_t memory;
-  // Threads that compute. Default 0: all cores. Trainers and sessions of one model with equal counts share one pool and take
-  // turns.
+  // Threads that compute. Default 0: one for each physical core that this process may use. Trainers and sessions of one model
+  // with equal counts share one pool and take turns.
   uint32_t n_threads;
   // Context length for which the adapter is meant; only models with long-context factors care. Default 0: the model's.
   uint32_t n_ctx;

@@ -646,7 +646,6 @@ fn failures_are_one_line_and_status_1() {
             "not an adapter",
         ),
         ("inspect models/peft".to_owned(), "directory"),
-        (format!("bench -m {MODEL} -c 8"), "context is full"),
     ];
     for (line, expected) in cases {
         let text = failure(&ggraft(&words(&line)));
@@ -1678,6 +1677,106 @@ fn bench_reports_mean_and_deviation() {
             assert!(object["rss_anon_bytes"].as_u64().unwrap() > 0);
         }
     }
+}
+
+#[test]
+fn bench_refuses_what_the_context_does_not_hold() {
+    let template = "tests/conformance/llama/model-f32.gguf";
+    for (line, expected) in [
+        (
+            "-p 999999",
+            "need a context of 999999 tokens, the model was trained on 1024",
+        ),
+        (
+            "-n 1025 -p 0",
+            "need a context of 1025 tokens, the model was trained on 1024",
+        ),
+        ("-d 1000 -p 25", "need a context of 1025 tokens"),
+        ("-d 1025", "need a context of 1025 tokens"),
+        (
+            "-p 18446744073709551615 -d 9",
+            "the model was trained on 1024",
+        ),
+        (
+            "-c 100 -p 101 -n 1",
+            "need a context of 101 tokens, --ctx has 100",
+        ),
+    ] {
+        let text = wrong_usage(&format!("bench -m {MODEL} {line}"));
+        assert!(text.contains(expected), "{line}: {text}");
+    }
+    let text = wrong_usage(&format!("bench -m {MODEL} -a {PIRATE} -p 1010 -n 1"));
+    assert!(text.contains("need a context of 1030 tokens"), "{text}");
+    let text = wrong_usage(&format!("bench -m {MODEL} -a {PIRATE} -c 8"));
+    assert!(
+        text.contains("need a context of 20 tokens, --ctx has 8"),
+        "{text}"
+    );
+
+    // What was not asked for fits by itself, and a context that was asked for is used.
+    let tests = |line: &str| {
+        let object = json(&ok(&words(&format!("bench -t 1 -r 1 --json {line}"))));
+        let names = object["tests"].as_array().unwrap().iter();
+        let names: Vec<_> = names
+            .map(|t| t["test"].as_str().unwrap().to_owned())
+            .collect();
+        names[1..].to_vec()
+    };
+    let n = Model::open(template, &ModelOptions::default())
+        .unwrap()
+        .n_ctx_train();
+    let generated = n.min(128);
+    assert!(n < 512, "choose a model with less context");
+    assert_eq!(
+        tests(&format!("-m {template}")),
+        [format!("pp{n}"), format!("tg{generated}")]
+    );
+    assert_eq!(tests(&format!("-m {MODEL} -c 40 -n 0")), ["pp40"]);
+    assert_eq!(
+        tests(&format!("-m {MODEL} -c 1100 -p 1100 -n 0")),
+        ["pp1100"]
+    );
+}
+
+#[test]
+fn bench_says_how_far_a_long_test_is() {
+    let line = format!("bench -t 1 -c 200000 -p 200000 -n 0 -m {MODEL}");
+    let mut child = command(&words(&line)).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    log.read_line(&mut said).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let rest = said.strip_prefix("pp200000: warm-up, ").unwrap();
+    let (done, rest) = rest.split_once(' ').unwrap();
+    let done: usize = done.parse().unwrap();
+    assert!(
+        (512..200_000).contains(&done) && done.is_multiple_of(512),
+        "{said}"
+    );
+    assert_eq!(rest, "of 200000 tokens\n");
+}
+
+/// A process that may run on one processor computes with one thread.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_default_number_of_threads_respects_affinity() {
+    let line = format!("bench -m {MODEL} -p 8 -n 0 -r 1 --json");
+    let threads = |output: Output| json(&stdout(&output))["threads"].as_u64().unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let list = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+    let first = list.unwrap().trim().split(['-', ',']).next().unwrap();
+    let bound = Command::new("taskset")
+        .args(["-c", first, env!("CARGO_BIN_EXE_ggraft")])
+        .args(words(&line))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert_eq!(threads(bound), 1);
+    let free = threads(ggraft(&words(&line)));
+    assert_eq!(free, ggraft::default_threads() as u64);
 }
 
 #[test]

@@ -358,6 +358,23 @@ fn only_the_c_interface_has_c_symbols() {
     }
 }
 
+/// One function says how many threads compute by default.
+#[test]
+fn cores_are_counted_in_one_place() {
+    const MAY_COUNT: &[(&str, &str)] = &[
+        ("ggml/cores.rs", "the one place"),
+        (
+            "bin/ggraft/train/notes.rs",
+            "more threads than processors are a mistake, whatever the default is",
+        ),
+    ];
+    for source in sources().iter().filter(|s| !s.is_at(MAY_COUNT)) {
+        for word in ["available_parallelism", "num_cpus"] {
+            assert!(!source.has_word(word), "{} counts by itself", source.path);
+        }
+    }
+}
+
 #[test]
 fn nothing_is_left_unfinished() {
     for source in sources() {

@@ -478,3 +478,76 @@ fn prefixes() {
         Ok(())
     });
 }
+
+/// Runs of `n` values times the orthonormal Walsh-Hadamard matrix of that size, by its definition.
+fn rotated(values: &[f32], n: usize) -> Vec<f32> {
+    let scale = (n as f32).sqrt().recip();
+    let sum = |run: &[f32], i: usize| -> f32 {
+        let sign = |j: usize| 1.0 - 2.0 * ((i & j).count_ones() % 2) as f32;
+        run.iter().enumerate().map(|(j, v)| sign(j) * v).sum()
+    };
+    values
+        .chunks_exact(n)
+        .flat_map(|run| (0..n).map(|i| sum(run, i) * scale).collect::<Vec<_>>())
+        .collect()
+}
+
+/// A prefix is rotated when it is copied into a Q8_0 cache, as the rows of the text beside it are: it has the effect that it
+/// has in an exact cache, apart from what flips in the rounding of the quantized products. Rows that miss the rotation, or get it
+/// twice, have another effect altogether.
+#[test]
+fn prefixes_in_a_rotated_cache() {
+    let mut specs = specs(&[GgmlType::Q4_K]);
+    specs.retain(|spec| spec.head_dim.is_multiple_of(64));
+    let heads: Vec<_> = specs.iter().map(|s| s.head_dim).collect();
+    assert!(heads.contains(&64) && heads.contains(&128), "{heads:?}");
+    for_each(&specs, |spec, path| {
+        let width = spec.n_head_kv * spec.head_dim;
+        let model = PLAIN.model(path);
+        let prefix = |k: &dyn Fn(Vec<f32>) -> Vec<f32>, v: &dyn Fn(Vec<f32>) -> Vec<f32>| {
+            let rows = |values| Rows::from_f32(width, values).unwrap();
+            let layers = (0..spec.n_layer as u32)
+                .map(|il| PrefixLayer {
+                    k: rows(k(noise(VIRTUAL * width, 1.0, 2 * il + 10))),
+                    v: rows(v(noise(VIRTUAL * width, 1.0, 2 * il + 11))),
+                })
+                .collect();
+            adapter(
+                &model,
+                AdapterKind::Prefix,
+                Payload::Prefix { layers },
+                None,
+            )
+        };
+        let logits = |kv, adapter: Option<&Adapter>| {
+            let mut session = Setup { kv, ..PLAIN }.session(&model);
+            if let Some(adapter) = adapter {
+                session.attach(adapter, ExistingText::Drop).unwrap();
+            }
+            ours(&mut session, &tokens(), PROMPT)
+        };
+        let same = |x: Vec<f32>| x;
+        let plain = prefix(&same, &same);
+        let exact = logits(KvType::F32, Some(&plain));
+        // How much the prefix does at all: errors are measured by it.
+        let effect = nmse(&logits(KvType::F32, None), &exact);
+        let error = |kv, adapter| nmse(&logits(kv, Some(adapter)), &exact) / effect;
+        let (half, eight) = (error(KvType::F16, &plain), error(KvType::Q8_0, &plain));
+        // The largest power of two that divides the head, and 64.
+        let run = 1 << spec.head_dim.trailing_zeros();
+        let k = |x: Vec<f32>| rotated(&x, run);
+        let v = |x: Vec<f32>| rotated(&x, 64);
+        // What is rotated twice lies in the cache as if it had never been.
+        let mixed = [
+            error(KvType::Q8_0, &prefix(&k, &same)),
+            error(KvType::Q8_0, &prefix(&same, &v)),
+        ];
+        if half.max(eight) < 1e-2 && mixed.iter().all(|&e| e > 3e-2) {
+            Ok(())
+        } else {
+            Err(format!(
+                "effect {effect:.1e}, errors: F16 {half:.1e}, Q8_0 {eight:.1e}, K or V not rotated {mixed:?}"
+            ))
+        }
+    });
+}

@@ -411,6 +411,14 @@ fn refusals() {
 }
 
 #[test]
+fn threads_are_cores_unless_somebody_says_otherwise() {
+    let default = SessionOptions::default().n_ctx(8);
+    let threads = |options: &SessionOptions| Session::new(&MODEL, options).unwrap().n_threads();
+    assert_eq!(threads(&default), ggraft::default_threads());
+    assert_eq!(threads(&default.n_threads(3)), 3);
+}
+
+#[test]
 fn an_adapter_of_another_base_needs_consent() {
     let mut parts = PIRATE.parts().clone();
     parts.fingerprint = Some(ggraft::model::Fingerprint([7; 32]));

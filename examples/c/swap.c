@@ -105,7 +105,7 @@ int main(int argc, char **argv)
 
     check(ggraft_session_params_init(&params, sizeof params), "session params");
     params.n_ctx = 512;
-    params.n_threads = 1; /* enough for the tiny model of this repository; 0 takes all cores */
+    params.n_threads = 1; /* enough for the tiny model of this repository; 0 takes one for each core */
     check(ggraft_session_new(model, &params, &session), "session");
 
     /* Each adapter answers the prompt from the start: what the other one said is dropped. */

@@ -93,7 +93,7 @@ int main(int argc, char **argv)
     params.batch = 4;
     params.steps = STEPS;
     params.name = "trained in C";
-    params.n_threads = 2; /* of a machine that shall stay usable; 0 takes all cores */
+    params.n_threads = 2; /* of a machine that shall stay usable; 0 takes one for each core */
     check(ggraft_trainer_new(model, &params, argv[2], NULL, &trainer), argv[2]);
 
     /* The idle time is over: the run goes into a file, and the memory is free again. */

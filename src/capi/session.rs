@@ -83,7 +83,8 @@ pub struct ggraft_session_params {
     pub struct_size: usize,
     /// Positions, the adapter's included. Default 0: what the model was trained on.
     pub n_ctx: u32,
-    /// Threads that compute. Default 0: all cores. Sessions of one model with equal counts share one pool and take turns.
+    /// Threads that compute. Default 0: one for each physical core that this process may use. Sessions of one model with equal
+    /// counts share one pool and take turns.
     pub n_threads: u32,
     /// Tokens per prefill step. Default 512.
     pub n_batch: u32,

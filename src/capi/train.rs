@@ -195,8 +195,8 @@ pub struct ggraft_train_params {
     pub seed: u64,
     /// Bytes for what the backward pass needs of the forward pass; what does not fit is computed twice. Default 0: 800 MiB.
     pub memory: u64,
-    /// Threads that compute. Default 0: all cores. Trainers and sessions of one model with equal counts share one pool and take
-    /// turns.
+    /// Threads that compute. Default 0: one for each physical core that this process may use. Trainers and sessions of one model
+    /// with equal counts share one pool and take turns.
     pub n_threads: u32,
     /// Context length for which the adapter is meant; only models with long-context factors care. Default 0: the model's.
     pub n_ctx: u32,

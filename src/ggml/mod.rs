@@ -5,6 +5,7 @@
 //! validated when the model, the adapter or the batch was accepted.
 
 mod context;
+mod cores;
 mod cpu;
 mod custom;
 mod graph;
@@ -16,6 +17,7 @@ mod quant;
 mod threadpool;
 
 pub(crate) use context::{Context, Rope, RopeKind, Tensor};
+pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kernels::gemm;

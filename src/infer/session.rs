@@ -6,7 +6,7 @@ use super::kv_cache::KvType;
 use super::text::Utf8Stream;
 use crate::adapter::{Adapter, Item, Payload, arrange};
 use crate::error::Result;
-use crate::ggml::GraphMemory;
+use crate::ggml::{GraphMemory, default_threads};
 use crate::model::Model;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -102,7 +102,8 @@ pub enum FlashAttention {
 pub struct SessionOptions {
     /// Positions, the adapter's included; default: what the model was trained on. Memory is touched as it fills.
     pub n_ctx: Option<usize>,
-    /// Threads that compute; default: all cores. Sessions of one model with equal counts share one pool and take turns.
+    /// Threads that compute; default: [`crate::default_threads`]. They wait for each other by spinning, so that fewer are faster
+    /// where other programs keep cores busy. Sessions of one model with equal counts share one pool and take turns.
     pub n_threads: Option<usize>,
     /// Type of the KV cache.
     pub kv_type: KvType,
@@ -278,10 +279,7 @@ impl Session {
             )
             .into());
         }
-        let n_threads = match options.n_threads {
-            Some(n) => n,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        let n_threads = options.n_threads.unwrap_or_else(default_threads);
         // ggml's own limit.
         const MAX_THREADS: usize = 512;
         if n_threads == 0 || n_threads > MAX_THREADS {

@@ -120,7 +120,7 @@ pub struct TrainOptions {
     pub patience: Option<usize>,
     /// Seed of everything random.
     pub seed: u64,
-    /// Threads. Default: all cores.
+    /// Threads. Default: [`crate::default_threads`].
     pub threads: Option<usize>,
     /// Bytes for activations: layers beyond what fits keep only their input and are computed twice. Default: 800 MiB,
     /// which holds all of a model of a billion parameters at 512 tokens.

@@ -22,7 +22,8 @@ Rows, as llama-bench has them: mean and standard deviation of -r runs after one 
   swap      replace one resident adapter by another
   ppN       compute a prompt of N tokens
   tgN       generate N tokens, one at a time, sampling left out
-`@ dN`: with N tokens in the context before. The adapter's tokens come on top.";
+`@ dN`: with N tokens in the context before. The adapter's tokens come on top. Without --ctx the context is as long as the longest
+test needs, but no longer than what the model was trained on: what needs more is refused. Progress goes to stderr, if there is any.";
 
 /// Measure speed and memory
 #[derive(Args)]
@@ -30,17 +31,12 @@ Rows, as llama-bench has them: mean and standard deviation of -r runs after one 
 pub(crate) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens of the prompt; 0 leaves the test out
-    #[arg(
-        short = 'p',
-        long = "n-prompt",
-        value_name = "N",
-        default_value_t = 512
-    )]
-    prompt: usize,
-    /// Tokens to generate; 0 leaves the test out
-    #[arg(short = 'n', long = "n-gen", value_name = "N", default_value_t = 128)]
-    generate: usize,
+    /// Tokens of the prompt; 0 leaves the test out [default: 512, or what the context holds]
+    #[arg(short = 'p', long = "n-prompt", value_name = "N")]
+    prompt: Option<usize>,
+    /// Tokens to generate; 0 leaves the test out [default: 128, or what the context holds]
+    #[arg(short = 'n', long = "n-gen", value_name = "N")]
+    generate: Option<usize>,
     /// Tokens in the context before each test
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     depth: usize,
@@ -56,6 +52,18 @@ pub(crate) struct Bench {
     session: SessionArgs,
 }
 
+/// Tokens of a prompt that are computed without a word about progress in between: one step of a session.
+const CHUNK: usize = 512;
+/// How long a test may say nothing.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// What is measured, and the context that it takes.
+struct Plan {
+    prompt: usize,
+    generate: usize,
+    n_ctx: usize,
+}
+
 /// Samples of one test.
 struct Test {
     name: String,
@@ -69,12 +77,15 @@ impl Bench {
         let (open, model) = self.time("open", || self.model.open())?;
         tests.push(open);
         let adapter = self.adapter.load(&model)?;
-        let mut session = self.open_session(&model, adapter.as_ref())?;
+        let plan = self.plan(&model, adapter.as_ref())?;
+        let options = self.session.options(KvType::F16).n_ctx(plan.n_ctx);
+        let options = options.accept_other_base(self.adapter.force);
+        let mut session = Session::new(&model, &options)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         if let Some(adapter) = &adapter {
             self.adapters(&model, adapter, &mut session, &mut tests)?;
         }
-        for (name, n, step) in [("pp", self.prompt, self.prompt), ("tg", self.generate, 1)] {
+        for (name, n, step) in [("pp", plan.prompt, CHUNK), ("tg", plan.generate, 1)] {
             if n > 0 {
                 tests.push(self.throughput(name, n, step, &mut session)?);
             }
@@ -82,19 +93,32 @@ impl Bench {
         self.print(&model, adapter.as_ref(), &session, &tests)
     }
 
-    /// Large enough for the longest test.
-    fn open_session(&self, model: &Model, adapter: Option<&Adapter>) -> Result<Session> {
-        let mut options = self.session.options(KvType::F16);
-        let needed = adapter.map_or(0, Adapter::length)
-            + self.depth
-            + self.prompt.max(self.generate)
-            // BOS and fixed text of a template.
-            + 64;
-        options.n_ctx = Some(options.n_ctx.unwrap_or(needed));
-        Ok(Session::new(
-            model,
-            &options.accept_other_base(self.adapter.force),
-        )?)
+    /// Tests that were asked for must fit; where the length was not said, it is what fits.
+    fn plan(&self, model: &Model, adapter: Option<&Adapter>) -> Result<Plan> {
+        let (n_ctx, whose) = match self.session.ctx {
+            Some(n) => (n, "--ctx has"),
+            None => (model.n_ctx_train(), "the model was trained on"),
+        };
+        // BOS and fixed text of a template.
+        let template = adapter.and_then(Adapter::template).map_or(0, |_| 64);
+        let before = adapter
+            .map_or(0, Adapter::length)
+            .saturating_add(template)
+            .saturating_add(self.depth);
+        let room = n_ctx.saturating_sub(before);
+        let prompt = self.prompt.unwrap_or(room.min(512));
+        let generate = self.generate.unwrap_or(room.min(128));
+        let needed = before.saturating_add(prompt.max(generate));
+        if needed > n_ctx {
+            return Err(Failure::Usage(format!(
+                "these tests need a context of {needed} tokens, {whose} {n_ctx}: ask for less, or for more with --ctx"
+            )));
+        }
+        Ok(Plan {
+            prompt,
+            generate,
+            n_ctx: self.session.ctx.unwrap_or(needed.max(1)),
+        })
     }
 
     fn adapters(
@@ -154,28 +178,40 @@ impl Bench {
     fn throughput(&self, name: &str, n: usize, step: usize, session: &mut Session) -> Result<Test> {
         let mut ids = RandomIds::new(session.model().shape().n_vocab);
         tracing::info!("measuring {name}{n}");
+        let depth = match self.depth {
+            0 => String::new(),
+            d => format!(" @ d{d}"),
+        };
+        let name = format!("{name}{n}{depth}");
+        let mut progress = Progress {
+            name: &name,
+            runs: self.repetitions,
+            all: self.depth + n,
+            said: Instant::now(),
+        };
         let mut samples = Vec::new();
-        for _ in 0..=self.repetitions {
+        for run in 0..=self.repetitions {
             session.reset();
             if session.adapter().is_some_and(|a| a.template().is_some()) {
                 // Its virtual tokens enter with the prompt.
                 session.prompt_tokens(&[])?;
             }
-            if self.depth > 0 {
-                session.feed(&ids.take(self.depth))?;
-            }
+            let mut done = 0;
+            let mut feed = |tokens: &[i32], step| -> Result<()> {
+                for chunk in tokens.chunks(step) {
+                    session.feed(chunk)?;
+                    done += chunk.len();
+                    progress.at(run, done);
+                }
+                Ok(())
+            };
+            feed(&ids.take(self.depth), CHUNK)?;
             let tokens = ids.take(n);
             let begin = Instant::now();
-            for chunk in tokens.chunks(step) {
-                session.feed(chunk)?;
-            }
+            feed(&tokens, step)?;
             samples.push(n as f64 / begin.elapsed().as_secs_f64().max(f64::MIN_POSITIVE));
         }
-        let depth = match self.depth {
-            0 => String::new(),
-            d => format!(" @ d{d}"),
-        };
-        Ok(Test::new(&format!("{name}{n}{depth}"), "t/s", samples))
+        Ok(Test::new(&name, "t/s", samples))
     }
 
     fn print(
@@ -242,6 +278,35 @@ impl Bench {
             );
         }
         io::print(&out)
+    }
+}
+
+/// Says on stderr how far a test is, if it takes long.
+struct Progress<'a> {
+    name: &'a str,
+    /// Those that count.
+    runs: u32,
+    /// Tokens of one run.
+    all: usize,
+    /// When something was said.
+    said: Instant,
+}
+
+impl Progress<'_> {
+    /// `run` 0 is the one that is not counted.
+    fn at(&mut self, run: u32, done: usize) {
+        if self.said.elapsed() < SILENCE {
+            return;
+        }
+        self.said = Instant::now();
+        let Self {
+            name, runs, all, ..
+        } = self;
+        let run = match run {
+            0 => "warm-up".to_owned(),
+            run => format!("run {run} of {runs}"),
+        };
+        io::note(&format!("{name}: {run}, {done} of {all} tokens"));
     }
 }
 

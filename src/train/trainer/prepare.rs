@@ -3,6 +3,7 @@
 use super::{State, Trainer};
 use crate::adapter::AdapterKind;
 use crate::error::Result;
+use crate::ggml::default_threads;
 use crate::model::Model;
 use crate::train::check::{check, length};
 use crate::train::data::Example;
@@ -124,9 +125,7 @@ fn fitting_length(model: &Model, options: &TrainOptions) -> Result<usize> {
 }
 
 fn passes(model: &Model, options: &TrainOptions) -> Passes {
-    let n_threads = options
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let n_threads = options.threads.unwrap_or_else(default_threads);
     let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
     let n_ctx = options.n_ctx.unwrap_or(model.n_ctx_train());
     Passes::new(

@@ -53,8 +53,7 @@ pub fn shapes(name: &str, default: &str) -> Vec<&'static Shape> {
 
 /// As many threads as the machine has, or `GGRAFT_BENCH_THREADS`.
 pub fn threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    number("GGRAFT_BENCH_THREADS", cores)
+    number("GGRAFT_BENCH_THREADS", ggraft::default_threads())
 }
 
 /// The synthetic model of this shape and type in `GGRAFT_BENCH_DIR` (target/bench-models), written on first use.
