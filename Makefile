@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo test fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo test test-cpus fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -16,10 +16,21 @@ build: setup ## the library and the ggraft command, optimised
 demo: setup ## the embedded model, alone and with adapters, swapped in one process
 	$(CARGO) run --release --example demo
 
+test: export GGRAFT_SKIPPED = $(CURDIR)/target/skipped.txt
 test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the benches once on a tiny model
+	@mkdir -p target && rm -f $(GGRAFT_SKIPPED)
 	$(CARGO) test --workspace
+	scripts/test-cpus.sh
 	$(CARGO) bench -- --test
 	$(MAKE) check-c
+	@if [ -s $(GGRAFT_SKIPPED) ]; then \
+		echo "not checked here:"; sort -u $(GGRAFT_SKIPPED); \
+	else \
+		echo "nothing was skipped"; \
+	fi
+
+test-cpus: setup ## the kernels compiled for lesser CPUs than this one
+	scripts/test-cpus.sh
 
 fmt: setup
 	$(CARGO) fmt --all --check

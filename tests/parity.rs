@@ -8,6 +8,7 @@ use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::fixture::{FixtureSpec, Variant, all_variants, write_fixture};
 use ggraft_testkit::metrics::{max_abs_diff, nmse};
 use ggraft_testkit::oracle::{KvRows, Llama, Options};
+use ggraft_testkit::skipped;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -288,6 +289,9 @@ fn q8_0_cache() {
 
 #[test]
 fn repacked_weights() {
+    if !cfg!(target_feature = "avx2") {
+        skipped("that Q4_0 and Q4_K are repacked (needs AVX2); results are compared");
+    }
     let variants = [
         Variant::Llama,
         Variant::Gemma2,
