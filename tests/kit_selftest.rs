@@ -6,7 +6,8 @@ use ggraft_testkit::fixture::{
 };
 use ggraft_testkit::metrics::{max_abs_diff, nmse};
 use ggraft_testkit::oracle::{Llama, Lora, Model, Options, OracleError};
-use ggraft_testkit::synth;
+use ggraft_testkit::{skipped, synth};
+use std::process::Command;
 use std::rc::Rc;
 
 const TOKENS: [i32; 16] = [
@@ -404,4 +405,35 @@ fn synthetic_matrix_types_are_those_of_llama_cpp() {
             "{ty:?} {n_in} {is_output}"
         );
     }
+}
+
+const SKIPPING: &str = "GGRAFT_TEST_SKIPPING";
+
+/// Skips something if the test below says so.
+#[test]
+fn a_test_that_skips() {
+    if std::env::var_os(SKIPPING).is_some() {
+        skipped("the impossible");
+    }
+}
+
+#[test]
+fn skipped_tests_say_so_although_they_pass() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("skipped.txt");
+    for _ in 0..2 {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_test_that_skips"])
+            .env(SKIPPING, "1")
+            .env("GGRAFT_SKIPPED", &file)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let shown = String::from_utf8(output.stderr).unwrap();
+        assert!(shown.contains("skipped: the impossible\n"), "{shown}");
+    }
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        "skipped: the impossible\n".repeat(2)
+    );
 }

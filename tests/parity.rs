@@ -8,6 +8,7 @@ use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::fixture::{FixtureSpec, Variant, all_variants, write_fixture};
 use ggraft_testkit::metrics::{max_abs_diff, nmse};
 use ggraft_testkit::oracle::{KvRows, Llama, Options};
+use ggraft_testkit::skipped;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -100,6 +101,7 @@ fn for_each(
     specs: &[FixtureSpec],
     check: impl Fn(&FixtureSpec, &Path) -> Result<(), String> + Sync,
 ) {
+    assert!(!specs.is_empty(), "nothing to compare");
     let dir = TempDir::new().unwrap();
     let next = AtomicUsize::new(0);
     let complaints = Mutex::new(String::new());
@@ -250,19 +252,31 @@ fn k_quantized_models() {
     every_variant(&[GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K]);
 }
 
+/// Where both sides compute the same products of the same F32 values, every bit is equal. Two architectures are not so: libllama
+/// multiplies their queries by 1 / sqrt(d) before the product with the keys, and this factor is no power of two.
 #[test]
 fn f32_cache() {
     for_each(&specs(&[GgmlType::F32]), |spec, path| {
-        for flash in [true, false] {
-            compare(
-                spec,
-                path,
-                Setup {
-                    kv: KvType::F32,
-                    flash,
-                    ..PLAIN
-                },
-            )?;
+        let scaled_before = matches!(spec.variant, Variant::Gemma | Variant::Gemma2);
+        assert!(!scaled_before || !spec.head_dim.ilog2().is_multiple_of(2));
+        // Our fused attention reads an F32 cache as it is, in another order of sums.
+        for (flash, limit) in [
+            (false, if scaled_before { 1e-4 } else { 0.0 }),
+            (true, 3e-4),
+        ] {
+            let setup = Setup {
+                kv: KvType::F32,
+                flash,
+                ..PLAIN
+            };
+            let tokens = tokens();
+            let want = theirs(&mut setup.oracle(path), &tokens, PROMPT);
+            let got = ours(&mut setup.session(&setup.model(path)), &tokens, PROMPT);
+            let found = max_abs_diff(&got, &want);
+            if found > limit {
+                let first = first_divergence(spec, path, setup);
+                return Err(format!("{setup:?}: {found:.2e} of the range; {first}"));
+            }
         }
         Ok(())
     });
@@ -288,6 +302,9 @@ fn q8_0_cache() {
 
 #[test]
 fn repacked_weights() {
+    if !cfg!(target_feature = "avx2") {
+        skipped("that Q4_0 and Q4_K are repacked (needs AVX2); results are compared");
+    }
     let variants = [
         Variant::Llama,
         Variant::Gemma2,

@@ -9,6 +9,7 @@ use ggraft::model::chat::ChatMessage;
 use ggraft::train::data::{Content, Dataset};
 use ggraft::{Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::oracle::{Llama, Options};
+use ggraft_testkit::skipped;
 use std::path::{Path, PathBuf};
 
 const SMOLLM2: &str = "smollm2-135m-instruct-q4_1.gguf";

@@ -42,6 +42,13 @@ impl Checks {
         }
     }
 
+    /// Says so if a loop had nothing to compare.
+    fn some(&mut self, what: &str, n: usize) {
+        if n == 0 {
+            self.fail(what, "nothing to compare");
+        }
+    }
+
     fn near(&mut self, what: &str, got: &[f32], want: &[f32], tolerance: &Value) {
         let metric = tolerance["metric"].as_str().expect("a metric");
         let limit = tolerance["value"].as_f64().expect("a tolerance");
@@ -347,7 +354,9 @@ impl<'a> Run<'a> {
         got: &BTreeMap<String, Vec<f32>>,
         tolerance: &str,
     ) {
-        for name in self.want.names().filter(|n| n.starts_with(prefix)) {
+        let names = || self.want.names().filter(|n| n.starts_with(prefix));
+        checks.some(&format!("{}: {prefix}", self.name), names().count());
+        for name in names() {
             match got.get(&name[prefix.len()..]) {
                 Some(values) => self.near(checks, name, values, tolerance),
                 None => checks.fail(&self.name, format!("nothing to compare {name} with")),
@@ -460,15 +469,25 @@ impl<'a> Run<'a> {
         let sequence = example(&want.tokens("input_ids"), &labels, self.in_front());
         let (loss, found) = trainer.gradient(&[sequence])?;
         let found = self.renamed(found);
-        let mut near = |name: &str, got: &[f32], limit: f64| {
-            let label = format!("{}: {name} of {}", self.name, model.path().display());
-            checks.within(&label, got, want.f32(name), metric, limit);
-        };
-        // The loss has no tolerance of its own; it cannot move further than the logits do.
-        near(&format!("{adapter}.loss"), &[loss as f32], limit("logits"));
+        let label = |name: &str| format!("{}: {name} of {}", self.name, model.path().display());
+
+        // Logits may be wrong by `limit("logits")` of their size, each by another amount, and the loss is a mean of as many of them
+        // as there are labels: twice the error of such a mean.
+        let logits = want.f32(&format!("{adapter}.logits"));
+        let squares = logits.iter().map(|&x| f64::from(x).powi(2));
+        let size = (squares.sum::<f64>() / logits.len() as f64).sqrt();
+        let n = labels.iter().filter(|&&label| label != IGNORED).count();
+        let tolerance = 2.0 * limit("logits") * size / (n as f64).sqrt();
+        let name = format!("{adapter}.loss");
+        let (got, expected) = ([loss as f32], want.f32(&name));
+        checks.within(&label(&name), &got, expected, "|a-b|", tolerance);
+
         let gradients = format!("{adapter}.grad.");
-        for name in want.names().filter(|n| n.starts_with(&gradients)) {
-            near(name, &found[&name[gradients.len()..]], limit("grad"));
+        let names = || want.names().filter(|n| n.starts_with(&gradients));
+        checks.some(&label(&gradients), names().count());
+        for name in names() {
+            let got = &found[&name[gradients.len()..]];
+            checks.within(&label(name), got, want.f32(name), metric, limit("grad"));
         }
         Ok(())
     }
@@ -542,7 +561,9 @@ fn losses_and_gradients_on_quantized_bases() {
             let path = |key: &str| case.join(spec[key].as_str().expect("a file name"));
             let model = open(&path("model"))?;
             let want = Tensors::load(&path("expected"));
-            for adapter in spec["adapters"].as_array().expect("a list") {
+            let adapters = spec["adapters"].as_array().expect("a list");
+            checks.some(&format!("{}: {name}", name_of(case)), adapters.len());
+            for adapter in adapters {
                 let check = adapter_checks(json).find(|c| c["adapter"] == *adapter);
                 let check = check.ok_or_else(|| format!("{name}: no adapter {adapter}"))?;
                 let run = Run::new(case, check)?;

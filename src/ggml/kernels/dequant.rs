@@ -116,5 +116,18 @@ pub(super) use bf16::to_bf16_pairs;
 #[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
 mod bf16;
 
+#[cfg(all(
+    test,
+    not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))
+))]
+mod tests {
+    #[test]
+    fn own_functions_equal_rounded_values_of_ggml() {
+        ggraft_testkit::skipped(
+            "weights as BF16 pairs against ggml's values (needs AVX-512 with BF16 and VBMI)",
+        );
+    }
+}
+
 #[cfg(all(test, target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
 mod tests;

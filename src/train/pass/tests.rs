@@ -5,6 +5,7 @@ use super::*;
 use crate::ModelOptions;
 use crate::train::batch::{Expected, Sequence, Slot, Target};
 use ggraft_testkit::conformance::{cases, name_of, within};
+use ggraft_testkit::skipped;
 use ggraft_testkit::tensors::Tensors;
 use serde_json::Value;
 use std::path::Path;
@@ -233,8 +234,12 @@ fn context_aware_prompt_tuning_as_peft() {
             }
         }
     }
-    // Another tree may have none.
-    assert!(n > 0 || std::env::var_os("GGRAFT_CONFORMANCE").is_some());
+    if n == 0 && std::env::var_os("GGRAFT_CONFORMANCE").is_some() {
+        return skipped(
+            "context-aware prompt tuning (the tree of GGRAFT_CONFORMANCE has no such adapter)",
+        );
+    }
+    assert!(n > 0);
 }
 
 fn text(ids: &[i32]) -> Packed {

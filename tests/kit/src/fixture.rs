@@ -1,6 +1,6 @@
 //! Small random models of every architecture, as GGUF files that libllama loads.
 
-use crate::quantize::quantize;
+use crate::quantize::{dequantize, quantize};
 use crate::vocab::Vocab;
 use ggraft::file::gguf_write::{GgufWriter, MetaValue};
 use ggraft::file::types::GgmlType;
@@ -196,6 +196,9 @@ pub struct FixtureSpec {
     pub n_ctx: usize,
     /// Type of all matrices, token embedding and output included. Norms, biases, learned positions and rope factors stay F32.
     pub weight_type: GgmlType,
+    /// A quantized type whose values the matrices have, in whatever type they are stored: with `weight_type` F32 the exact model
+    /// of a quantized one.
+    pub rounded_to: Option<GgmlType>,
     /// Same seed, same weights (before quantization), whatever the type.
     pub seed: u64,
 }
@@ -229,6 +232,7 @@ impl FixtureSpec {
             n_vocab: 288,
             n_ctx: 256,
             weight_type,
+            rounded_to: None,
             seed: 1,
         }
     }
@@ -513,7 +517,10 @@ impl<'a> Builder<'a> {
 
     /// A random matrix `ne = [n_in, n_out]` in the spec's type.
     fn matrix(&mut self, name: &str, n_in: usize, n_out: usize, std: f32) {
-        let values = random(self.spec.seed, name, n_in * n_out, 0.0, std);
+        let mut values = random(self.spec.seed, name, n_in * n_out, 0.0, std);
+        if let Some(ty) = self.spec.rounded_to {
+            values = dequantize(ty, &quantize(ty, &values, n_in), n_in);
+        }
         self.push(
             name,
             self.spec.weight_type,

@@ -11,6 +11,27 @@ pub mod synth;
 pub mod tensors;
 mod vocab;
 
+use std::io::Write as _;
+
+/// Says that a test, or a part of one, does not run here: `why` names what is not checked and what it would need. The line goes
+/// past the test harness, which hides what passing tests print, and to the end of the file that `GGRAFT_SKIPPED` names, from
+/// which `make test` repeats all of them.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn skipped(why: &str) {
+    let line = format!("skipped: {why}\n");
+    std::io::stderr()
+        .write_all(line.as_bytes())
+        .expect("stderr takes a line");
+    if let Some(file) = std::env::var_os("GGRAFT_SKIPPED") {
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.create(true).append(true).open(file);
+        file.and_then(|mut f| f.write_all(line.as_bytes()))
+            .expect("the file of skipped tests takes a line");
+    }
+}
+
 /// A size in this process's status, in bytes (`VmHWM`, `RssAnon`, ...); `None` where the system does not say.
 pub fn process_size(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

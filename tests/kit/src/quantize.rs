@@ -42,6 +42,28 @@ pub fn quantize(ty: GgmlType, src: &[f32], n_per_row: usize) -> Vec<u8> {
     out
 }
 
+/// What quantized rows of `n_per_row` values stand for.
+///
+/// # Panics
+/// If `src` is not whole rows of `ty`, or `ty` is not a type of weights.
+pub fn dequantize(ty: GgmlType, src: &[u8], n_per_row: usize) -> Vec<f32> {
+    let row = ty.row_bytes(n_per_row as u64).map(|n| n as usize);
+    let row = row.unwrap_or_else(|| panic!("no rows of {n_per_row} in {}", ty.name()));
+    assert!(
+        src.len().is_multiple_of(row),
+        "{} bytes are not rows of {row}",
+        src.len()
+    );
+    let mut out = vec![0.0; src.len() / row * n_per_row];
+    // SAFETY: `src` holds whole blocks for as many values as `out` has room for; the traits table is static.
+    unsafe {
+        let to_float = (*sys::ggml_get_type_traits(ty as sys::ggml_type)).to_float;
+        let to_float = to_float.unwrap_or_else(|| panic!("{} is no type of weights", ty.name()));
+        to_float(src.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64);
+    }
+    out
+}
+
 /// Whether [`quantize`] can make `ty`.
 pub fn can_quantize(ty: GgmlType) -> bool {
     // SAFETY: a pure function of the type's number.
