@@ -12,14 +12,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Types of tensors are facts of the file format.
     ("ggml", &["file"]),
     ("model", &["file", "ggml"]),
-    ("adapter", &["file", "ggml", "model"]),
-    ("graph", &["file", "ggml", "model", "adapter"]),
+    ("adapter", &["file", "model"]),
+    ("graph", &["file", "ggml", "model"]),
     ("infer", &["file", "ggml", "model", "adapter", "graph"]),
     ("train", &["file", "ggml", "model", "adapter", "graph"]),
-    ("capi", &["file", "model", "adapter", "infer", "train"]),
+    ("capi", &["model", "adapter", "infer", "train"]),
 ];
 
-/// May use every module, and may be used by every module: one error type that gathers those of the modules.
+/// May be used by every module, and gathers the errors of all of them: it lies above the files that define these.
 const ERROR: &str = "error";
 
 /// Modules that may use ggml's raw interface.
@@ -296,6 +296,84 @@ fn modules_use_only_what_lies_below_them() {
     }
     assert!(edges > 30, "{edges}");
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Names that the file's own `use` statements bring in, with the module they are looked for in. Names that it passes on are
+/// not its own business.
+fn imports(source: &Source) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    for (at, _) in source.code.match_indices("\nuse ") {
+        let statement = source.code[at + 5..].split(';').next().unwrap();
+        let module = match statement.trim().strip_prefix("crate::") {
+            Some(rest) => first_name(rest),
+            None => source.module().to_owned(),
+        };
+        let words = statement.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let names = words.filter(|w| w.starts_with(char::is_uppercase));
+        out.extend(names.map(|name| (module.clone(), name.to_owned())));
+    }
+    out
+}
+
+/// Whether the file defines the type or constant.
+fn defines(source: &Source, name: &str) -> bool {
+    let words: Vec<_> = source
+        .code
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|w| !w.is_empty())
+        .collect();
+    words.windows(2).any(|w| {
+        ["struct", "enum", "trait", "type", "const", "static"].contains(&w[0]) && w[1] == name
+    })
+}
+
+#[test]
+fn the_error_lies_above_the_errors_that_it_gathers() {
+    let sources = sources();
+    let error = sources.iter().find(|s| s.path == "error.rs").unwrap();
+    let mut left = imports(error);
+    let n_errors = left
+        .iter()
+        .filter(|(_, name)| name.ends_with("Error"))
+        .count();
+    assert!(n_errors >= 10, "{left:?}");
+    let mut seen = BTreeSet::new();
+    while let Some((module, name)) = left.pop() {
+        for source in &sources {
+            if source.module() == module && defines(source, &name) && seen.insert(&source.path) {
+                let used = used_modules(&source.code);
+                let names_it = ["crate::Result", "crate::Error", "crate::{Error"]
+                    .iter()
+                    .any(|path| source.code.contains(path));
+                assert!(
+                    source.path == "error.rs" || !(used.contains(ERROR) || names_it),
+                    "{} is needed by crate::error and uses it: define the error in a file of its own",
+                    source.path
+                );
+                left.extend(imports(source));
+            }
+        }
+    }
+    assert!(seen.len() > n_errors, "{seen:?}");
+}
+
+#[test]
+fn no_permission_is_stale() {
+    let sources = sources();
+    let mut stale = Vec::new();
+    for (module, allowed) in MAY_USE {
+        let of_module = sources.iter().filter(|s| s.module() == *module);
+        let used: BTreeSet<_> = of_module.flat_map(|s| used_modules(&s.code)).collect();
+        let unused = allowed.iter().filter(|name| !used.contains(**name));
+        stale.extend(unused.map(|name| format!("{module} does not use {name}")));
+    }
+    for &(place, why) in RAW_GGML {
+        let mut there = sources.iter().filter(|s| s.is_at(&[(place, why)]));
+        if !there.any(|s| s.has_word("ggml_sys")) {
+            stale.push(format!("{place} does not use ggml_sys"));
+        }
+    }
+    assert!(stale.is_empty(), "\n{}", stale.join("\n"));
 }
 
 #[test]

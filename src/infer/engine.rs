@@ -1,7 +1,8 @@
 //! The computing half of a session: cache and graphs, without any notion of text.
 
+use super::error::SessionError;
 use super::kv_cache::{Cached, KvCache, KvType};
-use super::session::{CancelToken, SessionError};
+use super::session::CancelToken;
 use crate::error::Result;
 use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
 use crate::graph::{Builder, CacheInputs, Decoder, Entry, Inputs, Topology, causal_mask};

@@ -1,6 +1,7 @@
 //! KV cache, session, sampling, generation.
 
 mod engine;
+mod error;
 mod generate;
 mod kv_block;
 mod kv_cache;
@@ -8,8 +9,7 @@ pub mod sampler;
 mod session;
 pub mod text;
 
+pub use error::SessionError;
 pub use generate::{GenerateOptions, Generated, StopReason, Timings};
 pub use kv_cache::KvType;
-pub use session::{
-    CancelToken, ExistingText, FlashAttention, Session, SessionError, SessionOptions,
-};
+pub use session::{CancelToken, ExistingText, FlashAttention, Session, SessionOptions};

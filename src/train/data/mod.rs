@@ -31,54 +31,20 @@
 //! ```
 
 mod error;
+mod place;
 mod read;
 mod row;
 mod tokens;
 
 pub use error::DataError;
+pub use place::Place;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::chat::Conversation;
-use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::sync::Arc;
-
-/// Where a row stands: `file:line`, or `row n` of rows in memory or in an array. Both count from 1.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    file: Option<Arc<Path>>,
-    number: usize,
-    /// Rows are counted, not lines.
-    in_array: bool,
-}
-
-impl Place {
-    /// The file, `None` for rows in memory.
-    pub fn file(&self) -> Option<&Path> {
-        self.file.as_deref()
-    }
-
-    /// The line of the file, or the number of the row in memory or in the file's array; 0 for a row that is in no data set yet.
-    pub fn number(&self) -> usize {
-        self.number
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.file, self.number) {
-            (Some(file), number) if self.in_array => {
-                write!(f, "{}, row {number}", file.display())
-            }
-            (Some(file), number) => write!(f, "{}:{number}", file.display()),
-            (None, 0) => f.write_str("row"),
-            (None, number) => write!(f, "row {number}"),
-        }
-    }
-}
 
 /// What a row holds.
 #[derive(Clone, Debug)]
