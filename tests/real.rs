@@ -30,10 +30,7 @@ fn real(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!(
-        "skipped: {} is not there (make test-real fetches it)",
-        path.display()
-    );
+    skipped(&format!("{name} against libllama (make test-real fetches it)"));
     None
 }
 
