@@ -30,7 +30,9 @@ fn real(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    skipped(&format!("{name} against libllama (make test-real fetches it)"));
+    skipped(&format!(
+        "{name} against libllama (make test-real fetches it)"
+    ));
     None
 }
 
