@@ -4,6 +4,7 @@
 //! ggml asserts that shapes fit and aborts the process if they do not. The verbs therefore rely on shapes that were
 //! validated when the model, the adapter or the batch was accepted.
 
+mod cancel;
 mod context;
 mod cores;
 mod cpu;
@@ -16,6 +17,7 @@ mod ops;
 mod quant;
 mod threadpool;
 
+pub use cancel::CancelToken;
 pub(crate) use context::{Context, Rope, RopeKind, Tensor};
 pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;

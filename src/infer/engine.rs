@@ -2,9 +2,8 @@
 
 use super::error::SessionError;
 use super::kv_cache::{Cached, KvCache, KvType};
-use super::session::CancelToken;
 use crate::error::Result;
-use crate::ggml::{ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
+use crate::ggml::{CancelToken, ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
 use crate::graph::{Builder, CacheInputs, Decoder, Entry, Inputs, Topology, causal_mask};
 use crate::model::Model;
 use half::f16;

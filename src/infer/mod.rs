@@ -12,4 +12,5 @@ pub mod text;
 pub use error::SessionError;
 pub use generate::{GenerateOptions, Generated, StopReason, Timings};
 pub use kv_cache::KvType;
-pub use session::{CancelToken, ExistingText, FlashAttention, Session, SessionOptions};
+pub use crate::ggml::CancelToken;
+pub use session::{ExistingText, FlashAttention, Session, SessionOptions};

@@ -7,13 +7,12 @@ use super::kv_cache::KvType;
 use super::text::Utf8Stream;
 use crate::adapter::{Adapter, Item, Payload, arrange};
 use crate::error::Result;
-use crate::ggml::{GraphMemory, default_threads};
+use crate::ggml::{CancelToken, GraphMemory, default_threads};
 use crate::model::Model;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What happens to text that was computed under another adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,31 +100,6 @@ impl SessionOptions {
     pub fn accept_other_base(mut self, accept: bool) -> Self {
         self.accept_other_base = accept;
         self
-    }
-}
-
-/// Stops a session from another thread. Raised tokens stay raised until [`CancelToken::reset`].
-#[derive(Clone, Debug, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
-
-impl CancelToken {
-    /// Stops what runs, and refuses what follows, with [`SessionError::Cancelled`].
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Allows work again.
-    pub fn reset(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-
-    pub(super) fn flag(&self) -> &AtomicBool {
-        &self.0
-    }
-
-    /// Whether the token is raised.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -1,29 +1,4 @@
-//! What a run tells its caller, and how the caller stops it.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Stops a trainer from another thread.
-#[derive(Clone, Debug, Default)]
-pub struct CancelToken(pub(super) Arc<AtomicBool>);
-
-impl CancelToken {
-    /// Makes the step that runs, or the next one, return [`TrainError::Cancelled`](super::TrainError::Cancelled). The trainer
-    /// is then as before the step.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it was cancelled.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Lets the trainer go on.
-    pub fn reset(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
+//! What a run tells its caller.
 
 /// Why a run is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

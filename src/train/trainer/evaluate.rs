@@ -22,7 +22,7 @@ impl Trainer {
         let rows = self.state.encoder.forward();
         let variables = self.variables(&rows)?;
         let valid: Vec<_> = self.valid.iter().collect();
-        mean_loss(&mut self.passes, &valid, &variables, &self.cancel.0).map(Some)
+        mean_loss(&mut self.passes, &valid, &variables, self.cancel.flag()).map(Some)
     }
 
     /// As [`Trainer::valid_loss`], of the base without any adapter: what an adapter must be better than to be of use. Computed
@@ -44,7 +44,7 @@ impl Trainer {
             return Ok(None);
         }
         let valid: Vec<_> = valid.iter().collect();
-        let loss = mean_loss(&mut self.passes, &valid, &Variables::None, &self.cancel.0)?;
+        let loss = mean_loss(&mut self.passes, &valid, &Variables::None, self.cancel.flag())?;
         self.state.base_loss = Some(loss);
         Ok(Some(loss))
     }

@@ -126,7 +126,7 @@ impl Trainer {
                 scale,
                 self.options.label_smoothing,
                 Goal::Gradients,
-                Some(&self.cancel.0),
+                Some(self.cancel.flag()),
             )?;
             for (&l, &w) in outcome.losses.iter().zip(&packed.weights) {
                 sums.loss += f64::from(l) * f64::from(w) * scale;

@@ -13,11 +13,12 @@ use super::encoder::Encoder;
 use super::optimizer::{Optimizer, clip_grad_norm};
 use super::param::Param;
 use super::pass::Passes;
-use super::report::{CancelToken, Finish, Report, Summary};
+use super::report::{Finish, Report, Summary};
 use super::rng::Rng;
 use super::teacher::Teacher;
 use super::{StateError, TrainError, TrainOptions, Trimmed};
 use crate::error::Result;
+use crate::ggml::CancelToken;
 use crate::model::Model;
 use gradient::Sums;
 use std::collections::BTreeMap;
@@ -131,7 +132,7 @@ impl Trainer {
     pub fn teach(&mut self) -> Result<()> {
         if let Some(teacher) = &mut self.teacher {
             let sequences = [&mut self.train[..], &mut self.valid[..]];
-            teacher.teach(&mut self.passes, sequences, &self.cancel.0)?;
+            teacher.teach(&mut self.passes, sequences, self.cancel.flag())?;
             if teacher.left() == 0 {
                 self.teacher = None;
             }

@@ -3,7 +3,7 @@
 use super::{State, Trainer};
 use crate::adapter::AdapterKind;
 use crate::error::Result;
-use crate::ggml::default_threads;
+use crate::ggml::{CancelToken, default_threads};
 use crate::model::Model;
 use crate::train::check::{check, length};
 use crate::train::data::Example;
@@ -11,7 +11,6 @@ use crate::train::encoder::Encoder;
 use crate::train::layout::Layout;
 use crate::train::optimizer::{Optimizer, OptimizerKind, OptimizerOptions};
 use crate::train::pass::Passes;
-use crate::train::report::CancelToken;
 use crate::train::rng::{Rng, Stream};
 use crate::train::start::{default_init, start};
 use crate::train::teacher::Teacher;
