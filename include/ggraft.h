@@ -1209,6 +1209,12 @@ ggraft_status ggraft_trainer_save_checkpoint(ggraft_trainer *trainer,
 // `trainer` is NULL or a live handle that no thread uses now or later, not even to poll or to cancel.
 void ggraft_trainer_free(ggraft_trainer *trainer);
 
+// Fills `params` with the defaults: `ggraft_train_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_train_params_init(ggraft_train_params *params, size_t size);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

@@ -66,7 +66,16 @@ fn generate_header() -> String {
     let mut builder = cbindgen::Builder::new().with_config(config);
     // The order of the header.
     for file in [
-        "status", "log", "model", "adapter", "session", "sampler", "stream", "train/params", "train/report", "train/mod",
+        "status",
+        "log",
+        "model",
+        "adapter",
+        "session",
+        "sampler",
+        "stream",
+        "train/params",
+        "train/report",
+        "train/mod",
     ] {
         builder = builder.with_src(root().join(format!("src/capi/{file}.rs")));
     }

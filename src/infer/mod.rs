@@ -9,8 +9,8 @@ pub mod sampler;
 mod session;
 pub mod text;
 
+pub use crate::ggml::CancelToken;
 pub use error::SessionError;
 pub use generate::{GenerateOptions, Generated, StopReason, Timings};
 pub use kv_cache::KvType;
-pub use crate::ggml::CancelToken;
 pub use session::{ExistingText, FlashAttention, Session, SessionOptions};

@@ -21,11 +21,11 @@ mod trainer;
 mod variables;
 mod workload;
 
+pub use crate::ggml::CancelToken;
 pub use error::TrainError;
 pub use optimizer::{OptimizerKind, OptimizerOptions};
 pub use options::{Init, Objective, Reparam, TrainOptions};
 pub use param::StateError;
-pub use crate::ggml::CancelToken;
 pub use report::{Finish, Report, Summary, Trimmed};
 pub use schedule::Schedule;
 pub use trainer::Trainer;

@@ -160,7 +160,6 @@ unsafe fn with<T>(
     work(handle, &mut *handle.trainer.lock("trainer")?)
 }
 
-
 /// Prepares a run on `model`, which stays as it is: no step is taken yet. `params` may be NULL. `train` is the path of a JSONL
 /// file, whose rows are learned: each line an object with `prompt` and `completion`, with `messages` of `role` and `content`, or
 /// with `text`, and perhaps a `weight`. `valid` is such a file, too, whose rows decide which step's adapter is kept; NULL: that

@@ -92,4 +92,3 @@ pub(super) fn state(finished: Option<Finish>) -> ggraft_train_state {
         Some(Finish::Failed) => ggraft_train_state::GGRAFT_TRAIN_FAILED,
     }
 }
-

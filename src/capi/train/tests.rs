@@ -1,5 +1,8 @@
 use super::*;
+use crate::status::ggraft_status::*;
+use ggraft::adapter::AdapterKind;
 use ggraft::model::ModelOptions;
+use ggraft::train::TrainOptions;
 use std::ptr::null_mut;
 
 fn trainer() -> ggraft_trainer {

@@ -44,7 +44,12 @@ impl Trainer {
             return Ok(None);
         }
         let valid: Vec<_> = valid.iter().collect();
-        let loss = mean_loss(&mut self.passes, &valid, &Variables::None, self.cancel.flag())?;
+        let loss = mean_loss(
+            &mut self.passes,
+            &valid,
+            &Variables::None,
+            self.cancel.flag(),
+        )?;
         self.state.base_loss = Some(loss);
         Ok(Some(loss))
     }

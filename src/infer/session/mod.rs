@@ -1,0 +1,360 @@
+//! A session: one text, one adapter, on a model that others share.
+
+mod compute;
+mod options;
+
+pub use options::{ExistingText, FlashAttention, SessionOptions};
+
+use super::engine::{Core, Input, Mode};
+use super::error::SessionError;
+use super::kv_block::KvBlock;
+use super::kv_cache::KvType;
+use super::text::Utf8Stream;
+use crate::adapter::{Adapter, Item, Payload};
+use crate::error::Result;
+use crate::ggml::{CancelToken, default_threads};
+use crate::model::Model;
+use std::sync::Arc;
+
+/// Values of one graph's logits at most: more rows are computed in several steps.
+const MAX_LOGITS: usize = 1 << 24;
+
+/// An adapter at work.
+struct Attached {
+    adapter: Adapter,
+    how: How,
+}
+
+impl Attached {
+    /// Positions in front of the text.
+    fn prefix_len(&self) -> usize {
+        match &self.how {
+            How::Block(block) => block.n_rows(),
+            How::Template(_) => 0,
+        }
+    }
+}
+
+enum How {
+    /// Rows in front of the text.
+    Block(Arc<KvBlock>),
+    /// Virtual tokens at the places that the adapter's template says, `ne = [D, P]`.
+    Template(Vec<f32>),
+}
+
+/// A run of tokens that was fed.
+struct Segment {
+    tokens: Vec<i32>,
+    /// It came through [`Session::prompt`], so a template applies to it.
+    prompt: bool,
+}
+
+/// Called with a token and its logits, `ne = [V]`.
+type EachLogits<'a> = &'a mut dyn FnMut(i32, &[f32]);
+
+/// One text with at most one adapter. Many sessions can work on one model at once, each from its own thread.
+pub struct Session {
+    core: Core,
+    attached: Option<Attached>,
+    accept_other_base: bool,
+    /// Positions computed, the adapter's included.
+    n_past: usize,
+    history: Vec<Segment>,
+    /// The last token of `history` if it has been sampled and nothing has asked for what follows it: it is computed with the
+    /// next input, and has no position until then.
+    uncomputed: Option<i32>,
+    /// Logits of the last computed input, `ne = [V]`; empty before the first.
+    logits: Vec<f32>,
+    /// The beginning of a character that [`Session::generate`] stopped in the middle of; empty once other text follows.
+    unfinished: Utf8Stream,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("model", &self.core.model)
+            .field("n_past", &self.n_past)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// An empty session on `model`.
+    ///
+    /// # Errors
+    /// If an option is out of range or memory for the KV cache cannot be reserved.
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
+        let hp = model.hparams();
+        let bad = |option, value: String, why: &str| SessionError::BadOption {
+            option,
+            value,
+            why: why.to_owned(),
+        };
+        let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
+        let limit = if model.weights().position_embd.is_some() {
+            hp.n_ctx_train
+        } else {
+            i32::MAX as usize
+        };
+        if n_ctx == 0 || n_ctx > limit {
+            return Err(bad(
+                "context length",
+                n_ctx.to_string(),
+                &format!("must be 1 to {limit} for this model"),
+            )
+            .into());
+        }
+        let n_threads = options.n_threads.unwrap_or_else(default_threads);
+        // ggml's own limit.
+        const MAX_THREADS: usize = 512;
+        if n_threads == 0 || n_threads > MAX_THREADS {
+            return Err(bad(
+                "threads",
+                n_threads.to_string(),
+                &format!("must be 1 to {MAX_THREADS}"),
+            )
+            .into());
+        }
+        if options.n_batch == 0 || options.n_batch > 1 << 16 {
+            return Err(bad(
+                "batch size",
+                options.n_batch.to_string(),
+                "must be 1 to 65536",
+            )
+            .into());
+        }
+        let flash = match options.flash_attention {
+            FlashAttention::On => true,
+            FlashAttention::Off => false,
+        };
+        if options.kv_type == KvType::Q8_0 {
+            if !hp.head_dim.is_multiple_of(32) {
+                let why = format!(
+                    "needs a head size that is a multiple of 32, the model's is {}",
+                    hp.head_dim
+                );
+                return Err(bad("KV cache type", "q8_0".into(), &why).into());
+            }
+            if !flash {
+                return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
+            }
+        }
+        let mode = Mode {
+            ty: options.kv_type,
+            flash,
+            long_context: model.has_long_context(n_ctx),
+        };
+        let mut core = Core::new(model, mode, n_ctx, model.pool(n_threads))?;
+        core.n_batch = options.n_batch;
+        Ok(Self {
+            core,
+            attached: None,
+            accept_other_base: options.accept_other_base,
+            n_past: 0,
+            history: Vec::new(),
+            uncomputed: None,
+            logits: Vec::new(),
+            unfinished: Utf8Stream::new(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.core.model
+    }
+
+    /// Positions that the session can hold.
+    pub fn n_ctx(&self) -> usize {
+        self.core.cache.cells()
+    }
+
+    /// Positions in use, the adapter's included.
+    pub fn n_past(&self) -> usize {
+        // A text may end with a token that has no room any more.
+        self.taken().min(self.n_ctx())
+    }
+
+    /// Positions that the text takes, that of a token that is not computed yet included.
+    fn taken(&self) -> usize {
+        self.n_past + usize::from(self.uncomputed.is_some())
+    }
+
+    /// Threads that compute.
+    pub fn n_threads(&self) -> usize {
+        self.core.pool.n_threads()
+    }
+
+    /// Bytes reserved for the KV cache; they become resident as the context fills.
+    pub fn kv_bytes(&self) -> usize {
+        self.core.cache.bytes()
+    }
+
+    /// The attached adapter.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.attached.as_ref().map(|a| &a.adapter)
+    }
+
+    /// A handle that stops the session from another thread.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.core.cancel.clone()
+    }
+
+    /// All real tokens fed so far, virtual ones left out.
+    pub fn tokens(&self) -> Vec<i32> {
+        self.history
+            .iter()
+            .flat_map(|s| &s.tokens)
+            .copied()
+            .collect()
+    }
+
+    /// Logits of the last token, `ne = [V]`. Behind [`Session::generate`] that token is computed now.
+    ///
+    /// # Errors
+    /// [`SessionError::NoLogits`] if nothing was fed yet; if computing fails.
+    pub fn logits(&mut self) -> Result<&[f32], SessionError> {
+        if self.is_empty() {
+            return Err(SessionError::NoLogits);
+        }
+        self.settle()?;
+        Ok(&self.logits)
+    }
+
+    /// Computes the token that is not, if there is one.
+    fn settle(&mut self) -> Result<(), SessionError> {
+        if let Some(id) = self.uncomputed {
+            self.check_room(self.taken())?;
+            self.run(Input::Tokens(&[id]), 1, 0..1)?;
+            self.uncomputed = None;
+        }
+        Ok(())
+    }
+
+    /// Nothing was fed yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.logits.is_empty()
+    }
+
+    /// A token that was sampled becomes part of the text. It is computed with what follows.
+    pub(super) fn append(&mut self, id: i32) {
+        debug_assert!(self.uncomputed.is_none(), "sampled from older logits");
+        self.remember(&[id]);
+        self.uncomputed = Some(id);
+    }
+
+    /// Logits of the attached adapter's virtual tokens, `ne = [V, P]`: what the model expects behind each of them when
+    /// they stand in front of everything. The last row predicts the first real token.
+    ///
+    /// # Errors
+    /// [`SessionError::NotAttached`] without an adapter, [`SessionError::NoVirtualTokens`] if it holds K/V rows or places
+    /// its virtual tokens inside the text.
+    pub fn virtual_logits(&self) -> Result<Vec<f32>> {
+        let attached = self.attached.as_ref().ok_or(SessionError::NotAttached)?;
+        let (Payload::Rows(rows), How::Block(_)) = (attached.adapter.payload(), &attached.how)
+        else {
+            return Err(SessionError::NoVirtualTokens.into());
+        };
+        let (core, n) = (&self.core, rows.n_rows());
+        let mut core = Core::new(&core.model, core.mode, n, core.pool.clone())?;
+        Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
+    }
+
+    /// Forgets the text; the adapter stays.
+    pub fn reset(&mut self) {
+        self.history.clear();
+        self.logits.clear();
+        self.unfinished = Utf8Stream::new();
+        self.uncomputed = None;
+        self.n_past = self.attached.as_ref().map_or(0, Attached::prefix_len);
+    }
+
+    /// Puts `adapter` in front of the text (or, with a template, into the next prompt).
+    ///
+    /// # Errors
+    /// [`SessionError::AlreadyAttached`], or as [`Session::swap`].
+    pub fn attach(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
+        if self.attached.is_some() {
+            return Err(SessionError::AlreadyAttached.into());
+        }
+        self.swap(adapter, existing)
+    }
+
+    /// Replaces the attached adapter, if any, by `adapter`.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was. If
+    /// recomputing fails or is cancelled, the new adapter is attached and the text is dropped.
+    pub fn swap(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
+        let model = &self.core.model;
+        adapter.check_fits(model.shape(), &model.fingerprint(), self.accept_other_base)?;
+        let how = match (adapter.template(), adapter.payload()) {
+            (Some(_), Payload::Rows(rows)) => How::Template(rows.to_f32()),
+            _ => {
+                let (mode, n_threads) = (self.core.mode, self.core.pool.n_threads());
+                How::Block(KvBlock::of(adapter, model, mode, n_threads)?)
+            }
+        };
+        self.change(
+            Some(Attached {
+                adapter: adapter.clone(),
+                how,
+            }),
+            existing,
+        )
+    }
+
+    /// Takes the adapter off.
+    ///
+    /// # Errors
+    /// [`SessionError::NotAttached`]. If recomputing fails or is cancelled, the adapter is off and the text is dropped.
+    pub fn detach(&mut self, existing: ExistingText) -> Result<()> {
+        if self.attached.is_none() {
+            return Err(SessionError::NotAttached.into());
+        }
+        self.change(None, existing)
+    }
+
+    fn change(&mut self, attached: Option<Attached>, existing: ExistingText) -> Result<()> {
+        // Everything that can be known to fail fails before anything changes.
+        let mut needed = attached.as_ref().map_or(0, Attached::prefix_len);
+        if existing == ExistingText::Recompute {
+            for (i, segment) in self.history.iter().enumerate() {
+                needed += if segment.prompt {
+                    let items = self.arrange(attached.as_ref(), &segment.tokens, i == 0)?;
+                    items.iter().map(Item::len).sum()
+                } else {
+                    segment.tokens.len()
+                };
+            }
+        }
+        let virtual_tokens = attached.as_ref().map_or(0, |a| a.adapter.length());
+        self.check_room(needed.max(virtual_tokens))?;
+        if let Some(Attached {
+            how: How::Block(block),
+            ..
+        }) = &attached
+        {
+            block.copy_into(&mut self.core.cache, 0);
+        }
+        self.attached = attached;
+        let history = std::mem::take(&mut self.history);
+        let unfinished = self.take_unfinished();
+        self.reset();
+        if existing == ExistingText::Recompute {
+            self.recompute(history).inspect_err(|_| self.reset())?;
+            self.unfinished = unfinished;
+        }
+        Ok(())
+    }
+
+    fn recompute(&mut self, history: Vec<Segment>) -> Result<()> {
+        for segment in history {
+            if segment.prompt {
+                self.feed_prompt(segment.tokens)?;
+            } else {
+                self.feed(&segment.tokens)?;
+            }
+        }
+        Ok(())
+    }
+}
