@@ -44,7 +44,8 @@ const MAX_PROVENANCE: usize = 256;
 const MAX_PROVENANCE_KEY: usize = 64;
 
 /// What an adapter does to its base.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdapterKind {
     /// Key and value rows in every layer (Li & Liang 2021; P-Tuning v2, Liu 2021).
     Prefix,

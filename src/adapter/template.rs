@@ -96,7 +96,8 @@ pub enum Piece {
 /// assert_eq!(template.virtual_tokens(), 7);
 /// # Ok::<(), ggraft::adapter::TemplateError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Template {
     pieces: Vec<Piece>,
     virtual_tokens: usize,
@@ -207,6 +208,20 @@ fn placeholder(name: &str, at: usize) -> Result<Piece, TemplateError> {
         Ok(0) => Err(TemplateError::ZeroCount { at }),
         Ok(n) if n <= MAX_LENGTH => Ok(Piece::Virtual(n)),
         _ => Err(TemplateError::TooMany { max: MAX_LENGTH }),
+    }
+}
+
+impl TryFrom<String> for Template {
+    type Error = TemplateError;
+
+    fn try_from(source: String) -> Result<Self, TemplateError> {
+        Self::parse(&source)
+    }
+}
+
+impl From<Template> for String {
+    fn from(template: Template) -> Self {
+        template.to_string()
     }
 }
 

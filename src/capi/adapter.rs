@@ -1,7 +1,7 @@
 //! Adapters: load, import, save, join.
 
 use super::model::ggraft_model;
-use super::params::{self, Params, no_such};
+use super::params::{self, Params, choose};
 use super::pointer::{give, handle, path, place, take_back, text};
 use super::status::{Failure, c_string, call, ggraft_status, ggraft_status::*};
 use ggraft::adapter::{self, Adapter, AdapterKind, ImportOptions, Precision};
@@ -47,13 +47,11 @@ pub enum ggraft_adapter_kind {
 
 /// The caller's `ggraft_adapter_kind` as the Rust API has it.
 pub(crate) fn kind(value: i32) -> Result<AdapterKind, Failure> {
-    use ggraft_adapter_kind::*;
-    match value {
-        v if v == GGRAFT_ADAPTER_PREFIX as i32 => Ok(AdapterKind::Prefix),
-        v if v == GGRAFT_ADAPTER_PROMPT as i32 => Ok(AdapterKind::Prompt),
-        v if v == GGRAFT_ADAPTER_P_TUNING as i32 => Ok(AdapterKind::PTuning),
-        v => Err(no_such(v, "ggraft_adapter_kind")),
-    }
+    choose!(value, ggraft_adapter_kind {
+        GGRAFT_ADAPTER_PREFIX => AdapterKind::Prefix,
+        GGRAFT_ADAPTER_PROMPT => AdapterKind::Prompt,
+        GGRAFT_ADAPTER_P_TUNING => AdapterKind::PTuning,
+    })
 }
 
 /// Precision of a written adapter file.
@@ -244,11 +242,10 @@ pub unsafe extern "C" fn ggraft_adapter_save(
                 self::path(path, "path")?,
             )
         };
-        let precision = match precision {
-            p if p == ggraft_precision::GGRAFT_PRECISION_F16 as i32 => Precision::F16,
-            p if p == ggraft_precision::GGRAFT_PRECISION_F32 as i32 => Precision::F32,
-            p => return Err(no_such(p, "ggraft_precision")),
-        };
+        let precision = choose!(precision, ggraft_precision {
+            GGRAFT_PRECISION_F16 => Precision::F16,
+            GGRAFT_PRECISION_F32 => Precision::F32,
+        })?;
         adapter.save(path, precision)?;
         Ok(())
     })

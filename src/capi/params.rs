@@ -97,10 +97,19 @@ pub(crate) unsafe fn write<T: Copy>(out: *mut T, size: usize, value: T) -> Resul
     Ok(())
 }
 
-/// For a number that the enumeration `name` does not have.
-pub(crate) fn no_such(value: i32, name: &str) -> Failure {
-    Failure::new(GGRAFT_ERROR_ARGUMENT, format!("{value} is no {name}"))
+/// What a number of C stands for: the meaning of the enumeration's variant that has this number, or the error that it has none.
+macro_rules! choose {
+    ($value:expr, $enumeration:ident { $($variant:ident => $meaning:expr),+ $(,)? }) => {
+        match $value {
+            $(v if v == $enumeration::$variant as i32 => Ok($meaning),)+
+            v => Err($crate::status::Failure::new(
+                $crate::status::ggraft_status::GGRAFT_ERROR_ARGUMENT,
+                format!("{v} is no {}", stringify!($enumeration)),
+            )),
+        }
+    };
 }
+pub(crate) use choose;
 
 #[cfg(test)]
 mod tests {

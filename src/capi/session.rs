@@ -3,7 +3,7 @@
 use super::adapter::ggraft_adapter;
 use super::exclusive::Exclusive;
 use super::model::ggraft_model;
-use super::params::{self, Params, no_such};
+use super::params::{self, Params, choose};
 use super::pointer::{array, fill, give, handle, place, take_back, text};
 use super::sampler::{self, ggraft_sampler_params};
 use super::status::{Failure, call, call_number, ggraft_status};
@@ -169,30 +169,26 @@ pub type ggraft_token_callback =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user_data: *mut c_void) -> i32>;
 
 fn kv_type(value: i32) -> Result<KvType, Failure> {
-    match value {
-        v if v == ggraft_kv_type::GGRAFT_KV_F16 as i32 => Ok(KvType::F16),
-        v if v == ggraft_kv_type::GGRAFT_KV_F32 as i32 => Ok(KvType::F32),
-        v if v == ggraft_kv_type::GGRAFT_KV_Q8_0 as i32 => Ok(KvType::Q8_0),
-        v => Err(no_such(v, "ggraft_kv_type")),
-    }
+    choose!(value, ggraft_kv_type {
+        GGRAFT_KV_F16 => KvType::F16,
+        GGRAFT_KV_F32 => KvType::F32,
+        GGRAFT_KV_Q8_0 => KvType::Q8_0,
+    })
 }
 
 fn flash_attention(value: i32) -> Result<FlashAttention, Failure> {
-    use ggraft_flash_attention::*;
-    match value {
-        v if v == GGRAFT_FLASH_ATTENTION_AUTO as i32 => Ok(FlashAttention::On),
-        v if v == GGRAFT_FLASH_ATTENTION_ON as i32 => Ok(FlashAttention::On),
-        v if v == GGRAFT_FLASH_ATTENTION_OFF as i32 => Ok(FlashAttention::Off),
-        v => Err(no_such(v, "ggraft_flash_attention")),
-    }
+    choose!(value, ggraft_flash_attention {
+        GGRAFT_FLASH_ATTENTION_AUTO => FlashAttention::On,
+        GGRAFT_FLASH_ATTENTION_ON => FlashAttention::On,
+        GGRAFT_FLASH_ATTENTION_OFF => FlashAttention::Off,
+    })
 }
 
 fn existing_text(value: i32) -> Result<ExistingText, Failure> {
-    match value {
-        v if v == ggraft_existing_text::GGRAFT_TEXT_RECOMPUTE as i32 => Ok(ExistingText::Recompute),
-        v if v == ggraft_existing_text::GGRAFT_TEXT_DROP as i32 => Ok(ExistingText::Drop),
-        v => Err(no_such(v, "ggraft_existing_text")),
-    }
+    choose!(value, ggraft_existing_text {
+        GGRAFT_TEXT_RECOMPUTE => ExistingText::Recompute,
+        GGRAFT_TEXT_DROP => ExistingText::Drop,
+    })
 }
 
 /// Runs `work` on the session behind a handle.

@@ -1,7 +1,7 @@
 //! Typed inputs of a decoder graph, and the one place where masks are computed.
 
 use crate::file::types::GgmlType;
-use crate::ggml::{Context, Tensor};
+use crate::ggml::{Context, Tensor, visible};
 use crate::model::HParams;
 use half::f16;
 use std::sync::Arc;
@@ -106,14 +106,11 @@ impl CacheInputs {
     }
 }
 
-/// Fills `mask` `ne = [n_kv, positions.len()]` for a stream whose cell i holds position i: a token sees itself, everything
-/// before it, and with `window` only positions above `p - window`. A prefix is subject to the window like any token.
+/// Fills `mask` `ne = [n_kv, positions.len()]` for a stream whose cell i holds position i; who sees whom is [`visible`]'s to say.
 pub(crate) fn causal_mask(mask: &mut [f16], n_kv: usize, positions: &[i32], window: Option<usize>) {
     for (row, &p) in mask.chunks_exact_mut(n_kv).zip(positions) {
-        let end = (p as usize + 1).min(n_kv);
-        let start = window
-            .map_or(0, |w| (p as usize + 1).saturating_sub(w))
-            .min(end);
+        let seen = visible(p as usize, window);
+        let (start, end) = (seen.start.min(n_kv), seen.end.min(n_kv));
         row[..start].fill(f16::NEG_INFINITY);
         row[start..end].fill(f16::ZERO);
         row[end..].fill(f16::NEG_INFINITY);

@@ -38,7 +38,8 @@ pub enum Reparam {
 }
 
 /// What is to be learned.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Objective {
     /// Cross-entropy on the tokens that follow the prompt.
@@ -60,8 +61,9 @@ impl Objective {
     pub const DEFAULT_TOP_K: usize = 20;
 }
 
-/// Options of a [`super::Trainer`]. `None` stands for the default that the field's documentation names.
-#[derive(Clone, Debug)]
+/// Options of a [`super::Trainer`]. `None` stands for the default that the field's documentation names. A checkpoint holds them all
+/// but the start.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct TrainOptions {
     /// Prefix, prompt or P-tuning.
@@ -71,6 +73,7 @@ pub struct TrainOptions {
     /// Default: the text of the first prompts, through P-tuning's encoder too. But for a prefix random with the MLP, the context that
     /// is distilled, and in runs of at least 300 steps in which no row is frozen [`Init::Mean`], or [`Init::Random`] from
     /// [`TrainOptions::MANY_EPOCHS`] on: a text learns faster, they end better.
+    #[serde(skip)]
     pub init: Option<Init>,
     /// Default: [`Reparam::Mlp`] for P-tuning, none otherwise.
     pub reparam: Option<Reparam>,

@@ -58,7 +58,7 @@ fn ctrl_c_keeps_the_rows_that_are_done() {
     let place = Place::random();
     place.write(
         "rows.jsonl",
-        "{\"prompt\": \"a\", \"completion\": \"b c d\"}\n".repeat(20_000),
+        "{\"prompt\": \"a\", \"completion\": \"b c d\"}\n".repeat(200_000),
     );
     for (line, signal) in [
         ("eval --json", "-INT"),
@@ -84,7 +84,7 @@ fn ctrl_c_keeps_the_rows_that_are_done() {
             let text = stderr(&output);
             let (_, rest) = text.split_once("interrupted after ").unwrap();
             let (done, rest) = rest.split_once(' ').unwrap();
-            assert!(rest.starts_with("of 20000 rows"), "{text}");
+            assert!(rest.starts_with("of 200000 rows"), "{text}");
             let done: usize = done.parse().unwrap();
             if line.starts_with("eval") {
                 let figures = json(std::str::from_utf8(&output.stdout).unwrap());

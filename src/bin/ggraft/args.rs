@@ -248,22 +248,22 @@ pub(crate) fn new_session(
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SampleArgs {
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    #[arg(long, value_name = "T", default_value_t = SamplerParams::default().temperature)]
     temp: f32,
     /// Keep the K most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = 40)]
+    #[arg(long, value_name = "K", default_value_t = SamplerParams::default().top_k)]
     top_k: u32,
     /// Keep the smallest set of tokens whose probabilities reach P; 1 keeps all
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", default_value_t = SamplerParams::default().top_p)]
     top_p: f32,
     /// Keep tokens at least P times as likely as the most likely one; 0 keeps all
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(long, value_name = "P", default_value_t = SamplerParams::default().min_p)]
     min_p: f32,
     /// Divide the logits of recent tokens; 1 does nothing
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = SamplerParams::default().repeat_penalty)]
     repeat_penalty: f32,
     /// How many recent tokens the penalty looks at
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = SamplerParams::default().repeat_last_n)]
     repeat_last_n: u32,
     /// Equal seeds give equal text [default: a random one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..i64::from(u32::MAX)))]

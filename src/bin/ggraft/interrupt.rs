@@ -29,13 +29,14 @@ impl Guard {
     /// Calls `cancel`, on another thread.
     pub(crate) fn calling(cancel: impl FnOnce() + Send + 'static) -> Self {
         static INSTALL: Once = Once::new();
+        // First: a signal may come as soon as there is a handler.
+        set(Some(Box::new(cancel)));
         INSTALL.call_once(|| {
             // Where no handler can be installed, Ctrl-C ends the process as it would have done anyway.
             if let Err(e) = ctrlc::set_handler(handle) {
                 tracing::warn!("Ctrl-C cannot be handled: {e}");
             }
         });
-        set(Some(Box::new(cancel)));
         Self(())
     }
 }

@@ -1,7 +1,7 @@
 //! How to train: a struct that grows, and its choices.
 
 use crate::adapter::{self, ggraft_adapter, ggraft_adapter_kind};
-use crate::params::{self, Params, no_such};
+use crate::params::{self, Params, choose};
 use crate::pointer::{handle, text};
 use crate::status::{Failure, call, ggraft_status, ggraft_status::*};
 use ggraft::adapter::{AdapterKind, Template};
@@ -291,74 +291,64 @@ pub(super) unsafe fn options(params: *const ggraft_train_params) -> Result<Train
 /// # Safety
 /// The pointers of `p` that its `init` needs are valid.
 unsafe fn init(p: &ggraft_train_params) -> Result<Option<Init>, Failure> {
-    use ggraft_init::*;
-    Ok(match p.init {
-        v if v == GGRAFT_INIT_DEFAULT as i32 => None,
-        v if v == GGRAFT_INIT_RANDOM as i32 => Some(Init::Random),
-        v if v == GGRAFT_INIT_ZEROS as i32 => Some(Init::Zeros),
-        v if v == GGRAFT_INIT_VOCAB as i32 => Some(Init::Vocab),
-        v if v == GGRAFT_INIT_TEXT as i32 => {
+    choose!(p.init, ggraft_init {
+        GGRAFT_INIT_DEFAULT => None,
+        GGRAFT_INIT_RANDOM => Some(Init::Random),
+        GGRAFT_INIT_ZEROS => Some(Init::Zeros),
+        GGRAFT_INIT_VOCAB => Some(Init::Vocab),
+        GGRAFT_INIT_TEXT => {
             // SAFETY: the caller's promise.
             Some(Init::Text(
                 unsafe { text(p.init_text, "init_text")? }.to_owned(),
             ))
-        }
-        v if v == GGRAFT_INIT_PROMPTS as i32 => Some(Init::Prompts),
-        v if v == GGRAFT_INIT_MEAN as i32 => Some(Init::Mean),
-        v if v == GGRAFT_INIT_ADAPTER as i32 => {
+        },
+        GGRAFT_INIT_PROMPTS => Some(Init::Prompts),
+        GGRAFT_INIT_MEAN => Some(Init::Mean),
+        GGRAFT_INIT_ADAPTER => {
             // SAFETY: the caller's promise.
             let handle = unsafe { handle(p.init_adapter, "init_adapter")? };
             Some(Init::Adapter(handle.adapter.clone()))
-        }
-        v => return Err(no_such(v, "ggraft_init")),
+        },
     })
 }
 
 fn reparam(value: i32) -> Result<Option<Reparam>, Failure> {
-    use ggraft_reparam::*;
-    match value {
-        v if v == GGRAFT_REPARAM_DEFAULT as i32 => Ok(None),
-        v if v == GGRAFT_REPARAM_NONE as i32 => Ok(Some(Reparam::None)),
-        v if v == GGRAFT_REPARAM_MLP as i32 => Ok(Some(Reparam::Mlp)),
-        v if v == GGRAFT_REPARAM_LSTM as i32 => Ok(Some(Reparam::Lstm)),
-        v => Err(no_such(v, "ggraft_reparam")),
-    }
+    choose!(value, ggraft_reparam {
+        GGRAFT_REPARAM_DEFAULT => None,
+        GGRAFT_REPARAM_NONE => Some(Reparam::None),
+        GGRAFT_REPARAM_MLP => Some(Reparam::Mlp),
+        GGRAFT_REPARAM_LSTM => Some(Reparam::Lstm),
+    })
 }
 
 /// # Safety
 /// The pointer of `p` that its `objective` needs is valid.
 unsafe fn objective(p: &ggraft_train_params) -> Result<Objective, Failure> {
-    use ggraft_objective::*;
-    match p.objective {
-        v if v == GGRAFT_OBJECTIVE_COMPLETION as i32 => Ok(Objective::Completion),
-        v if v == GGRAFT_OBJECTIVE_ALL as i32 => Ok(Objective::All),
-        v if v == GGRAFT_OBJECTIVE_DISTILL as i32 => Ok(Objective::Distill {
+    choose!(p.objective, ggraft_objective {
+        GGRAFT_OBJECTIVE_COMPLETION => Objective::Completion,
+        GGRAFT_OBJECTIVE_ALL => Objective::All,
+        GGRAFT_OBJECTIVE_DISTILL => Objective::Distill {
             // SAFETY: the caller's promise.
             context: unsafe { text(p.context, "context")? }.to_owned(),
             top_k: p.top_k as usize,
-        }),
-        v => Err(no_such(v, "ggraft_objective")),
-    }
+        },
+    })
 }
 
 fn schedule(value: i32) -> Result<Schedule, Failure> {
-    use ggraft_schedule::*;
-    match value {
-        v if v == GGRAFT_SCHEDULE_LINEAR as i32 => Ok(Schedule::Linear),
-        v if v == GGRAFT_SCHEDULE_COSINE as i32 => Ok(Schedule::Cosine),
-        v if v == GGRAFT_SCHEDULE_CONSTANT as i32 => Ok(Schedule::Constant),
-        v => Err(no_such(v, "ggraft_schedule")),
-    }
+    choose!(value, ggraft_schedule {
+        GGRAFT_SCHEDULE_LINEAR => Schedule::Linear,
+        GGRAFT_SCHEDULE_COSINE => Schedule::Cosine,
+        GGRAFT_SCHEDULE_CONSTANT => Schedule::Constant,
+    })
 }
 
 fn optimizer(value: i32) -> Result<OptimizerKind, Failure> {
-    use ggraft_optimizer::*;
-    match value {
-        v if v == GGRAFT_OPTIMIZER_ADAMW as i32 => Ok(OptimizerKind::AdamW),
-        v if v == GGRAFT_OPTIMIZER_ADAFACTOR as i32 => Ok(OptimizerKind::Adafactor),
-        v if v == GGRAFT_OPTIMIZER_SGD as i32 => Ok(OptimizerKind::Sgd),
-        v => Err(no_such(v, "ggraft_optimizer")),
-    }
+    choose!(value, ggraft_optimizer {
+        GGRAFT_OPTIMIZER_ADAMW => OptimizerKind::AdamW,
+        GGRAFT_OPTIMIZER_ADAFACTOR => OptimizerKind::Adafactor,
+        GGRAFT_OPTIMIZER_SGD => OptimizerKind::Sgd,
+    })
 }
 
 /// Fills `params` with the defaults: `ggraft_train_params_init(&params, sizeof params)`.

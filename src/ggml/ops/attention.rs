@@ -12,6 +12,12 @@ use std::sync::Arc;
 /// Queries at a time.
 const TILE: usize = 48;
 
+/// Positions that a token at position `at` sees: itself and everything before it, of which a sliding `window` leaves the last so many.
+/// The rows of a prefix are positions like any others.
+pub(crate) fn visible(at: usize, window: Option<usize>) -> Range<usize> {
+    window.map_or(0, |w| (at + 1).saturating_sub(w))..at + 1
+}
+
 /// Who sees whom. Keys in order of position: P rows of a prefix, S tokens that all rows begin with, a row's own tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Spans {
@@ -21,7 +27,7 @@ pub(crate) struct Spans {
     pub(crate) shared: usize,
     /// Tokens of each row behind the shared ones, in order, without gaps from S to T.
     pub(crate) rows: Vec<Range<usize>>,
-    /// A token at position p sees positions above `p - window`.
+    /// See [`visible`].
     pub(crate) window: Option<usize>,
     /// Factor of scores.
     pub(crate) scale: f32,
@@ -68,7 +74,7 @@ impl Spans {
 
     /// Keys that the query at key `at` sees.
     fn visible(&self, at: usize) -> Range<usize> {
-        self.window.map_or(0, |w| (at + 1).saturating_sub(w))..at + 1
+        visible(at, self.window)
     }
 
     /// Keys that some of `n` queries from key `at` on see.

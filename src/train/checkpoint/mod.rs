@@ -12,6 +12,7 @@ use super::encoder::Encoder;
 use super::param::Param;
 use super::rng::Rng;
 use super::trainer::{Best, State, Trainer};
+use super::{Init, TrainOptions};
 use crate::error::{Error, Result};
 use crate::file::atomic::write_atomic;
 use crate::model::Model;
@@ -107,7 +108,11 @@ impl Trainer {
         check_base(path, &saved, model)?;
         let unusable = |why: String| unusable(path, why);
         let state_error = |e: super::StateError| unusable(e.to_string());
-        let options = saved.options.clone().restore().map_err(unusable)?;
+        let options = TrainOptions {
+            // The rows come from the file.
+            init: Some(Init::Random),
+            ..saved.options.clone()
+        };
         let params = tensors.params(options.freeze_first).map_err(unusable)?;
         let mut encoder = Encoder::from_params(saved.encoder, params).map_err(state_error)?;
         if let Some(base) = tensors.f32(BASE).map_err(unusable)? {
