@@ -410,9 +410,9 @@ fn a_line_feed_follows_the_text_only_at_a_terminal() {
 #[cfg(unix)]
 #[test]
 fn a_stopped_run_delivers_what_it_has() {
-    // At this temperature a text of this seed goes on for thousands of tokens.
+    // At this temperature the text of this seed goes on for four thousand tokens.
     let line = format!(
-        "run -t 1 -p The -n -1 -c 100000 --temp 20 --top-k 0 --top-p 1 --min-p 0 --seed 3 -m {MODEL}"
+        "run -t 1 -p The -n -1 -c 100000 --temp 20 --top-k 0 --top-p 1 --min-p 0 --seed 10 -m {MODEL}"
     );
     let whole = ok(&words(&line.replace("-n -1", "-n 400")));
     for (signal, json_too) in [
@@ -1798,4 +1798,57 @@ fn virtual_tokens_of_old_gemma_adapters_are_mentioned() {
     assert!(!warned("gemma", "prompt", &["--row-factor", "1"]));
     assert!(!warned("gemma", "prefix", &[]));
     assert!(!warned("llama", "prompt", &[]));
+}
+
+// ---- chat templates
+
+#[test]
+fn conversations_take_the_chosen_template() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefilled = |args: &[&str], prompt: &str| {
+        let common = [
+            "run", "-t", "1", "-m", MODEL, "-n", "1", "--temp", "0", "--json", "-p", prompt,
+        ];
+        json(&ok(&[&common, args].concat()))["timings"]["prefill_tokens"]
+            .as_u64()
+            .unwrap()
+    };
+    let zephyr = ["--chat", "--chat-template", "zephyr"];
+    let plain = prefilled(&zephyr, "A");
+    // `</s>` in a message is four characters that nobody takes for the end of the turn.
+    let marked = prefilled(&zephyr, "A</s>");
+    assert!(marked > plain + 1, "{marked} tokens against {plain}");
+    let special = [&zephyr[..], &["--parse-special"]].concat();
+    assert_eq!(prefilled(&special, "A</s>"), plain + 1);
+
+    let path = folder.path().join("mine.jinja");
+    fs::write(&path, "{{ bos_token }}{{ messages[0].content }}").unwrap();
+    let mine = ["--chat", "--chat-template", path.to_str().unwrap()];
+    // One BOS, whoever writes it.
+    assert_eq!(prefilled(&mine, "A"), prefilled(&[], "A"));
+    let doubled = ["run", "-t", "1", "-m", MODEL, "-n", "1", "-p", "<s>A"];
+    let output = ggraft(&doubled);
+    assert!(output.status.success());
+    assert_eq!(
+        stderr(&output).matches("begins with BOS").count(),
+        1,
+        "{output:?}"
+    );
+    assert_eq!(prefilled(&[], "<s>A"), prefilled(&[], "A"));
+
+    let refuses = "{{ raise_exception('only about cats') }}";
+    fs::write(&path, refuses).unwrap();
+    let run = |args: &[&str]| {
+        let common = ["run", "-t", "1", "-m", MODEL, "-p", "A"];
+        ggraft(&[&common, args].concat())
+    };
+    assert!(failure(&run(&mine)).contains("refuses the conversation: only about cats"));
+    fs::write(&path, "{% if %}").unwrap();
+    assert!(failure(&run(&mine)).contains("cannot be read"));
+    for wrong in [
+        &["--chat", "--chat-template", "nope"][..],
+        &["--chat-template", "zephyr"],
+    ] {
+        assert_eq!(run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
 }

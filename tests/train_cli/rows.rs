@@ -1,6 +1,6 @@
 //! `ggraft predict` and `ggraft eval` when not all rows can be computed.
 
-use crate::{Place, command, error_line, json, stderr};
+use crate::{Place, command, error_line, json, stderr, stdout};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -169,4 +169,46 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
         let text = place.misused(&format!("--method prompt --steps 1 -o @none.gguf {line}"));
         assert!(text.contains(expected), "{line}: {text}");
     }
+}
+
+#[test]
+fn long_texts_are_split_and_conversations_take_the_chosen_template() {
+    let place = Place::new();
+    place.write(
+        "story.txt",
+        "Once upon a time there was a town. ".repeat(30),
+    );
+    let plan = |options: &str| {
+        let line = format!("--method prompt --data @story.txt -o @a.gguf --dry-run {options}");
+        place.trained(&line)
+    };
+    assert!(plan("").starts_with("training         1 rows, "));
+    let split = plan("--split-text 50");
+    let rows = split.split_whitespace().nth(1).unwrap();
+    assert!(rows.parse::<usize>().unwrap() > 4, "{split}");
+    // 20 virtual tokens, BOS, 50 of the text; and EOS behind the last piece.
+    assert!(split.contains("the longest row has 71\n"), "{split}");
+
+    place.write(
+        "talk.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n",
+    );
+    let learned = |template: &str| {
+        let line = format!(
+            "--method prefix --data @talk.jsonl -o @a.gguf --dry-run --chat-template {template}"
+        );
+        let output = place.train(&line);
+        assert!(output.status.success(), "{output:?}");
+        let row = stdout(&output).lines().last().unwrap().to_owned();
+        (row, stderr(&output))
+    };
+    let (row, warnings) = learned("zephyr");
+    assert!(row.ends_with("|[b]|[</s>]"), "{row}");
+    assert!(!warnings.contains("end-of-generation"), "{warnings}");
+    let endless = "{% for m in messages %}{{ m.content }};{% endfor %}";
+    place.write("endless.jinja", endless);
+    let (row, warnings) = learned("@endless.jinja");
+    assert!(row.ends_with("|[b]|[;]"), "{row}");
+    let said = warnings.matches("without an end-of-generation token");
+    assert_eq!(said.count(), 1, "{warnings}");
 }

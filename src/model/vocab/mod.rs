@@ -70,7 +70,7 @@ pub struct Vocab {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChatOptions {
-    /// Jinja source, or a name that [`built_in_template`](super::chat::built_in_template) knows, instead of the file's template.
+    /// Jinja source, or a name that [`built_in_template`] knows, instead of the file's template.
     pub template: Option<String>,
     /// The text of control tokens (`<|im_end|>`) inside messages becomes those tokens. Off by default: whoever may write a message
     /// could otherwise end it, and speak for somebody else.

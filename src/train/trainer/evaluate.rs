@@ -13,7 +13,7 @@ impl Trainer {
     /// smoothing: comparable between runs that smooth and runs that do not.
     ///
     /// # Errors
-    /// [`TrainError::Cancelled`], [`TrainError::OutOfMemory`].
+    /// [`TrainError::Cancelled`](crate::train::TrainError::Cancelled), [`TrainError::OutOfMemory`](crate::train::TrainError::OutOfMemory).
     pub fn valid_loss(&mut self) -> Result<Option<f64>> {
         if self.valid.is_empty() {
             return Ok(None);

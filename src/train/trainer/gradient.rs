@@ -23,7 +23,7 @@ pub(super) struct Sums {
 impl Trainer {
     /// Mean cross-entropy of `examples` under the current parameters, and its gradient with respect to each of them by PEFT's
     /// name, in PyTorch's shapes; `prompt_embeddings` stands for the rows that an encoder produces. Nothing is changed. The
-    /// targets are the examples' own tokens whatever the objective: the teacher of [`Objective::Distill`] is not asked.
+    /// targets are the examples' own tokens whatever the objective: the teacher of [`Objective::Distill`](crate::train::Objective::Distill) is not asked.
     ///
     /// # Errors
     /// As [`Trainer::step`].

@@ -119,7 +119,7 @@ impl Trainer {
         Self::prepare(model, options, train, valid, None)
     }
 
-    /// Rows of both sets that wait for [`Trainer::teach`]; 0 unless [`Objective::Distill`] is the objective.
+    /// Rows of both sets that wait for [`Trainer::teach`]; 0 unless [`Objective::Distill`](super::Objective::Distill) is the objective.
     pub fn untaught(&self) -> usize {
         self.teacher.as_ref().map_or(0, Teacher::left)
     }
