@@ -127,7 +127,7 @@ fn every_error_has_its_status() {
         .collect();
     for (file, name) in [
         ("src/error.rs", "Error"),
-        ("src/infer/session.rs", "SessionError"),
+        ("src/infer/error.rs", "SessionError"),
         ("src/infer/sampler.rs", "SamplerError"),
         ("src/infer/text.rs", "StopError"),
         ("src/train/data/error.rs", "DataError"),

@@ -105,7 +105,10 @@ fn sources() -> Vec<Source> {
         let depth = parts.len() - usize::from(parts.ends_with(&["mod.rs"]));
         let mut code = code.replace(&"super::".repeat(depth), "crate::");
         if parts[0] == "capi" {
-            code = code.replace("ggraft::", "crate::");
+            // A crate of its own, whose parts may use each other.
+            code = code
+                .replace("crate::", "self::")
+                .replace("ggraft::", "crate::");
         }
         Source {
             path: parts.join("/"),

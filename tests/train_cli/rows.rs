@@ -186,8 +186,8 @@ fn long_texts_are_split_and_conversations_take_the_chosen_template() {
     let split = plan("--split-text 50");
     let rows = split.split_whitespace().nth(1).unwrap();
     assert!(rows.parse::<usize>().unwrap() > 4, "{split}");
-    // 20 virtual tokens, BOS, 50 of the text; and EOS behind the last piece.
-    assert!(split.contains("the longest row has 71\n"), "{split}");
+    // 20 virtual tokens, BOS, 50 of the text, and EOS behind the last piece.
+    assert!(split.contains("the longest row has 72\n"), "{split}");
 
     place.write(
         "talk.jsonl",

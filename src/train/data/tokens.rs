@@ -247,19 +247,34 @@ impl Row {
             rows.push(self);
             return Ok(());
         }
-        // Token texts may begin with a space that the text has not: places are counted from its end.
-        let lengths: Vec<_> = ids
+        // Where each token ends. Token texts may begin with a space that the text has not: places are counted from its end.
+        let mut left = 0;
+        let mut ends: Vec<_> = ids
             .iter()
-            .map(|&id| model.vocab().token_bytes(id, true).len())
+            .rev()
+            .map(|&id| {
+                let mut end = text.len().saturating_sub(left);
+                while !text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                left += model.vocab().token_bytes(id, true).len();
+                end
+            })
             .collect();
-        let mut left: usize = lengths.iter().sum();
-        let mut from = 0;
-        for piece in lengths.chunks(max_tokens) {
-            left -= piece.iter().sum::<usize>();
-            let mut to = text.len().saturating_sub(left).max(from);
-            while !text.is_char_boundary(to) {
-                to -= 1;
-            }
+        ends.reverse();
+        let (mut first, mut from) = (0, 0);
+        while from < text.len() {
+            let mut n = max_tokens.min(ends.len() - first);
+            let to = loop {
+                let to = ends[first + n - 1];
+                // On its own a piece may have other tokens than it has in the text.
+                let piece = self.try_vocab(model.vocab().tokenize(&text[from..to], false, true))?;
+                if piece.len() <= max_tokens || n == 1 {
+                    break to;
+                }
+                n = n.saturating_sub(piece.len() - max_tokens).max(1);
+            };
+            first += n;
             if to > from {
                 rows.push(Self {
                     content: Content::Text(text[from..to].to_owned()),
