@@ -28,7 +28,8 @@ test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the
 	@mkdir -p target && rm -f $(GGRAFT_SKIPPED)
 	$(CARGO) test --workspace
 	scripts/test-cpus.sh
-	$(CARGO) bench -- --test
+	# In the profile that the tests have built: what they run, not how fast.
+	$(CARGO) bench --profile dev -- --test
 	$(MAKE) check-c
 	@if [ -s $(GGRAFT_SKIPPED) ]; then \
 		echo "not checked here:"; sort -u $(GGRAFT_SKIPPED); \
