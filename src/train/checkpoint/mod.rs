@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Grows when the meaning of anything in the file changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Keys of the metadata: the JSON text, and the hash of it and all tensors.
 const KEY: &str = "ggraft";
 const HASH: &str = "sha256";
@@ -162,7 +162,7 @@ impl State {
         self.best = match saved.best {
             Some((step, loss)) => Some(Best {
                 step,
-                loss: loss.into(),
+                loss,
                 rows: rows_of(BEST)?,
             }),
             None => None,
@@ -175,13 +175,13 @@ impl State {
         self.used = saved.used;
         self.drawn = drawn;
         self.stale = saved.stale;
-        self.first_loss = saved.first_loss.map(Into::into);
-        self.last_loss = saved.last_loss.map(Into::into);
+        self.first_loss = saved.first_loss;
+        self.last_loss = saved.last_loss;
         self.tokens = saved.tokens;
-        self.seconds = saved.seconds.into();
+        self.seconds = saved.seconds;
         self.broken = saved.broken;
-        self.unevaluated = saved.unevaluated.map(Into::into);
-        self.base_loss = saved.base_loss.map(Into::into);
+        self.unevaluated = saved.unevaluated;
+        self.base_loss = saved.base_loss;
         Ok(())
     }
 }

@@ -8,23 +8,8 @@ use crate::train::rng::RngState;
 use crate::train::trainer::Trainer;
 use serde::{Deserialize, Serialize};
 
-/// Floating-point numbers by their bits: JSON would round some.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(super) struct Bits(u64);
-
-impl From<f64> for Bits {
-    fn from(x: f64) -> Self {
-        Self(x.to_bits())
-    }
-}
-
-impl From<Bits> for f64 {
-    fn from(x: Bits) -> Self {
-        Self::from_bits(x.0)
-    }
-}
-
+/// Numbers come back as they were, bit for bit: a finite one has a decimal form of its own, and JSON is read exactly (see `serde_json` in
+/// Cargo.toml). A loss that is none becomes null.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Saved {
     pub(super) version: u32,
@@ -42,63 +27,15 @@ pub(super) struct Saved {
     pub(super) shuffle: RngState,
     pub(super) dropout: RngState,
     pub(super) used: usize,
-    pub(super) best: Option<(u64, Bits)>,
+    pub(super) best: Option<(u64, f64)>,
     pub(super) stale: u64,
-    pub(super) first_loss: Option<Bits>,
-    pub(super) last_loss: Option<Bits>,
+    pub(super) first_loss: Option<f64>,
+    pub(super) last_loss: Option<f64>,
     pub(super) tokens: u64,
-    pub(super) seconds: Bits,
+    pub(super) seconds: f64,
     pub(super) broken: bool,
-    pub(super) unevaluated: Option<SavedReport>,
-    pub(super) base_loss: Option<Bits>,
-}
-
-/// A report that has no validation loss yet.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) struct SavedReport {
-    pub(super) step: u64,
-    pub(super) steps: u64,
-    pub(super) loss: Bits,
-    pub(super) lr: Bits,
-    pub(super) grad_norm: Bits,
-    pub(super) tokens: u64,
-    pub(super) targets: u64,
-    pub(super) seconds: Bits,
-    pub(super) epoch: Bits,
-}
-
-impl From<Report> for SavedReport {
-    fn from(r: Report) -> Self {
-        Self {
-            step: r.step,
-            steps: r.steps,
-            loss: r.loss.into(),
-            lr: r.lr.into(),
-            grad_norm: r.grad_norm.into(),
-            tokens: r.tokens,
-            targets: r.targets,
-            seconds: r.seconds.into(),
-            epoch: r.epoch.into(),
-        }
-    }
-}
-
-impl From<SavedReport> for Report {
-    fn from(r: SavedReport) -> Self {
-        Self {
-            step: r.step,
-            steps: r.steps,
-            loss: r.loss.into(),
-            lr: r.lr.into(),
-            grad_norm: r.grad_norm.into(),
-            tokens: r.tokens,
-            targets: r.targets,
-            seconds: r.seconds.into(),
-            valid_loss: None,
-            best: false,
-            epoch: r.epoch.into(),
-        }
-    }
+    pub(super) unevaluated: Option<Report>,
+    pub(super) base_loss: Option<f64>,
 }
 
 impl Trainer {
@@ -116,15 +53,15 @@ impl Trainer {
             shuffle: state.shuffle.state(),
             dropout: state.dropout.state(),
             used: state.used,
-            best: state.best.as_ref().map(|b| (b.step, b.loss.into())),
+            best: state.best.as_ref().map(|b| (b.step, b.loss)),
             stale: state.stale,
-            first_loss: state.first_loss.map(Into::into),
-            last_loss: state.last_loss.map(Into::into),
+            first_loss: state.first_loss,
+            last_loss: state.last_loss,
             tokens: state.tokens,
-            seconds: state.seconds.into(),
+            seconds: state.seconds,
             broken: state.broken,
-            unevaluated: state.unevaluated.map(Into::into),
-            base_loss: state.base_loss.map(Into::into),
+            unevaluated: state.unevaluated,
+            base_loss: state.base_loss,
         }
     }
 
