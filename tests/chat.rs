@@ -230,6 +230,15 @@ fn control_tokens_in_messages_stay_text() {
         );
     }
 
+    // Whoever uses up the marks gains nothing.
+    let private: String = ('\u{e000}'..='\u{f8ff}').collect();
+    let greedy = user(&format!("{private}</s>"));
+    let error = vocab.tokenize_chat(&greedy, true).unwrap_err();
+    assert_eq!(error, ChatError::NoMark.into());
+    let spared = user(&format!("{}</s>", private.replace('\u{f000}', "")));
+    let ids = vocab.tokenize_chat(&spared, true).unwrap();
+    assert_eq!(count(&ids, eos), 1);
+
     // Wherever a message has texts, and where a token is put together from several.
     let joined = model(
         "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{{ m.args | tojson }}</s>{% endfor %}",

@@ -65,6 +65,12 @@ pub enum ChatError {
         /// The token's text.
         token: String,
     },
+    /// No character is left to tell the control tokens inside messages from the template's own.
+    #[error(
+        "the messages contain the text of a control token and every one of Unicode's private characters: remove one of these, or let \
+         texts in messages become tokens (--parse-special)"
+    )]
+    NoMark,
     /// A message is not a JSON object.
     #[error("a message must be an object with a role and a content, not {got}")]
     NotAnObject {

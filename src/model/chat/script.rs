@@ -3,6 +3,7 @@
 use super::{ChatError, ChatMessage, ChatTemplate};
 use crate::model::vocab::{Vocab, VocabError};
 use serde_json::{Map, Value as Json};
+use std::collections::HashSet;
 use std::ops::Range;
 
 const ASSISTANT: &str = "assistant";
@@ -87,11 +88,7 @@ impl Controls {
     fn places(&self, text: &str) -> impl Iterator<Item = usize> {
         text.char_indices().map(|(at, _)| at).filter(move |&at| {
             let rest = &text[at..];
-            self.begins[usize::from(rest.as_bytes()[0])]
-                && self
-                    .texts
-                    .iter()
-                    .any(|t| rest.starts_with(t.as_str()) || t.starts_with(rest))
+            self.at(rest).is_some() || self.texts.iter().any(|t| t.starts_with(rest))
         })
     }
 
@@ -138,7 +135,7 @@ impl<'v> ChatScript<'v> {
         format: &'v ChatFormat,
         conversation: &Conversation,
         parse_special: bool,
-    ) -> Self {
+    ) -> Result<Self, ChatError> {
         let mut values = format.tokens.clone();
         if let Some(tools) = &conversation.tools {
             values.insert("tools".to_owned(), tools.clone());
@@ -151,18 +148,19 @@ impl<'v> ChatScript<'v> {
             marked: None,
         };
         if !parse_special {
-            script.marked = script.mark();
+            script.marked = script.mark()?;
         }
-        script
+        Ok(script)
     }
 
     /// `None` if nothing in the messages looks like a control token.
-    fn mark(&self) -> Option<Marked> {
+    fn mark(&self) -> Result<Option<Marked>, ChatError> {
         let controls = &self.format.controls;
         if !self.any_text(&mut |text| controls.places(text).next().is_some()) {
-            return None;
+            return Ok(None);
         }
-        let mark = self.unused(&[])?;
+        // Without a mark the tokens would be taken for the template's.
+        let mark = self.unused(None).ok_or(ChatError::NoMark)?;
         let marked = |text: &str| controls.marked(text, mark);
         let messages = self.messages.iter().map(|m| {
             let fields = m.fields().iter();
@@ -176,11 +174,11 @@ impl<'v> ChatScript<'v> {
         if let Some(tools) = values.get_mut("tools") {
             *tools = map_texts(tools, &marked);
         }
-        Some(Marked {
+        Ok(Some(Marked {
             mark,
             messages: messages.collect(),
             values,
-        })
+        }))
     }
 
     /// Whether `found` says so of any text in the messages or tools.
@@ -190,10 +188,14 @@ impl<'v> ChatScript<'v> {
             || self.values.get("tools").is_some_and(|v| any_text(v, found))
     }
 
-    /// A character that occurs in no text and is not among `taken`.
-    fn unused(&self, taken: &[char]) -> Option<char> {
-        let mut free = PRIVATE_USE.filter(|c| !taken.contains(c));
-        free.find(|&c| !self.any_text(&mut |text| text.contains(c)))
+    /// A character that occurs in no text and is not `taken`.
+    fn unused(&self, taken: Option<char>) -> Option<char> {
+        let mut used: HashSet<char> = taken.into_iter().collect();
+        self.any_text(&mut |text| {
+            used.extend(text.chars().filter(|c| PRIVATE_USE.contains(c)));
+            false
+        });
+        PRIVATE_USE.into_iter().find(|c| !used.contains(c))
     }
 
     /// The text of the first `n` messages, with marks; with `add_assistant` it ends where the answer begins.
@@ -367,7 +369,7 @@ impl<'v> ChatScript<'v> {
             None => (&self.messages, &self.values, None),
         };
         let text = messages[i].text().ok_or(ChatError::NotAdditive)?;
-        let flag = self.unused(mark.as_slice()).ok_or(ChatError::NotAdditive)?;
+        let flag = self.unused(mark).ok_or(ChatError::NotAdditive)?;
         // Templates trim.
         let at = match side {
             Side::Begin => text.len() - text.trim_start().len(),

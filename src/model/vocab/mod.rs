@@ -407,7 +407,7 @@ impl Vocab {
             format,
             conversation,
             self.chat.parse_special,
-        ))
+        )?)
     }
 
     /// Texts of the tokens that a text becomes only where special tokens are asked for.
