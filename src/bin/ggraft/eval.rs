@@ -68,7 +68,7 @@ impl Eval {
             totals.tokens += score.tokens;
             if matches!(
                 row.content,
-                Content::Completion { .. } | Content::Instruction { .. }
+                Content::Completion { .. } | Content::Instruction(_)
             ) {
                 totals.completions += 1;
                 totals.exact += usize::from(score.exact);

@@ -232,7 +232,7 @@ fn sample_prompt(data: &Dataset) -> Option<String> {
             [user, ..] if user.role() == "user" => (user.text()?, "--chat "),
             _ => return None,
         },
-        Content::Instruction { .. } | Content::Text(_) => return None,
+        Content::Instruction(_) | Content::Text(_) => return None,
     };
     let escaped = text
         .replace('\\', "\\\\")

@@ -299,12 +299,17 @@ impl Vocab {
     /// As [`Vocab::tokenize`].
     pub fn tokenize_start(&self, text: &str) -> Result<Vec<i32>, VocabError> {
         let mut ids = self.tokenize(text, false, true)?;
-        if self.strip_bos(&mut ids) && !self.said.bos.swap(true, Ordering::Relaxed) {
+        self.drop_doubled_bos(&mut ids);
+        Ok(ids)
+    }
+
+    /// Removes a BOS that the text brings itself where every text gets one, and says so once.
+    pub(crate) fn drop_doubled_bos(&self, ids: &mut Vec<i32>) {
+        if self.strip_bos(ids) && !self.said.bos.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "the text begins with BOS, which comes in front of every text: it is not doubled"
             );
         }
-        Ok(ids)
     }
 
     /// The ids of a text and of the EOS that ends it, special tokens recognised. An EOS that the text brings itself is not doubled.

@@ -65,18 +65,22 @@ pub enum Content {
     },
     /// An instruction in Alpaca's form: for a model with a chat template the user's message (instruction and input on lines of
     /// their own), for one without it Alpaca's prompt.
-    Instruction {
-        /// The system message, for a chat template.
-        system: Option<String>,
-        /// What to do.
-        instruction: String,
-        /// What to do it with, perhaps empty.
-        input: String,
-        /// The answer; rows that are only to be completed have none.
-        output: Option<String>,
-    },
+    Instruction(Instruction),
     /// A text of which nothing is given.
     Text(String),
+}
+
+/// What to do, in Alpaca's form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instruction {
+    /// The system message, for a chat template.
+    pub system: Option<String>,
+    /// What to do.
+    pub instruction: String,
+    /// What to do it with, perhaps empty.
+    pub input: String,
+    /// The answer; rows that are only to be completed have none.
+    pub output: Option<String>,
 }
 
 /// One row of a data set.

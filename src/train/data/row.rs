@@ -1,6 +1,6 @@
 //! A row from the JSON object that it is written as.
 
-use super::{Content, DataError, Place, Row};
+use super::{Content, DataError, Instruction, Place, Row};
 use crate::model::chat::{ChatMessage, Conversation, json_kind};
 use serde_json::{Map, Value as Json};
 
@@ -105,23 +105,20 @@ impl Object<'_> {
         let instruction = self.has("instruction") && !prompt && !messages;
         match (prompt, messages, text && !instruction) {
             (true, false, false) => self.completion(),
-            (false, true, false) if self.has("completion") => {
+            (false, true, false) | (false, false, true) if self.has("completion") => {
                 Err(DataError::ManyContents { place: place() })
             }
             (false, true, false) => self.conversation("messages"),
-            (false, false, true) if self.has("completion") => {
-                Err(DataError::ManyContents { place: place() })
-            }
             (false, false, true) => Ok(Content::Text(self.text("text")?.unwrap_or_default())),
             (false, false, false) if self.has("conversations") => {
                 self.conversation("conversations")
             }
-            (false, false, false) if instruction => Ok(Content::Instruction {
+            (false, false, false) if instruction => Ok(Content::Instruction(Instruction {
                 system: self.text("system")?,
                 instruction: self.text("instruction")?.unwrap_or_default(),
                 input: self.text("input")?.unwrap_or_default(),
                 output: self.text("output")?,
-            }),
+            })),
             (false, false, false) if self.has("completion") => {
                 Err(DataError::CompletionWithoutPrompt { place: place() })
             }
@@ -141,17 +138,16 @@ impl Object<'_> {
     fn completion(&mut self) -> Result<Content, DataError> {
         let completion = self.take("completion");
         match self.take("prompt") {
-            Some(Json::String(prompt)) => match completion {
-                None => Ok(Content::Completion {
-                    prompt,
-                    completion: None,
-                }),
-                Some(Json::String(text)) => Ok(Content::Completion {
-                    prompt,
-                    completion: Some(text),
-                }),
-                Some(other) => Err(self.wrong("completion", &other, "a text, as the prompt is")),
-            },
+            Some(Json::String(prompt)) => {
+                let completion = match completion {
+                    None => None,
+                    Some(Json::String(text)) => Some(text),
+                    Some(other) => {
+                        return Err(self.wrong("completion", &other, "a text, as the prompt is"));
+                    }
+                };
+                Ok(Content::Completion { prompt, completion })
+            }
             Some(Json::Array(list)) => {
                 let mut messages = self.messages("prompt", list)?;
                 let given = messages.len();

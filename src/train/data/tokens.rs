@@ -1,11 +1,10 @@
 //! Rows as tokens: what is given, and what is to be predicted.
 
 use super::row::ASSISTANT;
-use super::{Content, DataError, Example, Prompt, Row};
+use super::{Content, DataError, Example, Instruction, Prompt, Row};
 use crate::model::Model;
 use crate::model::chat::{ChatMessage, ChatScript, Conversation};
 use crate::model::vocab::VocabError;
-use std::ops::Range;
 
 /// Token ids, and whether each counts.
 type Counted = Vec<(i32, bool)>;
@@ -34,25 +33,10 @@ impl Row {
                 conversation,
                 given,
             } => self.conversation(model, conversation, *given),
-            Content::Instruction { output: None, .. } => Err(self.no_completion()),
-            Content::Instruction {
-                system,
-                instruction,
-                input,
-                output: Some(output),
-            } => match model.vocab().chat_template() {
-                Some(_) => {
-                    let mut conversation = instruct(system.as_deref(), instruction, input);
-                    let messages = &mut conversation.messages;
-                    messages.push(ChatMessage::new(ASSISTANT, output.as_str()));
-                    self.conversation(model, &conversation, 0)
-                }
-                None => {
-                    let prompt = alpaca(instruction, input);
-                    let given = self.try_vocab(model.vocab().tokenize_start(&prompt))?;
-                    self.completion(model, given, output)
-                }
-            },
+            Content::Instruction(Instruction { output: None, .. }) => Err(self.no_completion()),
+            Content::Instruction(instruction) => {
+                self.as_model_reads(instruction, model).example(model)
+            }
         }
     }
 
@@ -66,25 +50,32 @@ impl Row {
                 self.plain_prompt(model, prompt, completion.as_deref())
             }
             Content::Messages { conversation, .. } => self.chat_prompt(model, conversation),
-            Content::Instruction {
-                system,
-                instruction,
-                input,
-                output,
-            } => match model.vocab().chat_template() {
-                Some(_) => {
-                    let mut conversation = instruct(system.as_deref(), instruction, input);
-                    let answer = output
-                        .iter()
-                        .map(|o| ChatMessage::new(ASSISTANT, o.as_str()));
-                    conversation.messages.extend(answer);
-                    self.chat_prompt(model, &conversation)
-                }
-                None => self.plain_prompt(model, &alpaca(instruction, input), output.as_deref()),
-            },
+            Content::Instruction(instruction) => {
+                self.as_model_reads(instruction, model).prompt(model)
+            }
             Content::Text(_) => Err(DataError::NoPrompt {
                 place: self.place.clone(),
             }),
+        }
+    }
+
+    /// The same row as the model can read it: a conversation, or Alpaca's prompt for a model without chat template.
+    fn as_model_reads(&self, instruction: &Instruction, model: &Model) -> Self {
+        let content = match model.vocab().chat_template() {
+            Some(_) => Content::Messages {
+                conversation: instruction.conversation(),
+                given: 0,
+            },
+            None => Content::Completion {
+                prompt: instruction.alpaca(),
+                completion: instruction.output.clone(),
+            },
+        };
+        Self {
+            content,
+            weight: self.weight,
+            place: self.place.clone(),
+            goes_on: false,
         }
     }
 
@@ -114,7 +105,9 @@ impl Row {
         let answer = answered
             .then(|| {
                 let (all, turns) = self.try_vocab(script.turns(given).map_err(Into::into))?;
-                let answer = self.answer(model, &script, &all, turns[0].clone())?;
+                let mut cut = Cut::new(&script, &all);
+                self.try_vocab(cut.up_to(turns[0].start))?;
+                let answer = self.answer(model, &mut cut, turns[0].end)?;
                 self.start(model, tokens.clone(), answer)
             })
             .transpose()?;
@@ -137,7 +130,7 @@ impl Row {
             true => vocab.tokenize(text, false, true),
             false => vocab.tokenize_end(text),
         })?;
-        vocab.strip_bos(&mut ids);
+        vocab.drop_doubled_bos(&mut ids);
         self.start(
             model,
             Vec::new(),
@@ -183,15 +176,14 @@ impl Row {
         }
         let script = self.script(model, conversation)?;
         let (all, turns) = self.try_vocab(script.turns(given).map_err(Into::into))?;
-        let first = &turns[0];
-        let start = self.try_vocab(script.tokens_from_start(&all[..first.start]))?;
+        let mut cut = Cut::new(&script, &all);
+        let mut start = self.try_vocab(cut.up_to(turns[0].start))?;
+        model.vocab().strip_bos(&mut start);
         let mut then = Counted::new();
-        let mut at = first.start;
         for turn in turns {
-            let between = self.try_vocab(part(&script, &all, at..turn.start))?;
+            let between = self.try_vocab(cut.up_to(turn.start))?;
             then.extend(between.into_iter().map(|id| (id, false)));
-            at = turn.end;
-            then.extend(self.answer(model, &script, &all, turn)?);
+            then.extend(self.answer(model, &mut cut, turn.end)?);
         }
         // Nothing is learned behind the last turn.
         let end = then.iter().rposition(|&(_, counts)| counts);
@@ -199,15 +191,9 @@ impl Row {
         self.start(model, start, then)
     }
 
-    /// The tokens of one turn. Its end counts as a part of the answer, what the template puts behind it does not.
-    fn answer(
-        &self,
-        model: &Model,
-        script: &ChatScript<'_>,
-        all: &str,
-        turn: Range<usize>,
-    ) -> Result<Counted, DataError> {
-        let ids = self.try_vocab(part(script, all, turn))?;
+    /// The tokens of one turn, which ends at `end`. Its end counts as a part of the answer, what the template puts behind it does not.
+    fn answer(&self, model: &Model, cut: &mut Cut<'_>, end: usize) -> Result<Counted, DataError> {
+        let ids = self.try_vocab(cut.up_to(end))?;
         let end = ids.iter().position(|&id| model.vocab().is_eog(id));
         if end.is_none() {
             model.vocab().warn_of_endless_turn(&self.place);
@@ -302,46 +288,79 @@ impl Row {
     }
 }
 
-/// The tokens of a part of a conversation. Where the tokens of the text up to its end begin with those of the text before it, they are
-/// the rest, as if the whole was tokenized at once.
-fn part(script: &ChatScript<'_>, all: &str, part: Range<usize>) -> Result<Vec<i32>, VocabError> {
-    if part.is_empty() {
-        return Ok(Vec::new());
+/// The text of a conversation, handed out as tokens part by part.
+struct Cut<'s> {
+    script: &'s ChatScript<'s>,
+    text: &'s str,
+    at: usize,
+    /// Tokens of the text up to there.
+    done: Vec<i32>,
+}
+
+impl<'s> Cut<'s> {
+    fn new(script: &'s ChatScript<'s>, text: &'s str) -> Self {
+        Self {
+            script,
+            text,
+            at: 0,
+            done: Vec::new(),
+        }
     }
-    let before = script.tokens(&all[..part.start])?;
-    let to_end = script.tokens(&all[..part.end])?;
-    match to_end.strip_prefix(&before[..]) {
-        Some(rest) => Ok(rest.to_vec()),
-        None => script.tokens(&all[part]),
+
+    /// The tokens of the text from where it was cut last up to byte `end`. Where the tokens of the text up to `end` begin with
+    /// those that were handed out, they are the rest, as if the whole was tokenized at once.
+    fn up_to(&mut self, end: usize) -> Result<Vec<i32>, VocabError> {
+        let from = std::mem::replace(&mut self.at, end);
+        if from == end {
+            return Ok(Vec::new());
+        }
+        let whole = self.script.tokens(&self.text[..end])?;
+        let new = match whole.strip_prefix(&self.done[..]) {
+            Some(rest) => rest.to_vec(),
+            None => self.script.tokens(&self.text[from..end])?,
+        };
+        self.done = whole;
+        Ok(new)
     }
 }
 
-/// Instruction and input as the user's message.
-fn instruct(system: Option<&str>, instruction: &str, input: &str) -> Conversation {
-    let user = match input {
-        "" => instruction.to_owned(),
-        input => format!("{instruction}\n{input}"),
-    };
-    let system = system.filter(|text| !text.is_empty());
-    let mut messages: Vec<_> = system
-        .map(|text| ChatMessage::new("system", text))
-        .into_iter()
-        .collect();
-    messages.push(ChatMessage::new("user", user));
-    Conversation::new(messages)
-}
+impl Instruction {
+    /// Instruction and input as the user's message, and the output, if there is one, as the assistant's.
+    fn conversation(&self) -> Conversation {
+        let Self {
+            system,
+            instruction,
+            input,
+            output,
+        } = self;
+        let system = system.as_deref().filter(|text| !text.is_empty());
+        let user = match &input[..] {
+            "" => instruction.clone(),
+            input => format!("{instruction}\n{input}"),
+        };
+        let said = [
+            system.map(|text| ChatMessage::new("system", text)),
+            Some(ChatMessage::new("user", user)),
+            output
+                .as_deref()
+                .map(|text| ChatMessage::new(ASSISTANT, text)),
+        ];
+        Conversation::new(said.into_iter().flatten().collect())
+    }
 
-/// The prompt of Stanford's Alpaca.
-fn alpaca(instruction: &str, input: &str) -> String {
-    match input {
-        "" => format!(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
-             ### Instruction:\n{instruction}\n\n### Response:\n"
-        ),
-        input => format!(
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a response \
-             that appropriately completes the request.\n\n\
-             ### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-        ),
+    /// The prompt of Stanford's Alpaca.
+    fn alpaca(&self) -> String {
+        let instruction = &self.instruction;
+        match &self.input[..] {
+            "" => format!(
+                "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
+                 ### Instruction:\n{instruction}\n\n### Response:\n"
+            ),
+            input => format!(
+                "Below is an instruction that describes a task, paired with an input that provides further context. Write a response \
+                 that appropriately completes the request.\n\n\
+                 ### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+            ),
+        }
     }
 }
