@@ -311,20 +311,22 @@ fn swaps(s: &Setup) {
     );
     println!("| what | text | ggraft | libllama LoRA | ratio |\n| --- | --- | --- | --- | --- |");
     let text = tokens(PREFILL);
-    let (mut turn, mut their_turn) = (0, 0);
+    // Each time another one.
+    let (mut adapters, mut loras) = (adapters.iter().cycle(), loras.iter().cycle());
+    let mut adapter = || adapters.next().expect("it never ends");
+    let mut lora = || loras.next().expect("it never ends");
     let figures = duel(
         s,
         s.rounds,
         || {
-            turn += 1;
+            let next = adapter();
             timed(|| {
-                let next = &adapters[turn % 2];
                 ours.swap(next, ExistingText::Drop).expect("fits");
             })
         },
         || {
-            their_turn += 1;
-            timed(|| theirs.set_lora(&loras[their_turn % 2]))
+            let next = lora();
+            timed(|| theirs.set_lora(next))
         },
     );
     row("swap alone", "none", Unit::Microseconds, figures);
@@ -332,18 +334,17 @@ fn swaps(s: &Setup) {
         s,
         s.rounds,
         || {
-            turn += 1;
+            let next = adapter();
             timed(|| {
-                let next = &adapters[turn % 2];
                 ours.swap(next, ExistingText::Drop).expect("fits");
                 ours.feed(&text[..1]).expect("room");
             })
         },
         || {
-            their_turn += 1;
+            let next = lora();
             theirs.clear();
             timed(|| {
-                theirs.set_lora(&loras[their_turn % 2]);
+                theirs.set_lora(next);
                 black_box(theirs.step(text[0]).expect("room").len());
             })
         },
@@ -355,17 +356,16 @@ fn swaps(s: &Setup) {
         s,
         s.rounds,
         || {
-            turn += 1;
+            let next = adapter();
             timed(|| {
-                let next = &adapters[turn % 2];
                 ours.swap(next, ExistingText::Recompute).expect("room");
                 black_box(ours.logits().expect("computed").len());
             })
         },
         || {
-            their_turn += 1;
+            let next = lora();
             timed(|| {
-                theirs.set_lora(&loras[their_turn % 2]);
+                theirs.set_lora(next);
                 theirs.clear();
                 black_box(theirs.prefill(&text).expect("room").len());
             })

@@ -793,8 +793,8 @@ ggraft_status ggraft_apply_chat(const ggraft_model *model,
                                 size_t *length);
 
 // The tokens of a conversation as the model's chat template writes it, for `ggraft_session_prompt_tokens`: without the
-// beginning token that a session adds. The template's control tokens are tokens, their text inside messages stays text. `add_assistant` as in
-// `ggraft_apply_chat`, the buffer works as in `ggraft_tokenize`.
+// beginning token that a session adds. The template's control tokens are tokens, their text inside messages stays text.
+// `add_assistant` as in `ggraft_apply_chat`, the buffer works as in `ggraft_tokenize`.
 //
 // # Safety
 // `model` is a live handle, `messages` points to `n_messages` structs of NUL-terminated strings, `tokens` is NULL or valid for

@@ -8,6 +8,7 @@ use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::chat::ChatMessage;
 use ggraft::train::data::{Content, Dataset};
 use ggraft::{Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::metrics::argmax;
 use ggraft_testkit::oracle::{Llama, Options};
 use ggraft_testkit::skipped;
 use std::path::{Path, PathBuf};
@@ -53,11 +54,6 @@ fn text() -> String {
         }
     }
     panic!("too few rows");
-}
-
-fn argmax(logits: &[f32]) -> i32 {
-    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-    best.unwrap() as i32
 }
 
 /// Everything is equal, bit for bit, in equal settings.
@@ -114,14 +110,15 @@ fn equals_libllama(path: &Path) {
             path.display()
         );
     }
-    let (mut ours, mut theirs) = (argmax(&got[TOKENS - 1]), argmax(&want[TOKENS - 1]));
+    let best = |logits: &[f32]| argmax(logits) as i32;
+    let (mut ours, mut theirs) = (best(&got[TOKENS - 1]), best(&want[TOKENS - 1]));
     let mut written = Vec::new();
     for _ in 0..WRITTEN {
         assert_eq!(ours, theirs, "{}: behind {written:?}", path.display());
         written.push(ours);
         session.feed(&[ours]).unwrap();
-        ours = argmax(session.logits().unwrap());
-        theirs = argmax(llama.step(theirs).unwrap());
+        ours = best(session.logits().unwrap());
+        theirs = best(llama.step(theirs).unwrap());
     }
     assert_eq!(written.len(), WRITTEN);
     assert!(!vocab.detokenize(&written).trim().is_empty());

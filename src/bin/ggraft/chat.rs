@@ -127,7 +127,8 @@ struct Talk {
     system: Vec<ChatMessage>,
     /// With a template: the conversation so far.
     messages: Vec<ChatMessage>,
-    /// With a template: the formatted text (as `ChatScript::render` gives it) that the session has computed; `None` if it must be computed from the start.
+    /// With a template: the formatted text (as `ChatScript::render` gives it) that the session has computed; `None` if it must be
+    /// computed from the start.
     fed: Option<String>,
     /// Adapters of other models of the same shape are welcome.
     force: bool,
@@ -301,7 +302,7 @@ impl Talk {
                 script.tokens_from_start(&text)?
             }
         };
-        self.prompt(&new)?;
+        self.prefill(|session| session.prompt_tokens(&new))?;
         let mut answer = String::new();
         let result = self.generate(&mut answer);
         // Most templates trim what they are given: the text that the session holds is the same for the model.
@@ -317,18 +318,13 @@ impl Talk {
         let begins = self.session.tokens().is_empty();
         let before = if begins { "" } else { "\n" };
         let text = format!("{before}{line}\n");
-        let vocab = self.session.model().vocab();
-        let tokens = match begins {
-            true => vocab.tokenize_start(&text)?,
-            false => vocab.tokenize(&text, false, true)?,
-        };
-        self.prompt(&tokens)?;
+        self.prefill(|session| session.prompt(&text))?;
         self.generate(&mut String::new())
     }
 
-    fn prompt(&mut self, tokens: &[i32]) -> Result<()> {
+    fn prefill(&mut self, prompt: impl FnOnce(&mut Session) -> ggraft::Result<()>) -> Result<()> {
         let before = self.session.n_past();
-        self.session.prompt_tokens(tokens)?;
+        prompt(&mut self.session)?;
         tracing::info!("prefill of {} tokens", self.session.n_past() - before);
         Ok(())
     }

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use std::fmt;
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::Path;
+use std::string::FromUtf8Error;
 use std::sync::Arc;
 
 /// Longest line, in bytes: far beyond any context, and an endless device ends here.
@@ -19,21 +20,15 @@ const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// All rows that `from` holds, which errors call `name`.
 pub(super) fn rows(mut from: impl BufRead, name: &Path) -> Result<Vec<Row>> {
-    let io = |source| Error::Io {
-        path: name.to_owned(),
-        source,
+    let source = Source {
+        name,
+        file: name.into(),
     };
     let mut head = Vec::new();
-    from.by_ref().take(4).read_to_end(&mut head).map_err(io)?;
-    let other = |(what, hint)| {
-        Error::from(DataError::OtherFile {
-            source_name: name.display().to_string(),
-            what,
-            hint,
-        })
-    };
+    let read = from.by_ref().take(4).read_to_end(&mut head);
+    read.map_err(|e| source.io(e))?;
     if let Some(kind) = binary(&head) {
-        return Err(other(kind));
+        return Err(source.other(kind));
     }
     let utf16: Option<fn([u8; 2]) -> u16> = match head[..] {
         [0xFF, 0xFE, ..] | [b'{' | b'[', 0, ..] => Some(u16::from_le_bytes),
@@ -42,10 +37,6 @@ pub(super) fn rows(mut from: impl BufRead, name: &Path) -> Result<Vec<Row>> {
     };
     let skip = if head.starts_with(UTF8_BOM) { 3 } else { 0 };
     let mut from = Cursor::new(head.split_off(skip)).chain(from);
-    let source = Source {
-        name,
-        file: name.into(),
-    };
     if let Some(unit) = utf16 {
         let text = source.decode_utf16(&source.whole(&mut from)?, unit)?;
         return source.read(Cursor::new(text.into_bytes()));
@@ -84,6 +75,25 @@ impl Source<'_> {
         }
     }
 
+    /// What the file seems to be, and what to do with it.
+    fn other(&self, (what, hint): (&'static str, &'static str)) -> Error {
+        let source_name = self.name.display().to_string();
+        DataError::OtherFile {
+            source_name,
+            what,
+            hint,
+        }
+        .into()
+    }
+
+    fn utf8(&self, bytes: Vec<u8>, place: Place) -> Result<String> {
+        let not_utf8 = |e: FromUtf8Error| DataError::NotUtf8 {
+            place,
+            byte: e.utf8_error().valid_up_to(),
+        };
+        Ok(String::from_utf8(bytes).map_err(not_utf8)?)
+    }
+
     fn place(&self, number: usize, in_array: bool) -> Place {
         Place {
             file: Some(self.file.clone()),
@@ -109,22 +119,20 @@ impl Source<'_> {
 
     fn decode_utf16(&self, bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String> {
         let not_text = || {
-            Error::from(DataError::OtherFile {
-                source_name: self.name.display().to_string(),
-                what: "this looks like UTF-16, but is not valid",
-                hint: "save it as UTF-8",
-            })
+            self.other((
+                "this looks like UTF-16, but is not valid",
+                "save it as UTF-8",
+            ))
         };
         let (pairs, rest) = bytes.as_chunks::<2>();
         if !rest.is_empty() {
             return Err(not_text());
         }
-        let text: String = char::decode_utf16(pairs.iter().map(|&pair| unit(pair)))
+        let mut units = pairs.iter().map(|&pair| unit(pair)).peekable();
+        units.next_if_eq(&0xFEFF);
+        char::decode_utf16(units)
             .collect::<Result<_, _>>()
-            .map_err(|_| not_text())?;
-        Ok(text
-            .strip_prefix('\u{FEFF}')
-            .map_or(text.clone(), str::to_owned))
+            .map_err(|_| not_text())
     }
 
     /// From text without byte order mark.
@@ -150,17 +158,10 @@ impl Source<'_> {
                     return self.array(from, lines.number);
                 }
                 Some(first) if first != '{' && rows.is_empty() => {
-                    let (what, hint) = match is_table(trimmed) {
+                    return Err(self.other(match is_table(trimmed) {
                         true => ("this looks like a table (CSV)", CSV_HINT),
                         false => ("this is plain text", TEXT_HINT),
-                    };
-                    let source_name = self.name.display().to_string();
-                    return Err(DataError::OtherFile {
-                        source_name,
-                        what,
-                        hint,
-                    }
-                    .into());
+                    }));
                 }
                 Some(_) => rows.push(row(&line, &place)?),
             }
@@ -176,20 +177,13 @@ impl Source<'_> {
             let max = MAX_LINE as u64;
             return Err(DataError::LineTooLong { place, max }.into());
         }
-        let line = String::from_utf8(bytes).map_err(|e| DataError::NotUtf8 {
-            place,
-            byte: e.utf8_error().valid_up_to(),
-        })?;
-        Ok(Some(line))
+        self.utf8(bytes, place).map(Some)
     }
 
     /// One row of text.
     fn text(&self, mut from: impl Read) -> Result<Vec<Row>> {
         let place = self.place(1, false);
-        let text = String::from_utf8(self.whole(&mut from)?).map_err(|e| DataError::NotUtf8 {
-            place: place.clone(),
-            byte: e.utf8_error().valid_up_to(),
-        })?;
+        let text = self.utf8(self.whole(&mut from)?, place.clone())?;
         let rows = (!text.trim().is_empty()).then(|| Row {
             place,
             ..Row::new(Content::Text(text))
