@@ -72,11 +72,11 @@ fn parsed(text: &str) -> usize {
 
 fn products(s: &Setup) {
     println!(
-        "\ndX = W^T dY on {} threads, GFLOP/s, best of {} rounds\n",
+        "\nProducts of W on {} threads, dX = W^T dY and Y = W X, GFLOP/s, best of {} rounds\n",
         s.n_threads, s.rounds
     );
     println!(
-        "| type | W | T | ms | back | ggml BF16 | ratio | ggml forward | ratio |\n\
+        "| type | W | T | back | ggml BF16 | ratio | forward | ggml forward | ratio |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for &ty in &s.types {
@@ -85,18 +85,19 @@ fn products(s: &Setup) {
                 let Seconds {
                     back,
                     ggml_bf16,
+                    forward,
                     ggml_forward,
                 } = mul_mat_back_seconds(ty, k, n, t, s.n_threads, s.rounds);
                 let speed = |seconds: f64| 2e-9 * (k * n * t) as f64 / seconds;
                 println!(
-                    "| {} | {k} x {n} | {t} | {:.2} | {:.0} | {:.0} | {:.2} | {:.0} | {:.2} |",
+                    "| {} | {k} x {n} | {t} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {:.2} |",
                     ty.name(),
-                    back * 1e3,
                     speed(back),
                     speed(ggml_bf16),
                     ggml_bf16 / back,
+                    speed(forward),
                     speed(ggml_forward),
-                    ggml_forward / back
+                    ggml_forward / forward
                 );
             }
         }

@@ -145,4 +145,4 @@ pub use adapter::Adapter;
 pub use error::{Error, Result};
 pub use ggml::default_threads;
 pub use infer::{Session, SessionOptions};
-pub use model::{Model, ModelOptions};
+pub use model::{Kernels, Model, ModelOptions};

@@ -4,7 +4,7 @@
 use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, PrefixLayer, Rows, Template};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::{ExistingText, FlashAttention, KvType};
-use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::fixture::{FixtureSpec, Variant, all_variants, write_fixture};
 use ggraft_testkit::metrics::{max_abs_diff, nmse};
 use ggraft_testkit::oracle::{KvRows, Llama, Options};
@@ -36,12 +36,14 @@ struct Setup {
     flash: bool,
     repack: bool,
     n_batch: usize,
+    kernels: Kernels,
 }
 
 const PLAIN: Setup = Setup {
     kv: KvType::F16,
     flash: true,
     repack: false,
+    kernels: Kernels::Ggml,
     n_batch: 512,
 };
 
@@ -63,8 +65,10 @@ impl Setup {
     }
 
     fn model(self, path: &Path) -> Model {
-        Model::open(path, &ModelOptions::default().repack(self.repack))
-            .unwrap_or_else(|e| panic!("{e}"))
+        let options = ModelOptions::default()
+            .repack(self.repack)
+            .kernels(self.kernels);
+        Model::open(path, &options).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn session(self, model: &Model) -> Session {
@@ -229,6 +233,48 @@ fn every_variant(types: &[GgmlType]) {
                 ..PLAIN
             },
         )
+    });
+}
+
+/// Our own products round less than ggml's, so they are as near to libllama as its own settings are to each other.
+#[test]
+fn own_kernels() {
+    let types = [
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q3_K,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+    ];
+    let variants = [
+        Variant::Llama,
+        Variant::Gemma2,
+        Variant::Phi3,
+        Variant::Gpt2,
+    ];
+    let specs: Vec<_> = types
+        .iter()
+        .flat_map(|&ty| variants.map(|v| FixtureSpec::new(v, ty)))
+        .collect();
+    for_each(&specs, |spec, path| {
+        for repack in [false, true] {
+            compare(
+                spec,
+                path,
+                Setup {
+                    kernels: Kernels::Own,
+                    repack,
+                    ..PLAIN
+                },
+            )?;
+        }
+        Ok(())
     });
 }
 

@@ -7,7 +7,7 @@ use ggraft::file::types::GgmlType;
 use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::chat::ChatMessage;
 use ggraft::train::data::{Content, Dataset};
-use ggraft::{Model, ModelOptions, Session, SessionOptions};
+use ggraft::{Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::metrics::argmax;
 use ggraft_testkit::oracle::{Llama, Options};
 use ggraft_testkit::skipped;
@@ -69,7 +69,8 @@ fn equals_libllama(path: &Path) {
         ..Options::default()
     };
     let mut llama = Llama::load(path, &options).unwrap();
-    let model = Model::open(path, &ModelOptions::default()).unwrap();
+    let options = ModelOptions::default().kernels(Kernels::Ggml);
+    let model = Model::open(path, &options).unwrap();
     let vocab = model.vocab();
 
     let text = text();

@@ -14,7 +14,12 @@ pub(crate) struct Builder {
     outputs: Vec<Tensor>,
     /// While recording.
     tape: RefCell<Option<Tape>>,
+    /// The last tensor that was packed, and what it was packed to.
+    packed: RefCell<Option<(Tensor, Tensor)>>,
 }
+
+/// Rows from which on our own product is faster than ggml's: for fewer, unpacking the weights is most of the work.
+const PACKED_ROWS: usize = 4;
 
 impl Builder {
     /// Builds in `ctx`.
@@ -23,6 +28,7 @@ impl Builder {
             ctx,
             outputs: Vec::new(),
             tape: RefCell::new(None),
+            packed: RefCell::new(None),
         }
     }
 
@@ -67,7 +73,10 @@ impl Builder {
 
     /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
-        let y = self.ctx.mul_mat(&l.w, x);
+        let y = match l.packed() {
+            Some(w) if x.ne()[1] >= PACKED_ROWS => self.ctx.mul_mat_packed(w, &self.pack(x)),
+            _ => self.ctx.mul_mat(&l.w, x),
+        };
         let y = match &l.b {
             Some(b) => self.ctx.add(&y, b),
             None => y,
@@ -75,6 +84,15 @@ impl Builder {
         let w = l.mapped().clone();
         self.note(&[x], &y, move |c, dy| vec![c.mul_mat_back(&w, dy)]);
         y
+    }
+
+    /// `x` as our own products read it: once for all that read the same.
+    fn pack(&self, x: &Tensor) -> Tensor {
+        let mut last = self.packed.borrow_mut();
+        match &*last {
+            Some((of, packed)) if of.id() == x.id() => packed.clone(),
+            _ => last.insert((x.clone(), self.ctx.pack(x))).1.clone(),
+        }
     }
 
     /// Norm over rows, then weight and bias.

@@ -24,6 +24,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use vocab::{ChatOptions, Vocab};
 
+/// Whose kernels multiply several rows at a time (prompts, training, [batches](crate::Session)) with the weights. One row, a generated
+/// token, is always multiplied by ggml's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kernels {
+    /// [`Kernels::Own`] for the types of weights for which they are faster than ggml's on this CPU, unless weights are repacked.
+    #[default]
+    Auto,
+    /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA; all quantized types, F16 and BF16): nearer to the exact product than
+    /// ggml's, which round activations to 8 bits.
+    Own,
+    /// ggml's only: the logits are libllama's, bit for bit.
+    Ggml,
+}
+
 /// How to open a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -31,6 +46,8 @@ pub struct ModelOptions {
     /// Copy matrices into ggml's interleaved layouts where it has them for this CPU: faster products, for a second copy
     /// of the weights in memory and seconds at start. Off by default: nothing is copied.
     pub repack: bool,
+    /// Whose kernels multiply with the weights.
+    pub kernels: Kernels,
     /// How conversations are formatted: by the file's own template unless it says otherwise.
     pub chat: ChatOptions,
 }
@@ -39,6 +56,12 @@ impl ModelOptions {
     /// Sets [`ModelOptions::repack`].
     pub fn repack(mut self, on: bool) -> Self {
         self.repack = on;
+        self
+    }
+
+    /// Sets [`ModelOptions::kernels`].
+    pub fn kernels(mut self, kernels: Kernels) -> Self {
+        self.kernels = kernels;
         self
     }
 
@@ -141,7 +164,7 @@ impl Model {
             }
         }
         let hp = HParams::read(main)?;
-        let weights = Weights::load(file, &hp, options.repack)?;
+        let weights = Weights::load(file, &hp, options)?;
         Ok((hp, weights))
     }
 

@@ -1,13 +1,13 @@
 //! Weights in place: tensor descriptions that point into the mapped file. Every tensor of the file is claimed by the
 //! decoder or the load fails.
 
-use super::ModelError;
 use super::arch::{Activation, Need};
 use super::hparams::HParams;
+use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Context, RepackLayout, Tensor, repackable};
+use crate::ggml::{Buffer, Context, RepackLayout, Tensor, has_mul_mat, packs_faster, repackable};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -20,13 +20,38 @@ pub(crate) struct Linear {
     mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
+    /// Whether products of several rows are our own.
+    packed: bool,
 }
 
 impl Linear {
+    /// Of a matrix and, where it is a repacked copy, the one in the file.
+    fn of((w, mapped): (Tensor, Option<Tensor>), b: Option<Tensor>, kernels: Kernels) -> Self {
+        let ty = GgmlType::from_u32(w.type_id()).expect("the loader knows the type");
+        let k = w.ne()[0];
+        let packed = match kernels {
+            // Whoever repacks has chosen ggml's kernels.
+            Kernels::Auto => mapped.is_none() && has_mul_mat(ty, k) && packs_faster(ty),
+            Kernels::Own => has_mul_mat(ty, k),
+            Kernels::Ggml => false,
+        };
+        Self {
+            w,
+            mapped,
+            b,
+            packed,
+        }
+    }
+
     /// Weights that nothing has repacked.
     #[cfg(test)]
     pub(crate) fn new(w: Tensor, b: Option<Tensor>) -> Self {
-        Self { w, mapped: None, b }
+        Self::of((w, None), b, Kernels::Ggml)
+    }
+
+    /// The weights to multiply packed rows with, where products of several rows are our own.
+    pub(crate) fn packed(&self) -> Option<&Tensor> {
+        self.packed.then(|| self.mapped())
     }
 
     /// The weights as they lie in the file, `ne = [inputs, outputs]`.
@@ -99,17 +124,17 @@ struct Loader<'a> {
     /// One per part of the file.
     buffers: Vec<Arc<Buffer>>,
     claimed: HashSet<String>,
-    repack: bool,
+    options: &'a ModelOptions,
     /// Matrices to be repacked, with their plain bytes, once everything else has been checked.
     to_repack: Vec<(RepackLayout, Tensor, &'a [u8])>,
 }
 
 impl Weights {
-    /// Claims every tensor of `file`. With `repack`, matrices are copied into ggml's faster layouts where it has them.
+    /// Claims every tensor of `file`. With [`ModelOptions::repack`] matrices are copied into ggml's faster layouts where it has them.
     pub(crate) fn load(
         file: &Arc<MappedGguf>,
         hp: &HParams,
-        repack: bool,
+        options: &ModelOptions,
     ) -> Result<Self, ModelError> {
         // Matrices may exist twice (mapped and repacked), the output three times.
         let ctx = Context::new();
@@ -133,7 +158,7 @@ impl Weights {
             ctx,
             buffers,
             claimed: HashSet::new(),
-            repack,
+            options,
             to_repack: Vec::new(),
         };
 
@@ -151,12 +176,9 @@ impl Weights {
         let output = if l.has("output.weight") {
             l.linear("output", [d, n_vocab])?
         } else {
-            let (w, mapped) = l.matrix("token_embd.weight", [d, n_vocab])?;
-            Linear {
-                w,
-                mapped,
-                b: l.vector("output.bias", &[n_vocab], Need::Optional)?,
-            }
+            let matrix = l.matrix("token_embd.weight", [d, n_vocab])?;
+            let b = l.vector("output.bias", &[n_vocab], Need::Optional)?;
+            Linear::of(matrix, b, options.kernels)
         };
         let half = hp.rope.map_or(0, |r| r.n_rot / 2);
         let mut factors = |name: &str| {
@@ -260,7 +282,7 @@ impl Loader<'_> {
         ne: [usize; 2],
     ) -> Result<(Tensor, Option<Tensor>), ModelError> {
         let mapped = self.claim(name, &ne, multiplies)?;
-        if self.repack
+        if self.options.repack
             && let Some(&(part, info)) = self.tensors.get(name)
             && let Some(layout) = repackable(info.ty, ne)
         {
@@ -304,9 +326,9 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: &str, ne: [usize; 2]) -> Result<Linear, ModelError> {
-        let (w, mapped) = self.matrix(&format!("{name}.weight"), ne)?;
+        let matrix = self.matrix(&format!("{name}.weight"), ne)?;
         let b = self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?;
-        Ok(Linear { w, mapped, b })
+        Ok(Linear::of(matrix, b, self.options.kernels))
     }
 
     fn norm(&mut self, name: &str, width: usize, need: Need) -> Result<Option<Norm>, ModelError> {

@@ -8,7 +8,7 @@ use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
-use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
+use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,22 @@ pub(crate) struct ModelArgs {
         default_missing_value = "on"
     )]
     repack: Switch,
+    /// Whose kernels multiply several tokens at a time with the weights: ggraft's own, ggml's (logits are llama.cpp's, bit for bit), or the
+    /// faster ones
+    #[arg(
+        long,
+        value_name = "auto|own|ggml",
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
+    kernels: KernelsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KernelsArg {
+    Auto,
+    Own,
+    Ggml,
 }
 
 impl ModelArgs {
@@ -46,7 +62,13 @@ impl ModelArgs {
     }
 
     fn options(&self) -> ModelOptions {
-        ModelOptions::default().repack(matches!(self.repack, Switch::On))
+        ModelOptions::default()
+            .repack(matches!(self.repack, Switch::On))
+            .kernels(match self.kernels {
+                KernelsArg::Auto => Kernels::Auto,
+                KernelsArg::Own => Kernels::Own,
+                KernelsArg::Ggml => Kernels::Ggml,
+            })
     }
 }
 

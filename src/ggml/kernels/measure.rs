@@ -1,6 +1,6 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::mul_mat_back;
+use super::{has_mul_mat, mul_mat_back};
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +13,13 @@ pub struct Seconds {
     pub back: f64,
     /// ggml's `mul_mat` of the same shape if W^T were kept as BF16: `ne = [n, k]` times `ne = [n, t]`.
     pub ggml_bf16: f64,
-    /// ggml's `mul_mat` of the forward pass: W in its own type times `ne = [k, t]`.
+    /// Ours of the forward pass: W in its own type times `ne = [k, t]`, packing included; not a number without the kernel.
+    pub forward: f64,
+    /// ggml's `mul_mat` of the forward pass.
     pub ggml_forward: f64,
 }
 
-/// Measures products of a random matrix W of type `ty` (`ne = [k, n]`) with `t` rows. The three take turns, so that a drift
+/// Measures products of a random matrix W of type `ty` (`ne = [k, n]`) with `t` rows. They take turns, so that a drift
 /// of the machine's speed hits all alike.
 ///
 /// # Panics
@@ -32,24 +34,28 @@ pub fn mul_mat_back_seconds(
 ) -> Seconds {
     let pool = ThreadPool::new(n_threads);
     let w = weights(ty, k, n);
-    let mut bf16 = Measured::new(GgmlType::BF16, n, k, t, &weights(GgmlType::BF16, n, k));
-    let mut forward = Measured::new(ty, k, n, t, &w);
+    let transposed = weights(GgmlType::BF16, n, k);
+    let mut bf16 = Measured::new(GgmlType::BF16, n, k, t, &transposed, false);
+    let mut own = has_mul_mat(ty, k).then(|| Measured::new(ty, k, n, t, &w, true));
+    let mut forward = Measured::new(ty, k, n, t, &w, false);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
-    let mut best = [f64::INFINITY; 3];
+    let mut best = [f64::INFINITY; 4];
     for _ in 0..rounds {
         let now = [
             back(ty, &w, &dy, &mut dx, [k, n, t], n_threads),
             bf16.compute(&pool),
+            own.as_mut().map_or(0.0, |own| own.compute(&pool)),
             forward.compute(&pool),
         ];
         for (best, now) in best.iter_mut().zip(now) {
-            *best = best.min(now.as_secs_f64());
+            *best = best.min(now);
         }
     }
-    let [back, ggml_bf16, ggml_forward] = best;
+    let [back, ggml_bf16, forward, ggml_forward] = best;
     Seconds {
         back,
         ggml_bf16,
+        forward: if own.is_some() { forward } else { f64::NAN },
         ggml_forward,
     }
 }
@@ -68,18 +74,22 @@ fn weights(ty: GgmlType, width: usize, rows: usize) -> Vec<u8> {
     some.repeat(rows.div_ceil(DIFFERENT))
 }
 
-/// One `mul_mat` of ggml.
+/// One product in a graph.
 struct Measured {
     graph: Graph,
 }
 
 impl Measured {
-    /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`.
-    fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8]) -> Self {
+    /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`, by our own kernel or ggml's.
+    fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8], own: bool) -> Self {
         let ctx = Context::new();
         let w = ctx.new_tensor(ty, &[k, n]).input();
         let x = ctx.new_tensor(GgmlType::F32, &[k, t]).input();
-        let y = ctx.mul_mat(&w, &x).output();
+        let y = match own {
+            true => ctx.mul_mat_packed(&w, &ctx.pack(&x)),
+            false => ctx.mul_mat(&w, &x),
+        };
+        let y = y.output();
         let mut graph = Graph::new(ctx, &[y], GraphMemory::new()).expect("memory");
         let bytes = graph.bytes_mut(&w);
         bytes.copy_from_slice(&weights[..bytes.len()]);
@@ -87,10 +97,11 @@ impl Measured {
         Self { graph }
     }
 
-    fn compute(&mut self, pool: &ThreadPool) -> Duration {
+    /// Seconds.
+    fn compute(&mut self, pool: &ThreadPool) -> f64 {
         let start = Instant::now();
         self.graph.compute(pool, None).expect("memory");
-        let time = start.elapsed();
+        let time = start.elapsed().as_secs_f64();
         // Workers poll for a while and would slow down what comes next.
         std::thread::sleep(Duration::from_millis(10));
         time
@@ -105,7 +116,7 @@ fn back(
     dx: &mut [f32],
     [k, n, t]: [usize; 3],
     n_threads: usize,
-) -> Duration {
+) -> f64 {
     /// dX, shared by threads that write parts of it.
     struct Shared(*mut f32);
     // SAFETY: the parts are disjoint.
@@ -133,7 +144,7 @@ fn back(
         let start = Instant::now();
         run();
         wait(2);
-        start.elapsed()
+        start.elapsed().as_secs_f64()
     };
     std::thread::scope(|scope| {
         for ith in 1..n_threads {
@@ -148,12 +159,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_three_are_measured() {
+    fn all_are_measured() {
         let s = mul_mat_back_seconds(GgmlType::Q8_0, 64, 96, 3, 2, 1);
         assert!(
             [s.back, s.ggml_bf16, s.ggml_forward]
                 .iter()
                 .all(|t| t.is_finite() && *t > 0.0)
         );
+        assert_eq!(s.forward > 0.0, has_mul_mat(GgmlType::Q8_0, 64));
     }
 }

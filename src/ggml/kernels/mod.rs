@@ -8,10 +8,12 @@ mod dequant;
 pub(crate) mod exp;
 pub(crate) mod gemm;
 pub mod measure;
+mod mul_mat;
 mod mul_mat_back;
 
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::gemm;
+pub(crate) use mul_mat::{Product, has_mul_mat, mul_mat, pack_row, packed_words, packs_faster};
 pub(crate) use mul_mat_back::mul_mat_back;
 
 /// Reproducible values in -1..1.

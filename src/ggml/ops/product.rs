@@ -1,9 +1,45 @@
-//! The derivative of a product with frozen weights.
+//! Products with frozen weights and their derivative.
 
 use crate::ggml::context::{Context, Tensor};
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::mul_mat_back;
+use crate::ggml::kernels::{Product, mul_mat, mul_mat_back, pack_row, packed_words};
 use std::sync::Arc;
+
+/// Rows in the form that [`PackedProduct`] reads. Operand: x.
+struct Pack;
+
+impl Kernel for Pack {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let x = op.operand(0);
+        let (first, packed) = out.share(x.ne[1]);
+        for (i, to) in packed.chunks_exact_mut(packed_words(x.ne[0])).enumerate() {
+            pack_row(x.row(first + i, 0), to);
+        }
+    }
+}
+
+/// `y = W x`. Operands: W (any type that has the kernel), packed x.
+struct PackedProduct;
+
+impl Kernel for PackedProduct {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let (w, ty, row_bytes, [k, n]) = op.matrix(0);
+        let x = op.operand(1);
+        assert_eq!(x.ne[0], packed_words(k));
+        let product = Product {
+            ty,
+            w,
+            row_bytes,
+            k,
+            n,
+            x: x.contiguous().as_ptr(),
+            t: x.ne[1],
+            y: out.as_mut_ptr(),
+        };
+        // SAFETY: W has N rows of K values, X T packed ones, the result T rows of N; each thread writes its own part.
+        unsafe { mul_mat(&product, op.ith, op.nth) };
+    }
+}
 
 /// `dx` of `y = W x`. Operands: W (any type), dy.
 struct ProductBack;
@@ -34,6 +70,22 @@ impl Kernel for ProductBack {
 }
 
 impl Context {
+    /// Rows x `ne = [K, T]` for [`Context::mul_mat_packed`], for as many products as read them.
+    pub(crate) fn pack(self: &Arc<Self>, x: &Tensor) -> Tensor {
+        let [k, t, ..] = x.ne();
+        self.custom(Pack, &[x], [packed_words(k), t, 1, 1])
+    }
+
+    /// `W x` by our own kernel, see [`has_mul_mat`](crate::ggml::has_mul_mat): w `ne = [K, N]` as it lies in the file, rows
+    /// x `ne = [K, T]` as [`Context::pack`] gives them -> `ne = [N, T]`.
+    pub(crate) fn mul_mat_packed(self: &Arc<Self>, w: &Tensor, packed: &Tensor) -> Tensor {
+        self.custom(
+            PackedProduct,
+            &[w, packed],
+            [w.ne()[1], packed.ne()[1], 1, 1],
+        )
+    }
+
     /// Gradient of `mul_mat(w, x)` with respect to x: w `ne = [K, N]`, dy `ne = [N, T]` -> `ne = [K, T]`. `w` must lie in
     /// memory as in the file (not repacked).
     pub(crate) fn mul_mat_back(self: &Arc<Self>, w: &Tensor, dy: &Tensor) -> Tensor {
