@@ -128,37 +128,40 @@ impl Panel {
     /// They must lie in W.
     unsafe fn unpack(&mut self, product: &Product, rows: &Range<usize>, depth: &Range<usize>) {
         let ty = product.ty;
+        // SAFETY: row and column of W.
+        let at = |r: usize, k: usize| unsafe {
+            let bytes = k / ty.block_size() as usize * ty.type_size() as usize;
+            product.w.add(r * product.row_bytes + bytes)
+        };
+        let mut blocks = arch::Blocks {
+            first: at(rows.start, depth.start),
+            row_bytes: product.row_bytes,
+            rows: rows.len(),
+            words: &mut self.words[..depth.len() / 2],
+            steps: &mut self.steps[..depth.len() / BLOCK],
+        };
+        // SAFETY: whole blocks of these rows, on a CPU that has the instructions (`has_mul_mat`).
+        if unsafe { blocks.unpack(ty) } {
+            return;
+        }
         let mut values = [[0.0f32; CHUNK]; ROWS];
-        let mut words = [[0.0f32; BLOCK / 2]; ROWS];
         for k0 in depth.clone().step_by(CHUNK) {
             let k = CHUNK.min(depth.end - k0);
-            let bytes = k0 / ty.block_size() as usize * ty.type_size() as usize;
             for (r, values) in rows.clone().zip(&mut values) {
                 // SAFETY: whole blocks of row r.
-                unsafe {
-                    row_to_f32(
-                        ty,
-                        product.w.add(r * product.row_bytes + bytes),
-                        values.as_mut_ptr(),
-                        k,
-                    )
-                };
+                unsafe { row_to_f32(ty, at(r, k0), values.as_mut_ptr(), k) };
             }
-            for b in 0..k / BLOCK {
-                let block = (k0 - depth.start) / BLOCK + b;
-                let steps = &mut self.steps[block].0;
-                for ((values, words), step) in
-                    values.iter().zip(&mut words).zip(steps).take(rows.len())
-                {
-                    let values = values[b * BLOCK..].first_chunk().expect("a block");
-                    // SAFETY: the CPU has the instructions (`has_mul_mat`).
-                    *step = unsafe { arch::round(values, words) };
-                }
-                // SAFETY: as above.
-                unsafe {
-                    arch::interleave(&words, &mut self.words[block * BLOCK / 2..][..BLOCK / 2])
-                };
-            }
+            let from = k0 - depth.start;
+            let mut blocks = arch::Blocks {
+                first: values.as_ptr().cast(),
+                row_bytes: size_of_val(&values[0]),
+                rows: rows.len(),
+                words: &mut self.words[from / 2..(from + k) / 2],
+                steps: &mut self.steps[from / BLOCK..(from + k) / BLOCK],
+            };
+            // SAFETY: as above.
+            let known = unsafe { blocks.unpack(GgmlType::F32) };
+            assert!(known, "F32 has a block");
         }
     }
 
@@ -195,48 +198,246 @@ impl Panel {
 #[cfg(target_arch = "x86_64")]
 mod arch {
     use super::{BLOCK, Line, MAX, ROWS, TINY};
+    use crate::file::types::GgmlType;
     use std::arch::x86_64::*;
 
     /// Rows of X in a register tile: with two registers of W half of the 16 registers hold sums.
     pub(super) const COLUMNS: usize = 4;
 
     pub(super) fn available() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
     }
 
     /// Rounds a block to words of two multiples of a step each, and returns the step.
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn round(x: &[f32; BLOCK], to: &mut [f32; BLOCK / 2]) -> f32 {
         // SAFETY: loads and stores within the arrays.
         unsafe {
-            let x: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
-            let abs = |x| _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
-            let most = _mm256_max_ps(
-                _mm256_max_ps(abs(x[0]), abs(x[1])),
-                _mm256_max_ps(abs(x[2]), abs(x[3])),
-            );
-            // Zero, or not a number if any value is infinite or not a number, which a maximum may lose.
-            let zero = _mm256_setzero_ps();
-            let odd = x.iter().fold(zero, |sum, &x| _mm256_fmadd_ps(x, zero, sum));
-            let most = across(most, |a, b| _mm_max_ps(a, b));
-            let odd = across(odd, |a, b| _mm_add_ps(a, b));
-            let (step, inverse) = if most > TINY {
-                (most / MAX, MAX / most)
-            } else {
-                (0.0, 0.0)
-            };
-            let inverse = _mm256_set1_ps(inverse);
-            let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
-            // Packing interleaves the halves of its operands.
-            let words = |a, b| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), words(a, b));
-            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), words(c, d));
-            step + odd
+            let (words, step) = rounded(std::array::from_fn(|i| {
+                _mm256_loadu_ps(x.as_ptr().add(8 * i))
+            }));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), words[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), words[1]);
+            step
         }
     }
 
+    /// The words of a block, and its step.
+    type Rounded = ([__m256i; 2], f32);
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn rounded(x: [__m256; 4]) -> Rounded {
+        let abs = |x| _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+        let most = _mm256_max_ps(
+            _mm256_max_ps(abs(x[0]), abs(x[1])),
+            _mm256_max_ps(abs(x[2]), abs(x[3])),
+        );
+        // Zero, or not a number if any value is infinite or not a number, which a maximum may lose.
+        let zero = _mm256_setzero_ps();
+        let odd = x.iter().fold(zero, |sum, &x| _mm256_fmadd_ps(x, zero, sum));
+        let most = across(most, |a, b| _mm_max_ps(a, b));
+        let odd = across(odd, |a, b| _mm_add_ps(a, b));
+        let (step, inverse) = if most > TINY {
+            (most / MAX, MAX / most)
+        } else {
+            (0.0, 0.0)
+        };
+        let inverse = _mm256_set1_ps(inverse);
+        let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+        // Packing interleaves the halves of its operands.
+        let words = |a, b| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+        ([words(a, b), words(c, d)], step + odd)
+    }
+
+    /// Blocks of [`ROWS`] rows of W, or fewer, that become part of a panel.
+    pub(super) struct Blocks<'a> {
+        /// The first row's first block.
+        pub(super) first: *const u8,
+        pub(super) row_bytes: usize,
+        pub(super) rows: usize,
+        pub(super) words: &'a mut [Line],
+        pub(super) steps: &'a mut [Line],
+    }
+
+    impl Blocks<'_> {
+        /// Unpacks blocks of type `ty`; false if there is no way but through F32.
+        ///
+        /// # Safety
+        /// The rows must have as many blocks as there are steps, and the CPU AVX2, FMA and F16C.
+        pub(super) unsafe fn unpack(&mut self, ty: GgmlType) -> bool {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match ty {
+                    GgmlType::F32 => self.each::<F32>(),
+                    GgmlType::Q8_0 => self.each::<Q8_0>(),
+                    GgmlType::Q4_0 => self.each::<Q4_0>(),
+                    GgmlType::Q4_1 => self.each::<Q4_1>(),
+                    GgmlType::Q5_0 => self.each::<Q5_0>(),
+                    GgmlType::Q5_1 => self.each::<Q5_1>(),
+                    _ => return false,
+                }
+            }
+            true
+        }
+
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn each<B: Block>(&mut self) {
+            let mut words = [[0.0f32; BLOCK / 2]; ROWS];
+            let to = self.words.as_chunks_mut::<{ BLOCK / 2 }>().0;
+            for (b, (to, steps)) in to.iter_mut().zip(&mut *self.steps).enumerate() {
+                for (r, (words, step)) in words
+                    .iter_mut()
+                    .zip(&mut steps.0)
+                    .take(self.rows)
+                    .enumerate()
+                {
+                    // SAFETY: block b of row r.
+                    unsafe {
+                        let ([low, high], s) =
+                            B::words(self.first.add(r * self.row_bytes + b * B::BYTES));
+                        _mm256_storeu_si256(words.as_mut_ptr().cast(), low);
+                        _mm256_storeu_si256(words.as_mut_ptr().add(8).cast(), high);
+                        *step = s;
+                    }
+                }
+                interleave(&words, to);
+            }
+        }
+    }
+
+    /// 32 values as they lie in memory.
+    trait Block {
+        const BYTES: usize;
+
+        /// As [`rounded`] gives them, or exactly.
+        ///
+        /// # Safety
+        /// There must be a block at `at`. Callers have AVX2, FMA and F16C, and this becomes part of them.
+        unsafe fn words(at: *const u8) -> Rounded;
+    }
+
+    /// A half-precision number.
+    ///
+    /// # Safety
+    /// There must be one at `at`, and the CPU have F16C.
+    #[inline(always)]
+    unsafe fn half(at: *const u8) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(
+                at.cast::<u16>().read_unaligned(),
+            ))))
+        }
+    }
+
+    /// 16 bytes of two 4-bit numbers as 32 bytes: the low ones, then the high ones.
+    ///
+    /// # Safety
+    /// They must be at `at`, and the CPU have AVX2.
+    #[inline(always)]
+    unsafe fn nibbles(at: *const u8) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let both = _mm_loadu_si128(at.cast());
+            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(both), both);
+            _mm256_and_si256(both, _mm256_set1_epi8(15))
+        }
+    }
+
+    /// 32 bits as the fifth bits of 32 bytes.
+    ///
+    /// # Safety
+    /// They must be at `at`, and the CPU have AVX2.
+    #[inline(always)]
+    unsafe fn fifth_bits(at: *const u8) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
+            let spread = _mm256_shuffle_epi8(
+                bits,
+                _mm256_set_epi64x(
+                    0x0303_0303_0303_0303,
+                    0x0202_0202_0202_0202,
+                    0x0101_0101_0101_0101,
+                    0,
+                ),
+            );
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+            _mm256_and_si256(set, _mm256_set1_epi8(16))
+        }
+    }
+
+    /// Signed bytes times a scale: nothing is rounded.
+    ///
+    /// # Safety
+    /// The CPU must have AVX2.
+    #[inline(always)]
+    unsafe fn integers(x: __m256i, scale: f32) -> Rounded {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x));
+            let high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(x));
+            ([low, high], scale)
+        }
+    }
+
+    /// Bytes times a scale and a minimum.
+    ///
+    /// # Safety
+    /// The CPU must have AVX2, FMA and F16C.
+    #[inline(always)]
+    unsafe fn affine(x: __m256i, scale: f32, min: f32) -> Rounded {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (scale, min) = (_mm256_set1_ps(scale), _mm256_set1_ps(min));
+            let value =
+                |x| _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), scale, min);
+            let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            rounded([
+                value(low),
+                value(_mm_srli_si128::<8>(low)),
+                value(high),
+                value(_mm_srli_si128::<8>(high)),
+            ])
+        }
+    }
+
+    macro_rules! blocks {
+        ($($ty:ident: $bytes:literal, |$at:ident| $words:expr;)*) => {
+            $(
+                struct $ty;
+
+                impl Block for $ty {
+                    const BYTES: usize = $bytes;
+
+                    #[inline(always)]
+                    unsafe fn words($at: *const u8) -> Rounded {
+                        // SAFETY: the parts of a block, whose layout is ggml-common.h's.
+                        unsafe { $words }
+                    }
+                }
+            )*
+        };
+    }
+
+    blocks! {
+        F32: 128, |at| rounded(std::array::from_fn(|i| _mm256_loadu_ps(at.cast::<f32>().add(8 * i))));
+        Q8_0: 34, |at| integers(_mm256_loadu_si256(at.add(2).cast()), half(at));
+        Q4_0: 18, |at| integers(_mm256_sub_epi8(nibbles(at.add(2)), _mm256_set1_epi8(8)), half(at));
+        Q4_1: 20, |at| affine(nibbles(at.add(4)), half(at), half(at.add(2)));
+        Q5_0: 22, |at| integers(
+            _mm256_sub_epi8(_mm256_or_si256(nibbles(at.add(6)), fifth_bits(at.add(2))), _mm256_set1_epi8(16)),
+            half(at)
+        );
+        Q5_1: 24, |at| affine(_mm256_or_si256(nibbles(at.add(8)), fifth_bits(at.add(4))), half(at), half(at.add(2)));
+    }
+
     /// All elements reduced to one.
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn across(x: __m256, f: impl Fn(__m128, __m128) -> __m128) -> f32 {
         let x = f(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
         let x = f(x, _mm_movehl_ps(x, x));
@@ -244,8 +445,8 @@ mod arch {
     }
 
     /// Words of [`ROWS`] rows, one after the other, to rows of words.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn interleave(from: &[[f32; BLOCK / 2]; ROWS], to: &mut [Line]) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn interleave(from: &[[f32; BLOCK / 2]; ROWS], to: &mut [Line; BLOCK / 2]) {
         for (half, rows) in from.as_chunks::<8>().0.iter().enumerate() {
             for (part, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 // SAFETY: eight words of eight rows each.
@@ -316,7 +517,7 @@ mod arch {
             }
         }
 
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn fixed<const N: usize>(&self) {
             // SAFETY: the caller's promise; with fewer rows than a panel has, Y is reached through a copy.
             unsafe {
@@ -384,7 +585,8 @@ mod arch {
 /// Other CPUs multiply with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use super::{BLOCK, Line, ROWS};
+    use super::{BLOCK, Line};
+    use crate::file::types::GgmlType;
 
     pub(super) const COLUMNS: usize = 1;
 
@@ -396,8 +598,19 @@ mod arch {
         unreachable!("not available")
     }
 
-    pub(super) unsafe fn interleave(_: &[[f32; BLOCK / 2]; ROWS], _: &mut [Line]) {
-        unreachable!("not available")
+    #[allow(dead_code)]
+    pub(super) struct Blocks<'a> {
+        pub(super) first: *const u8,
+        pub(super) row_bytes: usize,
+        pub(super) rows: usize,
+        pub(super) words: &'a mut [Line],
+        pub(super) steps: &'a mut [Line],
+    }
+
+    impl Blocks<'_> {
+        pub(super) unsafe fn unpack(&mut self, _: GgmlType) -> bool {
+            unreachable!("not available")
+        }
     }
 
     #[allow(dead_code)]
