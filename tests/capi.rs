@@ -1004,6 +1004,29 @@ fn text_and_tokens_use_the_buffer_protocol() {
             ids[..n].iter().filter(|&&id| id == 1).count()
         };
         assert_eq!(ends(&params), 1);
+        for (kernels, reserved, message) in [
+            (3, 0, "3 is no ggraft_kernels"),
+            (
+                ggraft_kernels::GGRAFT_KERNELS_OWN as i32,
+                1,
+                "reserved must be 0",
+            ),
+        ] {
+            let wrong = ggraft_model_params {
+                kernels,
+                reserved,
+                ..params
+            };
+            let mut model = null_mut();
+            let path = c(&model_path());
+            fails(
+                ggraft_model_open(path.as_ptr(), &wrong, &mut model),
+                GGRAFT_ERROR_ARGUMENT,
+                message,
+            );
+            assert!(model.is_null());
+        }
+        params.kernels = ggraft_kernels::GGRAFT_KERNELS_GGML as i32;
         params.parse_special = 1;
         assert_eq!(ends(&params), 2);
 

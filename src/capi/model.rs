@@ -1,11 +1,12 @@
 //! Base models, text to tokens and back.
 
-use super::params::{self, Params};
+use super::params::{self, Params, choose};
 use super::pointer::{array, fill, fill_text, give, handle, path, place, take_back, text};
+use super::status::ggraft_status::GGRAFT_ERROR_ARGUMENT;
 use super::status::{Failure, c_string, call, call_number, ggraft_status};
 use ggraft::model::chat::ChatMessage;
 use ggraft::model::vocab::ChatOptions;
-use ggraft::model::{Model, ModelOptions};
+use ggraft::model::{Kernels, Model, ModelOptions};
 use std::ffi::{CString, c_char};
 
 /// A frozen base model, mapped from its file. May be used by any number of threads at once.
@@ -35,9 +36,25 @@ pub struct ggraft_model_params {
     pub parse_special: i32,
     /// Chat template instead of the file's: Jinja source, or chatml, gemma, llama2, llama3, phi3 or zephyr. NULL: the file's.
     pub chat_template: *const c_char,
+    /// A `ggraft_kernels`. Default GGRAFT_KERNELS_AUTO.
+    pub kernels: i32,
+    /// Must be 0.
+    pub reserved: i32,
 }
 
-// SAFETY: `repr(C)`, numbers and a pointer, 4 + 4 bytes between the size and the pointer: no padding.
+/// Whose kernels multiply many tokens at a time with the weights.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ggraft_kernels {
+    /// ggraft's own where they are faster than ggml's on this CPU.
+    GGRAFT_KERNELS_AUTO = 0,
+    /// ggraft's own where the CPU has them.
+    GGRAFT_KERNELS_OWN = 1,
+    /// ggml's only: the logits are llama.cpp's, bit for bit.
+    GGRAFT_KERNELS_GGML = 2,
+}
+
+// SAFETY: `repr(C)`, numbers and a pointer, 4 + 4 bytes in front of the pointer and behind it: no padding.
 unsafe impl Params for ggraft_model_params {
     const FIRST_SIZE: usize = std::mem::offset_of!(Self, chat_template);
     fn defaults() -> Self {
@@ -46,6 +63,8 @@ unsafe impl Params for ggraft_model_params {
             repack: 0,
             parse_special: 0,
             chat_template: std::ptr::null(),
+            kernels: ggraft_kernels::GGRAFT_KERNELS_AUTO as i32,
+            reserved: 0,
         }
     }
 }
@@ -134,8 +153,20 @@ pub unsafe extern "C" fn ggraft_model_open(
             chat.template =
                 Some(unsafe { self::text(params.chat_template, "chat_template")? }.to_owned());
         }
+        let kernels = choose!(params.kernels, ggraft_kernels {
+            GGRAFT_KERNELS_AUTO => Kernels::Auto,
+            GGRAFT_KERNELS_OWN => Kernels::Own,
+            GGRAFT_KERNELS_GGML => Kernels::Ggml,
+        })?;
+        if params.reserved != 0 {
+            return Err(Failure::new(
+                GGRAFT_ERROR_ARGUMENT,
+                "params: reserved must be 0",
+            ));
+        }
         let options = ModelOptions::default()
             .repack(params.repack != 0)
+            .kernels(kernels)
             .chat(chat);
         let model = Model::open(path, &options)?;
         let object = ggraft_model {

@@ -22,7 +22,7 @@ pub(crate) use context::{Context, Rope, RopeKind, Tensor};
 pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
-pub(crate) use kernels::{gemm, has_mul_mat, packs_faster};
+pub(crate) use kernels::{FEWEST_ROWS, gemm, has_mul_mat, packs_faster};
 pub(crate) use memory::{Buffer, RepackLayout, repackable};
 pub(crate) use ops::{Activated, Gate, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;

@@ -2,7 +2,7 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Activated, Context, Gate, Rope, Spans, Tensor};
+use crate::ggml::{Activated, Context, FEWEST_ROWS, Gate, Rope, Spans, Tensor};
 use crate::model::{Activation, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -17,9 +17,6 @@ pub(crate) struct Builder {
     /// The last tensor that was packed, and what it was packed to.
     packed: RefCell<Option<(Tensor, Tensor)>>,
 }
-
-/// Rows from which on our own product is faster than ggml's: for fewer, unpacking the weights is most of the work.
-const PACKED_ROWS: usize = 4;
 
 impl Builder {
     /// Builds in `ctx`.
@@ -74,7 +71,7 @@ impl Builder {
     /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
         let y = match l.packed() {
-            Some(w) if x.ne()[1] >= PACKED_ROWS => self.ctx.mul_mat_packed(w, &self.pack(x)),
+            Some(w) if x.ne()[1] >= FEWEST_ROWS => self.ctx.mul_mat_packed(w, &self.pack(x)),
             _ => self.ctx.mul_mat(&l.w, x),
         };
         let y = match &l.b {

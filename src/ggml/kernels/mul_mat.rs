@@ -32,10 +32,16 @@ pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
         && (ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16))
 }
 
-/// Whether the kernel is faster than ggml's for weights of type `ty` and many rows.
-pub(crate) fn packs_faster(_: GgmlType) -> bool {
+/// Rows of X from which on it may be worth while to unpack W: with fewer that is most of the work.
+pub(crate) const FEWEST_ROWS: usize = 32;
+
+/// Whether the kernel is faster than ggml's for weights of type `ty` and [`FEWEST_ROWS`] or more. Measured on Zen 3: ggml has dot products only
+/// for these types, and tiles for the others.
+pub(crate) fn packs_faster(ty: GgmlType) -> bool {
+    use GgmlType::*;
     // SAFETY: a pure query of how ggml was compiled.
-    unsafe { ggml_sys::ggml_cpu_has_avx512() == 0 }
+    let wider = unsafe { ggml_sys::ggml_cpu_has_avx512() } != 0;
+    !wider && matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | BF16)
 }
 
 /// Words that a packed row of `k` values takes: two values each, then the steps.
@@ -272,6 +278,8 @@ mod arch {
             unsafe {
                 match ty {
                     GgmlType::F32 => self.each::<F32>(),
+                    GgmlType::F16 => self.each::<F16>(),
+                    GgmlType::BF16 => self.each::<BF16>(),
                     GgmlType::Q8_0 => self.each::<Q8_0>(),
                     GgmlType::Q4_0 => self.each::<Q4_0>(),
                     GgmlType::Q4_1 => self.each::<Q4_1>(),
@@ -426,6 +434,11 @@ mod arch {
 
     blocks! {
         F32: 128, |at| rounded(std::array::from_fn(|i| _mm256_loadu_ps(at.cast::<f32>().add(8 * i))));
+        F16: 64, |at| rounded(std::array::from_fn(|i| _mm256_cvtph_ps(_mm_loadu_si128(at.cast::<__m128i>().add(i)))));
+        BF16: 64, |at| rounded(std::array::from_fn(|i| {
+            let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
+        }));
         Q8_0: 34, |at| integers(_mm256_loadu_si256(at.add(2).cast()), half(at));
         Q4_0: 18, |at| integers(_mm256_sub_epi8(nibbles(at.add(2)), _mm256_set1_epi8(8)), half(at));
         Q4_1: 20, |at| affine(nibbles(at.add(4)), half(at), half(at.add(2)));
