@@ -2,14 +2,14 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Activated, Context, Gate, Rope, Spans, Tensor};
+use crate::ggml::{Activated, Context, Gate, GraphShape, Rope, Spans, Tensor};
 use crate::model::{Activation, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// Builds one graph in one context.
+/// Builds one graph.
 pub(crate) struct Builder {
-    ctx: Arc<Context>,
+    ctx: Context,
     /// What must be computed, in this order: writes to the KV cache come before the reads that depend on them.
     outputs: Vec<Tensor>,
     /// While recording.
@@ -18,7 +18,7 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Builds in `ctx`.
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
+    pub(crate) fn new(ctx: Context) -> Self {
         Self {
             ctx,
             outputs: Vec::new(),
@@ -26,8 +26,8 @@ impl Builder {
         }
     }
 
-    /// The context, for inputs.
-    pub(crate) fn ctx(&self) -> &Arc<Context> {
+    /// The context, for what is not differentiated.
+    pub(crate) fn ctx(&self) -> &Context {
         &self.ctx
     }
 
@@ -36,9 +36,21 @@ impl Builder {
         self.outputs.push(t.clone());
     }
 
-    /// Everything demanded.
-    pub(crate) fn into_outputs(self) -> Vec<Tensor> {
-        self.outputs
+    /// Demands that `t` is computed and can be read.
+    pub(crate) fn output(&mut self, t: Tensor) -> Tensor {
+        let t = self.ctx.output(t);
+        self.demand(&t);
+        t
+    }
+
+    /// Names `t`, of layer `layer` if it is one's, as llama.cpp does.
+    pub(crate) fn named(&self, name: &str, layer: Option<usize>, t: Tensor) -> Tensor {
+        self.ctx.named(name, layer, t)
+    }
+
+    /// The graph that computes everything demanded.
+    pub(crate) fn finish(self) -> GraphShape {
+        GraphShape::new(self.ctx, &self.outputs)
     }
 
     /// Starts recording: what is built from now on can be differentiated with respect to `variables`.
@@ -58,7 +70,7 @@ impl Builder {
         &self,
         operands: &[&Tensor],
         result: &Tensor,
-        vjp: impl FnOnce(&Arc<Context>, &Tensor) -> Vec<Tensor> + 'static,
+        vjp: impl FnOnce(&Context, &Tensor) -> Vec<Tensor> + 'static,
     ) {
         if let Some(tape) = &mut *self.tape.borrow_mut() {
             tape.record(operands, result, vjp);

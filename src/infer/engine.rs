@@ -255,16 +255,15 @@ impl Core {
         memory: GraphMemory,
     ) -> Result<Built, SessionError> {
         let hp = self.model.hparams();
-        let ctx = Context::new();
+        let mut b = Builder::new(Context::new());
         let inputs = Inputs::new(
-            &ctx,
+            b.ctx(),
             hp,
             topology.entry,
             topology.n_tokens,
             topology.n_outputs,
         );
-        let cache_inputs = CacheInputs::new(&ctx, hp, &topology);
-        let mut b = Builder::new(ctx.clone());
+        let cache_inputs = CacheInputs::new(b.ctx(), hp, &topology);
         let mut kv = Cached {
             cache: &self.cache,
             hp,
@@ -274,13 +273,11 @@ impl Core {
         };
         let decoder = Decoder::new(hp, self.model.weights(), &inputs, self.mode.long_context);
         let logits = decoder.run(&mut b, &topology, &mut kv);
-        let mut outputs = b.into_outputs();
-        outputs.extend(logits.clone());
         let traced = traced
             .iter()
-            .filter_map(|&name| Some((name.to_owned(), ctx.find(name)?.output())))
+            .filter_map(|&name| Some((name.to_owned(), b.ctx().output(b.ctx().find(name)?))))
             .collect();
-        let graph = Graph::new(ctx, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
+        let graph = Graph::allocate(b.finish(), memory).map_err(|_| SessionError::OutOfMemory)?;
         Ok(Built {
             topology,
             graph,

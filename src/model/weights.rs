@@ -7,7 +7,7 @@ use super::hparams::HParams;
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Context, RepackLayout, Tensor, repackable};
+use crate::ggml::{Buffer, RepackLayout, Tensor};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -71,6 +71,20 @@ pub(crate) struct Layer {
     pub(crate) ffn_post_norm: Option<Norm>,
 }
 
+impl Layer {
+    /// The matrices that it multiplies with.
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let qkv = match &mut self.qkv {
+            Qkv::Fused(l) => vec![l],
+            Qkv::Split { q, k, v } => vec![q, k, v],
+        };
+        qkv.into_iter()
+            .chain([&mut self.attn_out])
+            .chain(&mut self.ffn_gate)
+            .chain([&mut self.ffn_up, &mut self.ffn_down])
+    }
+}
+
 /// All weights of a base model, immutable and shared.
 pub(crate) struct Weights {
     /// `ne = [D, V]`.
@@ -92,16 +106,11 @@ pub(crate) struct Weights {
 }
 
 struct Loader<'a> {
-    file: &'a MappedGguf,
     /// By name: part of the file, and what it says of the tensor.
     tensors: HashMap<&'a str, (usize, &'a TensorInfo)>,
-    ctx: Arc<Context>,
     /// One per part of the file.
     buffers: Vec<Arc<Buffer>>,
     claimed: HashSet<String>,
-    repack: bool,
-    /// Matrices to be repacked, with their plain bytes, once everything else has been checked.
-    to_repack: Vec<(RepackLayout, Tensor, &'a [u8])>,
 }
 
 impl Weights {
@@ -111,30 +120,23 @@ impl Weights {
         hp: &HParams,
         repack: bool,
     ) -> Result<Self, ModelError> {
-        // Matrices may exist twice (mapped and repacked), the output three times.
-        let ctx = Context::new();
         let buffers = file
             .parts()
             .iter()
             .map(|part| {
                 let bytes = part.bytes();
-                // SAFETY: `file` keeps the map alive; graphs never write weights.
-                unsafe { Buffer::from_owner(bytes.as_ptr().cast_mut(), bytes.len(), file.clone()) }
+                // SAFETY: `file` keeps the map alive and in place; that nobody changes the file is its contract.
+                unsafe { Buffer::read_only(bytes.as_ptr(), bytes.len(), file.clone()) }
             })
-            .collect::<Vec<_>>();
-        buffers.iter().for_each(|b| ctx.keep(b.clone()));
+            .collect();
         let tensors = file
             .tensors()
             .map(|(part, t)| (t.name.as_str(), (part, t)))
             .collect();
         let mut l = Loader {
-            file,
             tensors,
-            ctx,
             buffers,
             claimed: HashSet::new(),
-            repack,
-            to_repack: Vec::new(),
         };
 
         let d = hp.n_embd;
@@ -151,10 +153,9 @@ impl Weights {
         let output = if l.has("output.weight") {
             l.linear("output", [d, n_vocab])?
         } else {
-            let (w, mapped) = l.matrix("token_embd.weight", [d, n_vocab])?;
             Linear {
-                w,
-                mapped,
+                w: l.table("token_embd.weight", [d, n_vocab])?,
+                mapped: None,
                 b: l.vector("output.bias", &[n_vocab], Need::Optional)?,
             }
         };
@@ -176,8 +177,7 @@ impl Weights {
                 architecture: hp.arch.name,
             });
         }
-        let repacked_bytes = l.repack_all()?;
-        Ok(Self {
+        let mut weights = Self {
             token_embd,
             position_embd,
             layers,
@@ -186,8 +186,36 @@ impl Weights {
             rope_freqs,
             rope_long,
             rope_short,
-            repacked_bytes,
-        })
+            repacked_bytes: 0,
+        };
+        if repack {
+            weights.repacked_bytes = weights.repack()?;
+        }
+        Ok(weights)
+    }
+
+    /// Copies matrices into ggml's faster layouts, one buffer for each, where it has one; returns the bytes that they take.
+    fn repack(&mut self) -> Result<usize, ModelError> {
+        let linears = self.layers.iter_mut().flat_map(Layer::linears_mut);
+        let mut todo: Vec<_> = linears
+            .chain([&mut self.output])
+            .filter_map(|l| Some((RepackLayout::of(&l.w)?, l)))
+            .collect();
+        let mut bytes = 0;
+        while let Some(&(layout, _)) = todo.first() {
+            let (now, later): (Vec<_>, Vec<_>) = todo.into_iter().partition(|t| t.0 == layout);
+            let plain: Vec<_> = now.iter().map(|(_, l)| l.w.clone()).collect();
+            let size = layout.size(&plain);
+            let copies = layout
+                .repack(&plain)
+                .ok_or(ModelError::OutOfMemory { bytes: size })?;
+            for ((_, l), copy) in now.into_iter().zip(copies) {
+                l.mapped = Some(std::mem::replace(&mut l.w, copy));
+            }
+            bytes += size;
+            todo = later;
+        }
+        Ok(bytes)
     }
 
     /// V.
@@ -238,8 +266,7 @@ impl Loader<'_> {
                 ty: info.ty.name(),
             });
         }
-        let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
-        self.buffers[part].place(&tensor, info.range.start);
+        let tensor = self.buffers[part].tensor(info.ty, &ne, name, info.range.start);
         self.claimed.insert(name.to_owned());
         Ok(tensor)
     }
@@ -249,46 +276,9 @@ impl Loader<'_> {
         self.claim(name, &[width, 0], multiplies)
     }
 
+    /// A matrix for products, or one whose rows are picked.
     fn table(&mut self, name: &str, ne: [usize; 2]) -> Result<Tensor, ModelError> {
         self.claim(name, &ne, multiplies)
-    }
-
-    /// A matrix for products, repacked if asked for and possible; then the one in the map comes second.
-    fn matrix(
-        &mut self,
-        name: &str,
-        ne: [usize; 2],
-    ) -> Result<(Tensor, Option<Tensor>), ModelError> {
-        let mapped = self.claim(name, &ne, multiplies)?;
-        if self.repack
-            && let Some(&(part, info)) = self.tensors.get(name)
-            && let Some(layout) = repackable(info.ty, ne)
-        {
-            let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
-            let bytes = &self.file.parts()[part].bytes()[info.range.clone()];
-            self.to_repack.push((layout, tensor.clone(), bytes));
-            return Ok((tensor, Some(mapped)));
-        }
-        Ok((mapped, None))
-    }
-
-    /// Repacks what was put off, one buffer per layout; returns the bytes they take.
-    fn repack_all(&mut self) -> Result<usize, ModelError> {
-        let mut todo = std::mem::take(&mut self.to_repack);
-        let mut bytes = 0;
-        while let Some((layout, ..)) = todo.first() {
-            let layout = *layout;
-            let (now, later): (Vec<_>, Vec<_>) = todo.into_iter().partition(|t| t.0 == layout);
-            let items: Vec<_> = now.into_iter().map(|(_, t, data)| (t, data)).collect();
-            let size = layout.size(&items);
-            let buffer = layout
-                .fill(&items)
-                .ok_or(ModelError::OutOfMemory { bytes: size })?;
-            self.ctx.keep(buffer);
-            bytes += size;
-            todo = later;
-        }
-        Ok(bytes)
     }
 
     fn vector(
@@ -304,9 +294,11 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: &str, ne: [usize; 2]) -> Result<Linear, ModelError> {
-        let (w, mapped) = self.matrix(&format!("{name}.weight"), ne)?;
-        let b = self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?;
-        Ok(Linear { w, mapped, b })
+        Ok(Linear {
+            w: self.table(&format!("{name}.weight"), ne)?,
+            mapped: None,
+            b: self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?,
+        })
     }
 
     fn norm(&mut self, name: &str, width: usize, need: Need) -> Result<Option<Norm>, ModelError> {

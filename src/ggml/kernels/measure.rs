@@ -77,9 +77,9 @@ impl Measured {
     /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`.
     fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8]) -> Self {
         let ctx = Context::new();
-        let w = ctx.new_tensor(ty, &[k, n]).input();
-        let x = ctx.new_tensor(GgmlType::F32, &[k, t]).input();
-        let y = ctx.mul_mat(&w, &x).output();
+        let w = ctx.input(ty, &[k, n], "w");
+        let x = ctx.input(GgmlType::F32, &[k, t], "x");
+        let y = ctx.output(ctx.mul_mat(&w, &x));
         let mut graph = Graph::new(ctx, &[y], GraphMemory::new()).expect("memory");
         let bytes = graph.bytes_mut(&w);
         bytes.copy_from_slice(&weights[..bytes.len()]);

@@ -2,12 +2,12 @@
 //! other; and its derivative. Nothing of size T x T is kept: the derivative computes the weights anew, a few queries at a
 //! time (Dao et al. 2022).
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Operand, Output};
 use crate::ggml::kernels::{exp_sub_sum, gemm};
+use crate::ggml::tensor::Tensor;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Queries at a time.
 const TILE: usize = 48;
@@ -504,7 +504,7 @@ impl Context {
     /// Scaled dot-product attention over packed rows: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and
     /// values `ne = [d, Hk, P]` -> `ne = [H d, T]`.
     pub(crate) fn packed_attention(
-        self: &Arc<Self>,
+        &self,
         spans: &Spans,
         q: &Tensor,
         k: &Tensor,
@@ -522,7 +522,7 @@ impl Context {
 
     /// The derivative of [`Context::packed_attention`], whose output has the gradient `dout`, `ne = [H d, T]`.
     pub(crate) fn packed_attention_back(
-        self: &Arc<Self>,
+        &self,
         spans: &Spans,
         q: &Tensor,
         k: &Tensor,

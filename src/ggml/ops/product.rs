@@ -1,9 +1,9 @@
 //! The derivative of a product with frozen weights.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::mul_mat_back;
-use std::sync::Arc;
+use crate::ggml::tensor::Tensor;
 
 /// `dx` of `y = W x`. Operands: W (any type), dy.
 struct ProductBack;
@@ -36,7 +36,7 @@ impl Kernel for ProductBack {
 impl Context {
     /// Gradient of `mul_mat(w, x)` with respect to x: w `ne = [K, N]`, dy `ne = [N, T]` -> `ne = [K, T]`. `w` must lie in
     /// memory as in the file (not repacked).
-    pub(crate) fn mul_mat_back(self: &Arc<Self>, w: &Tensor, dy: &Tensor) -> Tensor {
+    pub(crate) fn mul_mat_back(&self, w: &Tensor, dy: &Tensor) -> Tensor {
         self.custom(ProductBack, &[w, dy], [w.ne()[0], dy.ne()[1], 1, 1])
     }
 }
