@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::memory::Buffer;
+use super::ops::Scoring;
 use super::tensor::{GraphId, Home, Tensor};
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
@@ -138,9 +139,12 @@ impl Context {
 
     /// Names the tensor `name`, or `name-layer`, as llama.cpp does, so that a test can find it.
     pub(crate) fn named(&self, name: &str, layer: Option<usize>, t: Tensor) -> Tensor {
-        let name = numbered(name, layer);
+        let name = match layer {
+            Some(il) => format!("{name}-{il}\0"),
+            None => format!("{name}\0"),
+        };
         // SAFETY: NUL-terminated; ggml truncates to its own capacity.
-        unsafe { sys::ggml_set_name(self.description(&t), name.as_ptr()) };
+        unsafe { sys::ggml_set_name(self.description(&t), name.as_ptr().cast()) };
         t
     }
 
@@ -376,15 +380,14 @@ impl Context {
     }
 
     /// Fused attention (Dao et al. 2022): q `ne = [d, T, H, S]`, k and v `ne = [d, N, Hk, S]`, mask F16 `ne = [N, T, 1, S]`
-    /// -> `ne = [d, H, T, S]`. `softcap` 0 is none.
+    /// -> `ne = [d, H, T, S]`.
     pub(crate) fn flash_attn(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         mask: &Tensor,
-        scale: f32,
-        softcap: f32,
+        scoring: Scoring,
     ) -> Tensor {
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&[q, k, v, mask], |c| unsafe {
@@ -394,9 +397,9 @@ impl Context {
                 k.raw(),
                 v.raw(),
                 mask.raw(),
-                scale,
+                scoring.scale,
                 0.0,
-                softcap,
+                scoring.softcap,
             );
             sys::ggml_prec_set_acc(t, sys::GGML_PREC_F32);
             t
@@ -412,13 +415,4 @@ impl Context {
             t
         })
     }
-}
-
-/// `name`, or `name-layer`.
-pub(super) fn numbered(name: &str, layer: Option<usize>) -> CString {
-    let name = match layer {
-        Some(il) => format!("{name}-{il}"),
-        None => name.to_owned(),
-    };
-    CString::new(name).expect("names of tensors hold no NUL")
 }

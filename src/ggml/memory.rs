@@ -1,12 +1,10 @@
-//! Memory that tensors point into: the mapped file, anonymous pages, ggml's repacked buffers.
+//! Memory that stored tensors point into: the mapped file, anonymous pages, ggml's own.
 
 use super::arena::Arena;
-use super::context::{Context, numbered};
-use super::tensor::{Home, Tensor};
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -88,19 +86,44 @@ impl Buffer {
         self.writable
     }
 
-    /// The tensor called `name` that lies at `offset` of the buffer.
+    /// `size` bytes of ggml's for copies in the layout `buft`, which graphs cannot write. `None` when memory runs out.
+    ///
+    /// # Safety
+    /// `buft` must be one of ggml's buffer types.
+    pub(super) unsafe fn allocate(
+        buft: sys::ggml_backend_buffer_type_t,
+        size: usize,
+    ) -> Option<Arc<Self>> {
+        // SAFETY: the caller's promise; the buffer is wrapped at once, so it is freed exactly once.
+        let (raw, base) = unsafe {
+            let raw = NonNull::new(sys::ggml_backend_buft_alloc_buffer(buft, size))?;
+            (raw, sys::ggml_backend_buffer_get_base(raw.as_ptr()))
+        };
+        let buffer = Self {
+            raw,
+            base: base.cast(),
+            size,
+            writable: false,
+            descriptions: Mutex::default(),
+            _owner: None,
+        };
+        prefer_huge_pages(buffer.base, size);
+        Some(Arc::new(buffer))
+    }
+
+    /// The description of a tensor called `name` that lies at `offset`, complete.
     ///
     /// # Panics
-    /// If it does not fit: offsets are validated when the file is parsed. If it has no name.
-    pub(crate) fn tensor(
-        self: &Arc<Self>,
+    /// If it does not fit, or has no name.
+    pub(super) fn describe(
+        &self,
         ty: GgmlType,
         ne: &[usize],
         name: &str,
         offset: usize,
-    ) -> Tensor {
+    ) -> NonNull<sys::ggml_tensor> {
         assert!(!name.is_empty(), "ggml would write one");
-        let c_name = numbered(name, None);
+        let c_name = CString::new(name).expect("names of tensors hold no NUL");
         let ne: Vec<i64> = ne.iter().map(|&n| n as i64).collect();
         let mut descriptions = self
             .descriptions
@@ -120,128 +143,8 @@ impl Buffer {
             let at = self.base.add(offset).cast();
             let status = sys::ggml_backend_tensor_alloc(self.raw.as_ptr(), raw.as_ptr(), at);
             assert_eq!(status, sys::GGML_STATUS_SUCCESS, "{name}");
-            Tensor::new(raw, Home::Buffer(self.clone()))
         }
-    }
-}
-
-/// One of the interleaved layouts of ggml's "extra" CPU buffer types: faster products, for a second copy in memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RepackLayout {
-    buft: sys::ggml_backend_buffer_type_t,
-}
-
-/// ggml's name of the layout for AMX tiles, which is never used: built by GCC 12.2, products with it load a tile
-/// configuration that the CPU refuses, which ends the process, and nothing tells who built ggml.
-const AMX: &CStr = c"AMX";
-
-/// Asks ggml whether `mul_mat` takes a weight of this type and shape from memory of kind `buft`.
-fn supports_mul_mat(
-    dev: sys::ggml_backend_dev_t,
-    buft: sys::ggml_backend_buffer_type_t,
-    ty: GgmlType,
-    ne: [usize; 2],
-) -> bool {
-    let ctx = Context::new();
-    let w = ctx.new_tensor(ty, &ne);
-    let x = ctx.new_tensor(GgmlType::F32, &[ne[0], 512]);
-    let y = ctx.mul_mat(&w, &x);
-    // SAFETY: `w` is of a context that is private to this function, so its buffer field may be set and unset; the empty buffer
-    // only carries its type.
-    unsafe {
-        let empty = sys::ggml_backend_buft_alloc_buffer(buft, 0);
-        (*w.raw()).buffer = empty;
-        let supported = sys::ggml_backend_dev_supports_op(dev, y.raw());
-        sys::ggml_backend_buffer_free(empty);
-        (*w.raw()).buffer = std::ptr::null_mut();
-        supported
-    }
-}
-
-impl RepackLayout {
-    /// The layout that ggml would use for products with this matrix on this CPU, if it has one.
-    pub(crate) fn of(matrix: &Tensor) -> Option<Self> {
-        let [n0, n1, ..] = matrix.ne();
-        let ty = GgmlType::from_u32(matrix.type_id())?;
-        // SAFETY: static registry objects; the returned list is null-terminated and lives as long as the process.
-        unsafe {
-            let reg = sys::ggml_backend_cpu_reg();
-            let dev = sys::ggml_backend_reg_dev_get(reg, 0);
-            let get = sys::ggml_backend_reg_get_proc_address(
-                reg,
-                c"ggml_backend_dev_get_extra_bufts".as_ptr(),
-            );
-            if get.is_null() {
-                return None;
-            }
-            type GetExtra = unsafe extern "C" fn(
-                sys::ggml_backend_dev_t,
-            )
-                -> *mut sys::ggml_backend_buffer_type_t;
-            let get: GetExtra = std::mem::transmute(get);
-            let mut list = get(dev);
-            while !list.is_null() && !(*list).is_null() {
-                let buft = *list;
-                let is_amx = CStr::from_ptr(sys::ggml_backend_buft_name(buft)) == AMX;
-                if !is_amx && supports_mul_mat(dev, buft, ty, [n0, n1]) {
-                    return Some(Self { buft });
-                }
-                list = list.add(1);
-            }
-        }
-        None
-    }
-
-    /// Bytes that copies of `matrices` take one behind the other.
-    pub(crate) fn size(self, matrices: &[Tensor]) -> usize {
-        matrices.iter().map(|t| self.room(t)).sum()
-    }
-
-    /// Bytes of a copy of one stored matrix, padded to the layout's alignment.
-    fn room(self, matrix: &Tensor) -> usize {
-        assert!(matrix.buffer().is_some(), "a stored tensor");
-        // SAFETY: static buffer type and a valid description.
-        unsafe {
-            let alignment = sys::ggml_backend_buft_get_alignment(self.buft);
-            sys::ggml_backend_buft_get_alloc_size(self.buft, matrix.raw())
-                .next_multiple_of(alignment)
-        }
-    }
-
-    /// Copies stored `matrices`, which lie in memory as in a file, into one buffer of this layout. `None` when memory runs
-    /// out.
-    ///
-    /// # Panics
-    /// If one of them is in memory that graphs may write.
-    pub(crate) fn repack(self, matrices: &[Tensor]) -> Option<Vec<Tensor>> {
-        super::log::init();
-        let size = self.size(matrices);
-        // SAFETY: sizes come from ggml; the buffer is wrapped at once, so it is freed exactly once.
-        let buffer = unsafe {
-            let raw = NonNull::new(sys::ggml_backend_buft_alloc_buffer(self.buft, size))?;
-            let base = sys::ggml_backend_buffer_get_base(raw.as_ptr()).cast::<u8>();
-            Arc::new(Buffer {
-                raw,
-                base,
-                size,
-                writable: false,
-                descriptions: Mutex::default(),
-                _owner: None,
-            })
-        };
-        prefer_huge_pages(buffer.base, size);
-        let mut offset = 0;
-        let mut copy = |matrix: &Tensor| {
-            let (ty, name, bytes) = matrix.read_stored();
-            let copy = buffer.tensor(ty, &matrix.ne(), &name, offset);
-            // SAFETY: new memory that nobody else has seen, for as many bytes in this type and shape.
-            unsafe {
-                sys::ggml_backend_tensor_set(copy.raw(), bytes.as_ptr().cast(), 0, bytes.len());
-            }
-            offset += self.room(matrix);
-            copy
-        };
-        Some(matrices.iter().map(&mut copy).collect())
+        raw
     }
 }
 

@@ -55,7 +55,7 @@ impl Tensor {
     /// A handle of a description.
     ///
     /// # Safety
-    /// `raw` must be described by `home`, which must be reachable for nobody else meanwhile.
+    /// `raw` must be a description in the arena of `home` that nobody writes meanwhile.
     pub(super) unsafe fn new(raw: NonNull<sys::ggml_tensor>, home: Home) -> Self {
         // SAFETY: a valid description; the caller's promise.
         let (t, nbytes) = unsafe { (raw.as_ref(), sys::ggml_nbytes(raw.as_ptr())) };
@@ -127,5 +127,23 @@ impl Tensor {
     /// ggml's type number.
     pub(crate) fn type_id(&self) -> u32 {
         self.0.type_id
+    }
+}
+
+impl Buffer {
+    /// The stored tensor called `name` that lies at `offset` of the buffer.
+    ///
+    /// # Panics
+    /// If it does not fit: offsets are validated when the file is parsed. If it has no name.
+    pub(crate) fn tensor(
+        self: &Arc<Self>,
+        ty: GgmlType,
+        ne: &[usize],
+        name: &str,
+        offset: usize,
+    ) -> Tensor {
+        let raw = self.describe(ty, ne, name, offset);
+        // SAFETY: a description of this buffer, complete.
+        unsafe { Tensor::new(raw, Home::Buffer(self.clone())) }
     }
 }

@@ -2,7 +2,7 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Activated, Context, Gate, GraphShape, Rope, Spans, Tensor};
+use crate::ggml::{Activated, Context, Gate, GraphShape, Rope, Scoring, Spans, Tensor};
 use crate::model::{Activation, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -286,16 +286,14 @@ impl Builder {
 
     /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads, each of S streams on its own:
     /// q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]` -> `ne = [H d, T S]`.
-    /// `flash` selects the fused kernel. `softcap` 0 is none. For inference only: it is not recorded.
-    #[allow(clippy::too_many_arguments)]
+    /// `flash` selects the fused kernel. For inference only: it is not recorded.
     pub(crate) fn attention(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         mask: &Tensor,
-        scale: f32,
-        softcap: f32,
+        scoring: Scoring,
         flash: bool,
     ) -> Tensor {
         const BY_HEAD: [i32; 4] = [0, 2, 1, 3];
@@ -307,12 +305,10 @@ impl Builder {
             c.permute(v, BY_HEAD),
         );
         if flash {
-            return c.reshape(
-                &c.flash_attn(&q, &k, &v, mask, scale, softcap),
-                &[d * h, t * s],
-            );
+            return c.reshape(&c.flash_attn(&q, &k, &v, mask, scoring), &[d * h, t * s]);
         }
         let scores = c.mul_mat_f32(&k, &q);
+        let Scoring { scale, softcap } = scoring;
         let weights = if softcap == 0.0 {
             c.soft_max(&scores, mask, scale)
         } else {

@@ -1,7 +1,7 @@
 //! Keys and values of everything a session has seen, one row per token and layer.
 
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Tensor, quantize_rows, rotate};
+use crate::ggml::{Buffer, Scoring, Tensor, quantize_rows, rotate};
 use crate::graph::{Builder, CacheInputs, KeyValues, Topology};
 use crate::model::HParams;
 use half::f16;
@@ -291,7 +291,11 @@ impl KeyValues for Cached<'_> {
             (Some(w), Some(mask)) if w.layers[il] => mask,
             _ => &self.inputs.mask,
         };
-        let a = b.attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash);
+        let scoring = Scoring {
+            scale: hp.attn_scale,
+            softcap: hp.attn_softcap,
+        };
+        let a = b.attention(&q, &k, &v, mask, scoring, self.flash);
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
         let a = b.named("kqv_out", Some(il), self.rotated(b, KvPart::V, &a));
         b.demand(&a);

@@ -1,6 +1,6 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::mul_mat_back;
+use super::MulMatBack;
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -106,21 +106,37 @@ fn back(
     [k, n, t]: [usize; 3],
     n_threads: usize,
 ) -> Duration {
-    /// dX, shared by threads that write parts of it.
-    struct Shared(*mut f32);
-    // SAFETY: the parts are disjoint.
+    /// Shared by threads that write parts of dX.
+    struct Shared(MulMatBack);
+    // SAFETY: the parts are disjoint; W and dY are only read.
     unsafe impl Sync for Shared {}
+    impl Shared {
+        /// # Safety
+        /// As for [`MulMatBack::part`].
+        unsafe fn part(&self, ith: usize, nth: usize) {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.part(ith, nth) }
+        }
+    }
     let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
     assert!(w.len() >= n * row_bytes && dy.len() >= n * t && dx.len() >= k * t);
-    let dx = &Shared(dx.as_mut_ptr());
+    let product = &Shared(MulMatBack {
+        ty,
+        w: w.as_ptr(),
+        row_bytes,
+        k,
+        n,
+        dy: dy.as_ptr(),
+        dy_stride: n,
+        dx: dx.as_mut_ptr(),
+        dx_stride: k,
+        t,
+    });
     let arrived = &AtomicUsize::new(0);
     let part = move |ith: usize| {
         let run = || {
             // SAFETY: the matrices have these sizes (asserted above); every thread runs a part of its own.
-            unsafe {
-                let (w, dy) = (w.as_ptr(), dy.as_ptr());
-                mul_mat_back(ty, w, row_bytes, k, n, dy, n, dx.0, k, t, ith, n_threads);
-            }
+            unsafe { product.part(ith, n_threads) };
         };
         let wait = |turn: usize| {
             arrived.fetch_add(1, Ordering::AcqRel);

@@ -11,8 +11,8 @@ pub mod measure;
 mod mul_mat_back;
 
 pub(crate) use exp::{exp, exp_sub_sum};
-pub(crate) use gemm::gemm;
-pub(crate) use mul_mat_back::mul_mat_back;
+pub(crate) use gemm::{RowMajor, Strided, gemm};
+pub(crate) use mul_mat_back::MulMatBack;
 
 /// Reproducible values in -1..1.
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::mul_mat_back;
+use crate::ggml::kernels::MulMatBack;
 use crate::ggml::tensor::Tensor;
 
 /// `dx` of `y = W x`. Operands: W (any type), dy.
@@ -13,23 +13,20 @@ impl Kernel for ProductBack {
         let (w, ty, row_bytes, [k, n]) = op.matrix(0);
         let dy = op.operand(1);
         assert_eq!(dy.ne[0], n);
-        // SAFETY: W has N rows of K values, dy T rows of N, the result T rows of K; each thread writes its own part.
-        unsafe {
-            mul_mat_back(
-                ty,
-                w,
-                row_bytes,
-                k,
-                n,
-                dy.values.as_ptr(),
-                dy.stride[1],
-                out.as_mut_ptr(),
-                k,
-                dy.ne[1],
-                op.ith,
-                op.nth,
-            );
-        }
+        let product = MulMatBack {
+            ty,
+            w,
+            row_bytes,
+            k,
+            n,
+            dy: dy.values.as_ptr(),
+            dy_stride: dy.stride[1],
+            dx: out.as_mut_ptr(),
+            dx_stride: k,
+            t: dy.ne[1],
+        };
+        // SAFETY: W has N rows of K values, dY T rows of N, the result T rows of K; each thread writes its own part.
+        unsafe { product.part(op.ith, op.nth) }
     }
 }
 

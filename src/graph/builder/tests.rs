@@ -435,7 +435,8 @@ fn attention(leaves: &[Leaf], spans: &Spans, (d, h, hk): Heads) -> Vec<f64> {
                 .map(|&(leaf, at)| {
                     let k = row(leaf, group, at, hk);
                     let dot = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-                    let (s, cap) = (f64::from(spans.scale) * dot, f64::from(spans.softcap));
+                    let Scoring { scale, softcap } = spans.scoring;
+                    let (s, cap) = (f64::from(scale) * dot, f64::from(softcap));
                     if cap > 0.0 { cap * (s / cap).tanh() } else { s }
                 })
                 .collect();
@@ -488,8 +489,10 @@ fn attention_of_packed_rows() {
                         shared,
                         rows: rows.clone(),
                         window,
-                        scale: 1.5,
-                        softcap,
+                        scoring: Scoring {
+                            scale: 1.5,
+                            softcap,
+                        },
                     };
                     check_attention(&spans, (4, 4, 2));
                 }
@@ -506,8 +509,10 @@ fn attention_of_all_kinds_of_heads() {
             shared: 3,
             rows: vec![3..5, 5..9],
             window: Some(5),
-            scale: 1.0,
-            softcap: 2.0,
+            scoring: Scoring {
+                scale: 1.0,
+                softcap: 2.0,
+            },
         };
         check_attention(&spans, heads);
     }
@@ -522,8 +527,10 @@ fn attention_of_long_rows() {
             shared: 50,
             rows: vec![50..53, 53..103],
             window,
-            scale: 2.0,
-            softcap,
+            scoring: Scoring {
+                scale: 2.0,
+                softcap,
+            },
         };
         check_attention(&spans, (4, 2, 1));
     }
@@ -537,8 +544,10 @@ fn attention_of_views() {
         shared: 2,
         rows: vec![2..4, 4..7],
         window: None,
-        scale: 1.0,
-        softcap: 0.0,
+        scoring: Scoring {
+            scale: 1.0,
+            softcap: 0.0,
+        },
     });
     // One fused projection: q, k and v lie side by side.
     check("fused", &[variable(1, &[32, 7])], |b, t| {
