@@ -71,7 +71,7 @@ impl<'a> Decoder<'a> {
             Entry::Tokens => b.scale(&b.get_rows(&w.token_embd, &inp.entry), hp.token_scale),
             Entry::Embeddings => inp.entry.clone(),
         };
-        if let Some(rows) = &inp.virtual_rows {
+        if let Some(rows) = &inp.virtual_tokens {
             x = b.place_rows(&x, &rows.values, &rows.slots);
         }
         x = b.scale(&x, hp.embedding_scale);

@@ -31,7 +31,7 @@ pub(crate) struct Topology {
 }
 
 /// Virtual tokens among real ones.
-pub(crate) struct VirtualRows {
+pub(crate) struct VirtualTokens {
     /// F32 `ne = [D, P]`.
     pub(crate) values: Tensor,
     /// I32 `ne = [T]`: which virtual token stands at each position, or -1.
@@ -47,7 +47,7 @@ pub(crate) struct Inputs {
     /// I32 `ne = [n_outputs]`: which tokens need logits; `None` if all do.
     pub(crate) outputs: Option<Tensor>,
     /// Virtual tokens that replace embeddings at some positions (training; sessions run them in steps of their own).
-    pub(crate) virtual_rows: Option<VirtualRows>,
+    pub(crate) virtual_tokens: Option<VirtualTokens>,
 }
 
 impl Inputs {
@@ -67,7 +67,7 @@ impl Inputs {
             positions: ctx.input(GgmlType::I32, &[n_tokens], "inp_pos"),
             outputs: (n_outputs > 0 && n_outputs < n_tokens)
                 .then(|| ctx.input(GgmlType::I32, &[n_outputs], "inp_outputs")),
-            virtual_rows: None,
+            virtual_tokens: None,
         }
     }
 }

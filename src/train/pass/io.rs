@@ -2,7 +2,7 @@
 
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, Targets, Tensor};
-use crate::graph::{Entry, Inputs, VirtualRows};
+use crate::graph::{Entry, Inputs, VirtualTokens};
 use crate::model::HParams;
 use crate::train::batch::{Packed, Slot};
 use crate::train::variables::Variables;
@@ -81,7 +81,7 @@ impl Io {
         let outputs = ctx.input(GgmlType::I32, &[c], "inp_outputs");
         inputs.outputs = Some(outputs.clone());
         let leaves = Leaves::new(ctx, hp, variables);
-        inputs.virtual_rows = leaves.virtual_tokens().map(|values| VirtualRows {
+        inputs.virtual_tokens = leaves.virtual_tokens().map(|values| VirtualTokens {
             values: values.clone(),
             slots: ctx.input(GgmlType::I32, &[t], "inp_slots"),
         });
@@ -120,7 +120,7 @@ impl Io {
         }
         let outputs = batch.outputs.iter().map(|&o| o as i32);
         fill(graph, &self.outputs, outputs);
-        if let Some(rows) = &self.inputs.virtual_rows {
+        if let Some(rows) = &self.inputs.virtual_tokens {
             let slots = batch.slots.iter().map(|s| match *s {
                 Slot::Token(_) => -1,
                 Slot::Virtual(row) => row as i32,
