@@ -15,7 +15,7 @@
 //! models are kept, target/bench-models).
 
 use criterion::{BatchSize, Criterion};
-use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, Precision, PrefixLayer, Rows};
+use ggraft::adapter::{AdapterKind, BaseSignature, Matrix, Parts, Payload, Precision, PrefixLayer};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
@@ -88,7 +88,7 @@ fn prefix(model: &Model) -> Adapter {
                 (state >> 8) as f32 / (1 << 24) as f32 - 0.5
             })
             .collect();
-        Rows::from_f32(width, values).expect("whole rows")
+        Matrix::from_f32(width, values).expect("whole rows")
     };
     let layers = (0..shape.n_layer)
         .map(|_| PrefixLayer {
@@ -105,8 +105,8 @@ fn prompt(model: &Model) -> Adapter {
     let values = (0..P * width)
         .map(|i| ((i * 7919) % 1000) as f32 / 25_000.0 - 0.02)
         .collect();
-    let rows = Rows::from_f32(width, values).expect("whole rows");
-    adapter(model, AdapterKind::Prompt, Payload::Rows(rows))
+    let rows = Matrix::from_f32(width, values).expect("whole rows");
+    adapter(model, AdapterKind::Prompt, Payload::VirtualTokens(rows))
 }
 
 fn adapter(model: &Model, kind: AdapterKind, payload: Payload) -> Adapter {

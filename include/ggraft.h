@@ -123,6 +123,27 @@ typedef int32_t ggraft_precision;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// Whose kernels multiply many tokens at a time with the weights.
+enum ggraft_kernels
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // ggraft's own where they are faster than ggml's on this CPU.
+  GGRAFT_KERNELS_AUTO = 0,
+  // ggraft's own where the CPU has them.
+  GGRAFT_KERNELS_OWN = 1,
+  // ggml's only: the logits are llama.cpp's, bit for bit.
+  GGRAFT_KERNELS_GGML = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum ggraft_kernels ggraft_kernels;
+#else
+typedef int32_t ggraft_kernels;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // Type of the KV cache.
 enum ggraft_kv_type
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -414,6 +435,10 @@ typedef struct {
   int32_t parse_special;
   // Chat template instead of the file's: Jinja source, or chatml, gemma, llama2, llama3, phi3 or zephyr. NULL: the file's.
   const char *chat_template;
+  // A `ggraft_kernels`. Default GGRAFT_KERNELS_AUTO.
+  int32_t kernels;
+  // Must be 0.
+  int32_t reserved;
 } ggraft_model_params;
 
 // Facts about a model. The strings belong to the model.

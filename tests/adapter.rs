@@ -2,8 +2,8 @@
 
 use ggraft::Error;
 use ggraft::adapter::{
-    Adapter, AdapterError, AdapterKind, BaseSignature, ImportOptions, Library, MAX_LENGTH, Parts,
-    Payload, Piece, Precision, PrefixLayer, Rows, Template, TemplateError, concat, export_peft,
+    Adapter, AdapterError, AdapterKind, BaseSignature, ImportOptions, Library, MAX_LENGTH, Matrix,
+    Parts, Payload, Piece, Precision, PrefixLayer, Template, TemplateError, concat, export_peft,
     import_peft,
 };
 use ggraft::file::gguf_write::{GgufWriter, MetaValue};
@@ -51,8 +51,8 @@ fn control() -> BaseShape {
 }
 
 /// Distinct values, all exact in half precision.
-fn rows(width: usize, n: usize, seed: f32) -> Rows {
-    Rows::from_f32(
+fn rows(width: usize, n: usize, seed: f32) -> Matrix {
+    Matrix::from_f32(
         width,
         (0..width * n).map(|i| seed + i as f32 / 8.0).collect(),
     )
@@ -80,7 +80,7 @@ fn prefix_parts(base: &BaseShape, p: usize) -> Parts {
 fn rows_parts(kind: AdapterKind, base: &BaseShape, p: usize) -> Parts {
     Parts {
         kind,
-        payload: Payload::Rows(rows(base.n_embd, p, 0.5)),
+        payload: Payload::VirtualTokens(rows(base.n_embd, p, 0.5)),
         ..prefix_parts(base, p)
     }
 }
@@ -274,8 +274,8 @@ fn adapters_are_shared_between_threads_and_have_unique_ids() {
 
 #[test]
 fn rows_keep_their_precision() {
-    let half = Rows::from_f16(2, [1.0, 2.0, 3.0, 4.0].map(f16::from_f32).to_vec()).unwrap();
-    let single = Rows::from_f32(2, vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+    let half = Matrix::from_f16(2, [1.0, 2.0, 3.0, 4.0].map(f16::from_f32).to_vec()).unwrap();
+    let single = Matrix::from_f32(2, vec![1.0, 2.0, 3.0, 4.0]).unwrap();
     for rows in [&half, &single] {
         let mut row = [0.0; 2];
         rows.row_f32(1, &mut row);
@@ -295,7 +295,7 @@ fn rows_keep_their_precision() {
         (Precision::F32, None, true)
     );
     for (width, values) in [(0, 4), (3, 4), (4, 0)] {
-        let ragged = Rows::from_f32(width, vec![0.0; values]);
+        let ragged = Matrix::from_f32(width, vec![0.0; values]);
         assert_matches!(ragged, Err(AdapterError::RaggedRows { .. }));
     }
 }
@@ -350,7 +350,7 @@ fn new_refuses_parts_that_disagree() {
         }
     );
     assert_matches!(
-        prefix(&|p| layers(p, &|l| l[2].k = Rows::from_f32(32, {
+        prefix(&|p| layers(p, &|l| l[2].k = Matrix::from_f32(32, {
             let mut values = vec![0.0; 64];
             values[33] = f32::NEG_INFINITY;
             values
@@ -403,7 +403,8 @@ fn new_refuses_parts_that_disagree() {
     );
     let long = |p: &mut Parts| {
         p.base.n_embd = Some(1);
-        p.payload = Payload::Rows(Rows::from_f16(1, vec![f16::ONE; MAX_LENGTH + 1]).unwrap());
+        p.payload =
+            Payload::VirtualTokens(Matrix::from_f16(1, vec![f16::ONE; MAX_LENGTH + 1]).unwrap());
     };
     assert_matches!(
         refuse(&long, AdapterKind::Prompt),
@@ -499,7 +500,7 @@ fn all_kinds() -> Vec<Adapter> {
 
 fn values(adapter: &Adapter) -> Vec<f32> {
     match adapter.payload() {
-        Payload::Rows(rows) => rows.to_f32(),
+        Payload::VirtualTokens(rows) => rows.to_f32(),
         Payload::Prefix { layers } => layers
             .iter()
             .flat_map(|l| [l.k.to_f32(), l.v.to_f32()].concat())
@@ -528,7 +529,7 @@ fn files_round_trip_in_both_precisions() {
             adapter.to_gguf(Precision::F16)
         );
         match half.payload() {
-            Payload::Rows(rows) => assert_eq!(rows.precision(), Precision::F16),
+            Payload::VirtualTokens(rows) => assert_eq!(rows.precision(), Precision::F16),
             Payload::Prefix { layers } => assert_eq!(layers[0].k.precision(), Precision::F16),
         }
     }
@@ -539,14 +540,14 @@ fn values_beyond_half_precision_are_written_in_single() {
     let base = control();
     let mut values = vec![65504.0; 32];
     let precision = |values: &Vec<f32>| {
-        let payload = Payload::Rows(Rows::from_f32(32, values.clone()).unwrap());
+        let payload = Payload::VirtualTokens(Matrix::from_f32(32, values.clone()).unwrap());
         let adapter = Adapter::new(Parts {
             payload,
             ..rows_parts(AdapterKind::Prompt, &base, 1)
         })
         .unwrap();
         let again = Adapter::from_gguf(&adapter.to_gguf(Precision::F16)).unwrap();
-        let Payload::Rows(rows) = again.payload() else {
+        let Payload::VirtualTokens(rows) = again.payload() else {
             panic!("rows")
         };
         assert_eq!(&rows.to_f32(), values);
@@ -837,7 +838,9 @@ fn documented_example_is_current() {
     let doc = include_str!("../docs/ADAPTER_FORMAT.md");
     let adapter = Adapter::new(Parts {
         kind: AdapterKind::PTuning,
-        payload: Payload::Rows(Rows::from_f32(2, vec![1.0, -2.0, 0.5, 0.25, 0.0, 4.0]).unwrap()),
+        payload: Payload::VirtualTokens(
+            Matrix::from_f32(2, vec![1.0, -2.0, 0.5, 0.25, 0.0, 4.0]).unwrap(),
+        ),
         template: Some("{v:2} {prompt} {v:1}".parse().unwrap()),
         name: Some("demo".to_owned()),
         fingerprint: None,
@@ -1534,8 +1537,9 @@ fn any_adapter() -> impl Strategy<Value = (Adapter, BaseShape)> {
             .cycle()
             .enumerate()
             .map(|(i, x)| if i < 64 { *x } else { i as f32 });
-        let mut rows =
-            |width: usize| Rows::from_f32(width, next.by_ref().take(width * p).collect()).unwrap();
+        let mut rows = |width: usize| {
+            Matrix::from_f32(width, next.by_ref().take(width * p).collect()).unwrap()
+        };
         let payload = match kind {
             AdapterKind::Prefix => Payload::Prefix {
                 layers: (0..n_layer)
@@ -1545,7 +1549,7 @@ fn any_adapter() -> impl Strategy<Value = (Adapter, BaseShape)> {
                     })
                     .collect(),
             },
-            _ => Payload::Rows(rows(base.n_embd)),
+            _ => Payload::VirtualTokens(rows(base.n_embd)),
         };
         let method = match kind {
             AdapterKind::Prefix => "prefix_tuning",
@@ -1623,7 +1627,7 @@ fn concat_puts_the_rows_of_the_first_adapter_first() {
     );
     let layers = |x: &Adapter| match x.payload() {
         Payload::Prefix { layers } => layers.clone(),
-        Payload::Rows(_) => panic!("a prefix"),
+        Payload::VirtualTokens(_) => panic!("a prefix"),
     };
     for ((joined, first), second) in layers(&both).iter().zip(layers(&a)).zip(layers(&b)) {
         assert_eq!(
@@ -1651,7 +1655,7 @@ fn concat_puts_the_rows_of_the_first_adapter_first() {
         (&half, &prompt(1), Precision::F32),
     ] {
         let both = concat(x, y).unwrap();
-        let Payload::Rows(rows) = both.payload() else {
+        let Payload::VirtualTokens(rows) = both.payload() else {
             panic!("rows")
         };
         assert_eq!(

@@ -212,7 +212,7 @@ fn run_adapter(
     let labels = want.ids("labels")?;
     let limit = field(tolerances, "loss")?;
     let in_front = text(check_, "family")? == "embedding";
-    let virtual_rows: Vec<Vec<f64>> = if in_front {
+    let virtual_tokens: Vec<Vec<f64>> = if in_front {
         let n_vocab = model.shape().n_vocab;
         let flat = s.virtual_logits().map_err(|e| e.to_string())?;
         flat.chunks_exact(n_vocab)
@@ -221,14 +221,14 @@ fn run_adapter(
     } else {
         Vec::new()
     };
-    let all: Vec<Vec<f64>> = virtual_rows.iter().chain(&rows).cloned().collect();
+    let all: Vec<Vec<f64>> = virtual_tokens.iter().chain(&rows).cloned().collect();
     let loss = |labels: &[i32]| -> Result<f64, String> {
         let config = fs::read(dir.join("adapter_config.json")).map_err(|e| e.to_string())?;
         let config: Value = serde_json::from_slice(&config).map_err(|e| e.to_string())?;
         if text(&config, "peft_type")? == "CPT" {
             return cpt_loss(&all, labels, &config, &want.ids("input_type_mask")?);
         }
-        let ignored = vec![-100; virtual_rows.len()];
+        let ignored = vec![-100; virtual_tokens.len()];
         Ok(mean_loss(&all, &[&ignored, labels].concat()))
     };
     check("loss", &[loss(&labels)?], want.values("loss")?, limit)?;

@@ -1,7 +1,7 @@
 //! libllama in the same process against this crate: random models of every architecture and type, with every kind of
 //! adapter that libllama can be made to imitate. What differs is named by the first intermediate that does.
 
-use ggraft::adapter::{AdapterKind, BaseSignature, Parts, Payload, PrefixLayer, Rows, Template};
+use ggraft::adapter::{AdapterKind, BaseSignature, Matrix, Parts, Payload, PrefixLayer, Template};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::{ExistingText, FlashAttention, KvType};
 use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
@@ -419,7 +419,7 @@ fn adapter(model: &Model, kind: AdapterKind, payload: Payload, template: Option<
 
 /// Rows as they stand in place of embeddings, and as libllama must be given them: it multiplies raw rows of gemma and
 /// gemma2 by sqrt(D).
-fn virtual_rows(spec: &FixtureSpec) -> (Vec<f32>, Vec<f32>) {
+fn virtual_tokens(spec: &FixtureSpec) -> (Vec<f32>, Vec<f32>) {
     let rows = noise(VIRTUAL * spec.n_embd, 0.3, 1);
     let scaled = matches!(spec.variant.architecture(), "gemma" | "gemma2");
     let factor = if scaled {
@@ -434,7 +434,7 @@ fn virtual_rows(spec: &FixtureSpec) -> (Vec<f32>, Vec<f32>) {
 #[test]
 fn virtual_tokens_in_front() {
     for_each(&specs(&[GgmlType::F32, GgmlType::Q8_0]), |spec, path| {
-        let (rows, raw) = virtual_rows(spec);
+        let (rows, raw) = virtual_tokens(spec);
         for flash in [true, false] {
             let setup = Setup { flash, ..PLAIN };
             let tokens = tokens();
@@ -443,7 +443,8 @@ fn virtual_tokens_in_front() {
             let want = theirs(&mut llama, &tokens, PROMPT);
 
             let model = setup.model(path);
-            let payload = Payload::Rows(Rows::from_f32(spec.n_embd, rows.clone()).unwrap());
+            let payload =
+                Payload::VirtualTokens(Matrix::from_f32(spec.n_embd, rows.clone()).unwrap());
             let adapter = adapter(&model, AdapterKind::Prompt, payload, None);
             let mut session = setup.session(&model);
             session.attach(&adapter, ExistingText::Drop).unwrap();
@@ -465,7 +466,7 @@ fn virtual_tokens_in_front() {
 fn virtual_tokens_inside_the_text() {
     const TEMPLATE: &str = "{v:2}ab{prompt}{v:3}c";
     for_each(&specs(&[GgmlType::F32]), |spec, path| {
-        let (rows, raw) = virtual_rows(spec);
+        let (rows, raw) = virtual_tokens(spec);
         let (first, second) = raw.split_at(2 * spec.n_embd);
         let mut llama = PLAIN.oracle(path);
         let bos = PLAIN.model(path).vocab().bos();
@@ -482,7 +483,7 @@ fn virtual_tokens_inside_the_text() {
         let want = llama.logits(&after).unwrap().concat();
 
         let model = PLAIN.model(path);
-        let payload = Payload::Rows(Rows::from_f32(spec.n_embd, rows).unwrap());
+        let payload = Payload::VirtualTokens(Matrix::from_f32(spec.n_embd, rows).unwrap());
         let adapter = adapter(&model, AdapterKind::PTuning, payload, Some(TEMPLATE));
         let mut session = PLAIN.session(&model);
         session.attach(&adapter, ExistingText::Drop).unwrap();
@@ -519,7 +520,7 @@ fn prefixes() {
             let want = theirs(&mut llama, &tokens, PROMPT);
 
             let model = setup.model(path);
-            let half = |values: &[f32]| Rows::from_f32(width, values.to_vec()).unwrap();
+            let half = |values: &[f32]| Matrix::from_f32(width, values.to_vec()).unwrap();
             let layers = rows
                 .iter()
                 .map(|r| PrefixLayer {
@@ -568,7 +569,7 @@ fn prefixes_in_a_rotated_cache() {
         let width = spec.n_head_kv * spec.head_dim;
         let model = PLAIN.model(path);
         let prefix = |k: &dyn Fn(Vec<f32>) -> Vec<f32>, v: &dyn Fn(Vec<f32>) -> Vec<f32>| {
-            let rows = |values| Rows::from_f32(width, values).unwrap();
+            let rows = |values| Matrix::from_f32(width, values).unwrap();
             let layers = (0..spec.n_layer as u32)
                 .map(|il| PrefixLayer {
                     k: rows(k(noise(VIRTUAL * width, 1.0, 2 * il + 10))),

@@ -2,7 +2,7 @@
 //! could take the process down runs in a child process, so that the culprit is named.
 
 use ggraft::adapter::{
-    AdapterKind, BaseSignature, ImportOptions, Parts, Payload, Precision, PrefixLayer, Rows,
+    AdapterKind, BaseSignature, ImportOptions, Matrix, Parts, Payload, Precision, PrefixLayer,
     Template, import_peft,
 };
 use ggraft::file::gguf::{Gguf, Value};
@@ -362,7 +362,7 @@ fn control() -> Vec<u8> {
 fn adapters() -> [Vec<u8>; 2] {
     let model = open(&data("bad/control.gguf")).unwrap();
     let shape = model.shape();
-    let rows = |width| Rows::from_f32(width, vec![0.25; 3 * width]).unwrap();
+    let rows = |width| Matrix::from_f32(width, vec![0.25; 3 * width]).unwrap();
     let layer = || PrefixLayer {
         k: rows(shape.kv_width()),
         v: rows(shape.kv_width()),
@@ -374,7 +374,7 @@ fn adapters() -> [Vec<u8>; 2] {
         (AdapterKind::Prefix, prefix, None),
         (
             AdapterKind::PTuning,
-            Payload::Rows(rows(shape.n_embd)),
+            Payload::VirtualTokens(rows(shape.n_embd)),
             Some("{v:2}{prompt} a{v:1}"),
         ),
     ]

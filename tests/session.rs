@@ -1,7 +1,8 @@
 //! Sessions on the embedded model with the adapters that PEFT trained for it: swapping, sharing, cancelling, generating.
 
 use ggraft::adapter::{
-    AdapterKind, BaseSignature, ImportOptions, Library, Parts, Payload, Rows, Template, import_peft,
+    AdapterKind, BaseSignature, ImportOptions, Library, Matrix, Parts, Payload, Template,
+    import_peft,
 };
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{
@@ -938,7 +939,7 @@ fn a_session_keeps_what_it_needs() {
     let rows = vec![0.01; 4 * model.shape().n_embd];
     let adapter = Adapter::new(Parts {
         kind: AdapterKind::Prompt,
-        payload: Payload::Rows(Rows::from_f32(model.shape().n_embd, rows).unwrap()),
+        payload: Payload::VirtualTokens(Matrix::from_f32(model.shape().n_embd, rows).unwrap()),
         template: None,
         name: None,
         fingerprint: Some(model.fingerprint()),

@@ -45,7 +45,7 @@ impl Adapter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{AdapterError, AdapterKind, BaseSignature, Parts, Payload, Rows};
+    use super::super::{AdapterError, AdapterKind, BaseSignature, Matrix, Parts, Payload};
     use super::*;
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,7 +53,7 @@ mod tests {
     fn adapter() -> Adapter {
         Adapter::new(Parts {
             kind: AdapterKind::Prompt,
-            payload: Payload::Rows(Rows::from_f32(2, vec![1.0, 2.0]).unwrap()),
+            payload: Payload::VirtualTokens(Matrix::from_f32(2, vec![1.0, 2.0]).unwrap()),
             template: None,
             name: None,
             fingerprint: None,

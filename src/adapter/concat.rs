@@ -44,7 +44,9 @@ pub fn concat(a: &Adapter, b: &Adapter) -> Result<Adapter, AdapterError> {
                 layers: first.iter().zip(second).map(join).collect(),
             }
         }
-        (Payload::Rows(first), Payload::Rows(second)) => Payload::Rows(first.concat(second)),
+        (Payload::VirtualTokens(first), Payload::VirtualTokens(second)) => {
+            Payload::VirtualTokens(first.concat(second))
+        }
         _ => unreachable!("Adapter::new ties the payload to the kind"),
     };
     let mut base = a.base().clone();

@@ -1,8 +1,8 @@
 //! The GGUF adapter format, docs/ADAPTER_FORMAT.md.
 
 use super::{
-    Adapter, AdapterError, AdapterKind, BaseSignature, Parts, Payload, Precision, PrefixLayer,
-    Rows, Template,
+    Adapter, AdapterError, AdapterKind, BaseSignature, Matrix, Parts, Payload, Precision,
+    PrefixLayer, Template,
 };
 use crate::Result;
 use crate::file::gguf::{Gguf, TensorInfo, Value};
@@ -112,7 +112,7 @@ impl Adapter {
             })
     }
 
-    fn writer(&self, precision: Precision) -> (GgufWriter, Vec<(&Rows, Precision)>) {
+    fn writer(&self, precision: Precision) -> (GgufWriter, Vec<(&Matrix, Precision)>) {
         let mut writer = GgufWriter::new();
         let parts = self.parts();
         let text = |s: &str| MetaValue::String(s.to_owned());
@@ -210,7 +210,7 @@ fn read_payload(
     base: &BaseSignature,
 ) -> Result<Payload> {
     let mut known = HashSet::new();
-    let mut take = |name: String, width: Option<usize>| -> Result<Rows, AdapterError> {
+    let mut take = |name: String, width: Option<usize>| -> Result<Matrix, AdapterError> {
         let Some(info) = gguf.tensor(&name) else {
             return Err(AdapterError::MissingTensor { tensor: name });
         };
@@ -233,7 +233,7 @@ fn read_payload(
             Payload::Prefix { layers }
         }
         AdapterKind::Prompt | AdapterKind::PTuning => {
-            Payload::Rows(take(VIRTUAL_TOKENS.to_owned(), base.n_embd)?)
+            Payload::VirtualTokens(take(VIRTUAL_TOKENS.to_owned(), base.n_embd)?)
         }
     };
     match gguf.tensors.iter().find(|t| !known.contains(&t.name)) {
@@ -251,7 +251,7 @@ fn read_rows(
     info: &TensorInfo,
     width: Option<usize>,
     length: usize,
-) -> Result<Rows, AdapterError> {
+) -> Result<Matrix, AdapterError> {
     let saturate = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let got = [
         saturate(info.ne[0]),
@@ -271,9 +271,11 @@ fn read_rows(
     }
     let data = &bytes[info.range.clone()];
     match info.ty {
-        GgmlType::F16 => Rows::from_f16(got[0], values(data, f16::from_le_bytes)),
-        GgmlType::F32 => Rows::from_f32(got[0], values(data, f32::from_le_bytes)),
-        GgmlType::BF16 => Rows::from_f32(got[0], values(data, |b| bf16::from_le_bytes(b).to_f32())),
+        GgmlType::F16 => Matrix::from_f16(got[0], values(data, f16::from_le_bytes)),
+        GgmlType::F32 => Matrix::from_f32(got[0], values(data, f32::from_le_bytes)),
+        GgmlType::BF16 => {
+            Matrix::from_f32(got[0], values(data, |b| bf16::from_le_bytes(b).to_f32()))
+        }
         other => Err(AdapterError::TensorType {
             tensor: info.name.clone(),
             found: other.name(),

@@ -16,8 +16,8 @@ mod concat;
 mod error;
 mod format;
 mod library;
+mod matrix;
 mod peft;
-mod rows;
 mod template;
 
 pub(crate) use arrange::{Item, arrange};
@@ -25,9 +25,9 @@ pub use concat::concat;
 pub use error::AdapterError;
 pub use format::FORMAT_VERSION;
 pub use library::Library;
+pub use matrix::{Matrix, Precision};
 pub use peft::{ImportOptions, export_peft, import_peft};
 pub(crate) use peft::{layers_from_peft, layers_to_peft};
-pub use rows::{Precision, Rows};
 pub use template::{Piece, Template, TemplateError};
 
 use crate::model::{BaseShape, Fingerprint};
@@ -82,9 +82,9 @@ impl fmt::Display for AdapterKind {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefixLayer {
     /// Keys, `ne = [Hk*d, P]`, after RoPE and any k norm, in the base file's own row order.
-    pub k: Rows,
+    pub k: Matrix,
     /// Values, `ne = [Hk*d, P]`.
-    pub v: Rows,
+    pub v: Matrix,
 }
 
 impl PrefixLayer {
@@ -103,7 +103,7 @@ pub enum Payload {
         layers: Vec<PrefixLayer>,
     },
     /// Virtual tokens, `ne = [D, P]`, in place of the output of the token embedding (Transformers' `inputs_embeds`).
-    Rows(Rows),
+    VirtualTokens(Matrix),
 }
 
 impl Payload {
@@ -112,7 +112,7 @@ impl Payload {
         layers: Vec<[Vec<f32>; 2]>,
         base: &BaseShape,
     ) -> Result<Self, AdapterError> {
-        let rows = |values| Rows::from_f32(base.kv_width(), values);
+        let rows = |values| Matrix::from_f32(base.kv_width(), values);
         let layer = |[k, v]: [Vec<f32>; 2]| {
             Ok(PrefixLayer {
                 k: rows(k)?,
@@ -128,9 +128,9 @@ impl Payload {
     }
 
     /// Every tensor with its name in adapter files, in file order.
-    fn tensors(&self) -> Vec<(String, &Rows)> {
+    fn tensors(&self) -> Vec<(String, &Matrix)> {
         match self {
-            Self::Rows(rows) => vec![(format::VIRTUAL_TOKENS.to_owned(), rows)],
+            Self::VirtualTokens(rows) => vec![(format::VIRTUAL_TOKENS.to_owned(), rows)],
             Self::Prefix { layers } => {
                 let mut out = Vec::with_capacity(2 * layers.len());
                 for (i, layer) in layers.iter().enumerate() {
@@ -381,7 +381,7 @@ fn validate(parts: &Parts) -> Result<usize, AdapterError> {
                 first.k.n_rows(),
             )
         }
-        (AdapterKind::Prompt | AdapterKind::PTuning, Payload::Rows(rows)) => {
+        (AdapterKind::Prompt | AdapterKind::PTuning, Payload::VirtualTokens(rows)) => {
             (need("embedding_length", base.n_embd)?, rows.n_rows())
         }
         _ => return Err(AdapterError::PayloadKind { kind: *kind }),

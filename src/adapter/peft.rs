@@ -1,7 +1,7 @@
 //! PEFT folders to adapters and back: row layout, key permutation, task composition.
 
 use super::{
-    Adapter, AdapterError, AdapterKind, BaseSignature, Parts, Payload, PrefixLayer, Rows,
+    Adapter, AdapterError, AdapterKind, BaseSignature, Matrix, Parts, Payload, PrefixLayer,
     check_length, differ,
 };
 use crate::Result;
@@ -94,11 +94,11 @@ impl Adapter {
             }
             PeftType::PTuning => (
                 AdapterKind::PTuning,
-                Payload::Rows(Rows::from_f32(base.n_embd, values)?),
+                Payload::VirtualTokens(Matrix::from_f32(base.n_embd, values)?),
             ),
             PeftType::PromptTuning | PeftType::MultitaskPromptTuning | PeftType::Cpt => (
                 AdapterKind::Prompt,
-                Payload::Rows(Rows::from_f32(base.n_embd, values)?),
+                Payload::VirtualTokens(Matrix::from_f32(base.n_embd, values)?),
             ),
         };
         Self::new(Parts {
@@ -138,7 +138,7 @@ pub fn export_peft(adapter: &Adapter, base: &BaseShape, dir: &Path, base_name: &
             let values = layers_to_peft(&layers, base)?;
             (base.kv_width(), base.n_head_kv, values)
         }
-        Payload::Rows(rows) => (base.n_embd, base.n_head, rows.to_f32()),
+        Payload::VirtualTokens(rows) => (base.n_embd, base.n_head, rows.to_f32()),
     };
     let config = PeftConfig {
         peft_type,

@@ -1,184 +1,38 @@
-//! `ggml_context` as an arena of tensor descriptions, and the graph-building verbs.
+//! A graph being built: tensors and the verbs that make them.
 
+use super::arena::Arena;
+use super::memory::Buffer;
+use super::ops::Scoring;
+use super::tensor::{GraphId, Home, Tensor};
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
-use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CString;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-/// An arena of tensor descriptions (never of their data) that grows with what is built in it.
+/// What a graph is built in. It alone makes tensors of a graph, names and marks them; it is no other thread's to see, and it
+/// ends when [`GraphShape::new`](super::GraphShape::new) makes the graph, after which nothing is added or changed.
 pub(crate) struct Context {
-    /// Held while ggml appends to the arena.
-    arena: Mutex<Arena>,
+    parts: RefCell<Parts>,
 }
 
-struct Arena {
-    /// Descriptions do not move; the last chunk is the one that has room.
-    chunks: Vec<Chunk>,
-    /// Descriptions in all of them.
-    len: usize,
-    /// Descriptions of other contexts that some of them read, by address.
-    foreign: HashSet<usize>,
-    /// What tensors of this context point into.
-    keep: Vec<Arc<dyn Any + Send + Sync>>,
+/// What a graph consists of.
+pub(super) struct Parts {
+    pub(super) id: GraphId,
+    pub(super) arena: Arena,
+    /// Stored tensors that some of the graph's read, by [`Tensor::id`].
+    stored: HashMap<usize, Arc<Buffer>>,
+    /// What custom operations point to.
+    kernels: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
-/// Memory of ggml's own, whose size is fixed.
-pub(super) struct Chunk(NonNull<sys::ggml_context>);
-
-/// Descriptions in a chunk.
-const CHUNK: usize = 256;
-/// Descriptions that one constructor makes at most.
-const MOST_AT_ONCE: usize = 4;
-
-impl Chunk {
-    /// Room for `bytes` of objects.
-    pub(super) fn new(bytes: usize) -> Self {
-        let params = sys::ggml_init_params {
-            mem_size: bytes,
-            mem_buffer: std::ptr::null_mut(),
-            no_alloc: true,
-        };
-        // SAFETY: ggml owns the memory it allocates; `no_alloc` makes it an arena of descriptions.
-        let raw = unsafe { sys::ggml_init(params) };
-        Self(NonNull::new(raw).expect("ggml_init allocates a few hundred kilobytes"))
-    }
-
-    pub(super) fn raw(&self) -> *mut sys::ggml_context {
-        self.0.as_ptr()
-    }
-
-    /// The descriptions in it.
-    fn tensors(&self) -> impl Iterator<Item = NonNull<sys::ggml_tensor>> {
-        // SAFETY: a live arena, and a tensor in it.
-        let first = NonNull::new(unsafe { sys::ggml_get_first_tensor(self.raw()) });
-        std::iter::successors(first, |t| {
-            // SAFETY: as above.
-            NonNull::new(unsafe { sys::ggml_get_next_tensor(self.raw(), t.as_ptr()) })
-        })
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: `raw` came from `ggml_init`; whoever points into it keeps its owner.
-        unsafe { sys::ggml_free(self.raw()) }
-    }
-}
-
-impl Arena {
-    /// A chunk with room for what one constructor makes.
-    fn chunk(&mut self) -> &Chunk {
-        // SAFETY: a pure size function.
-        let each = unsafe { sys::ggml_tensor_overhead() };
-        let used = |chunk: &Chunk| {
-            // SAFETY: a live arena.
-            unsafe { sys::ggml_used_mem(chunk.raw()) }
-        };
-        let has_room = |chunk: &Chunk| used(chunk) + MOST_AT_ONCE * each <= CHUNK * each;
-        if !self.chunks.last().is_some_and(has_room) {
-            self.chunks.push(Chunk::new(CHUNK * each));
-        }
-        self.chunks.last().expect("made above")
-    }
-}
-
-// SAFETY: the arena is only appended to under its lock, and tensor descriptions are written only while a graph that
-// contains them is built or computed, which needs `&mut Graph`.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
-
-/// A tensor description in a [`Context`].
-#[derive(Clone)]
-pub(crate) struct Tensor {
-    raw: NonNull<sys::ggml_tensor>,
-    ctx: Arc<Context>,
-}
-
-// SAFETY: descriptions are immutable once built, see `Context`.
-unsafe impl Send for Tensor {}
-// SAFETY: as above.
-unsafe impl Sync for Tensor {}
-
-impl Tensor {
-    pub(super) fn raw(&self) -> *mut sys::ggml_tensor {
-        self.raw.as_ptr()
-    }
-
-    fn get(&self) -> &sys::ggml_tensor {
-        // SAFETY: `ctx` keeps the arena alive; only `data` and `buffer` change after construction, under `&mut Graph`.
-        unsafe { self.raw.as_ref() }
-    }
-
-    pub(super) fn belongs_to(&self, ctx: &Arc<Context>) -> bool {
-        Arc::ptr_eq(&self.ctx, ctx)
-    }
-
-    /// Tells tensors of one context apart.
-    pub(crate) fn id(&self) -> usize {
-        self.raw.as_ptr() as usize
-    }
-
-    /// Elements per dimension, fastest first.
-    pub(crate) fn ne(&self) -> [usize; 4] {
-        self.get().ne.map(|n| n as usize)
-    }
-
-    /// Bytes from one row, plane or cube to the next.
-    pub(crate) fn nb(&self) -> [usize; 4] {
-        self.get().nb
-    }
-
-    /// Bytes of the data.
-    pub(crate) fn nbytes(&self) -> usize {
-        // SAFETY: a valid description.
-        unsafe { sys::ggml_nbytes(self.raw()) }
-    }
-
-    /// ggml's type number.
-    pub(crate) fn type_id(&self) -> u32 {
-        self.get().type_
-    }
-
-    /// The tensor's name.
-    pub(crate) fn name(&self) -> String {
-        // SAFETY: `name` is a NUL-terminated array inside the description.
-        unsafe { CStr::from_ptr(self.get().name.as_ptr()) }
-            .to_string_lossy()
-            .into_owned()
-    }
-
-    /// Names the tensor `name`, or `name-layer`, as llama.cpp does, so that a test can find it.
-    pub(crate) fn named(self, name: &str, layer: Option<usize>) -> Self {
-        let name = match layer {
-            Some(il) => format!("{name}-{il}\0"),
-            None => format!("{name}\0"),
-        };
-        // SAFETY: NUL-terminated; ggml truncates to its own capacity.
-        unsafe { sys::ggml_set_name(self.raw(), name.as_ptr().cast()) };
-        self
-    }
-
-    /// Marks graph memory that is written before the graph runs and must not be reused within it.
-    pub(crate) fn input(self) -> Self {
-        // SAFETY: a valid description.
-        unsafe { sys::ggml_set_input(self.raw()) };
-        self
-    }
-
-    /// Marks graph memory that is read after the graph ran; for a view, that of the tensor it looks into.
-    pub(crate) fn output(self) -> Self {
-        // SAFETY: valid descriptions; a view's source is never a view itself and lives as long as the view.
-        unsafe {
-            sys::ggml_set_output(self.raw());
-            if let Some(source) = NonNull::new(self.get().view_src) {
-                sys::ggml_set_output(source.as_ptr());
-            }
-        }
-        self
+impl Parts {
+    /// Tensors that a graph of these parts can consist of.
+    pub(super) fn len(&self) -> usize {
+        self.arena.len() + self.stored.len()
     }
 }
 
@@ -228,95 +82,125 @@ pub(crate) struct Rope {
 }
 
 impl Context {
-    /// An empty arena.
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            arena: Mutex::new(Arena {
-                chunks: Vec::new(),
-                len: 0,
-                foreign: HashSet::new(),
-                keep: Vec::new(),
+    /// Nothing yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            parts: RefCell::new(Parts {
+                id: GraphId::new(),
+                arena: Arena::default(),
+                stored: HashMap::new(),
+                kernels: Vec::new(),
             }),
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Arena> {
-        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Descriptions that a graph of what was built here can consist of: those of the arena, and those of other contexts that
-    /// they are computed from.
-    pub(super) fn reachable(&self) -> usize {
-        let arena = self.lock();
-        let mut seen = arena.foreign.clone();
-        let mut left: Vec<usize> = seen.iter().copied().collect();
-        while let Some(address) = left.pop() {
-            // SAFETY: a description of a context that `keep` keeps alive, or one that it is computed from.
-            let srcs = unsafe { (*(address as *const sys::ggml_tensor)).src };
-            let new = srcs.iter().map(|src| *src as usize);
-            left.extend(new.filter(|&src| src != 0 && seen.insert(src)));
         }
-        arena.len + seen.len()
     }
 
-    /// Takes the memory from all descriptions, for whoever gives them other memory.
+    /// Everything that was built.
+    pub(super) fn into_parts(self) -> Parts {
+        self.parts.into_inner()
+    }
+
+    /// Keeps `kernel` as long as the graph.
+    pub(super) fn keep(&self, kernel: Arc<dyn Any + Send + Sync>) {
+        self.parts.borrow_mut().kernels.push(kernel);
+    }
+
+    /// Runs a ggml constructor that reads `srcs`.
     ///
-    /// # Safety
-    /// Nobody may be reading them, and none may have memory that is not given to it again.
-    pub(super) unsafe fn forget_memory(&self) {
-        for t in self.lock().chunks.iter().flat_map(Chunk::tensors) {
-            // SAFETY: a live description; the caller's promise.
-            unsafe {
-                (*t.as_ptr()).data = std::ptr::null_mut();
-                (*t.as_ptr()).buffer = std::ptr::null_mut();
-            }
+    /// # Panics
+    /// If one of them is of another graph, whose memory can go at any time.
+    pub(super) fn build(
+        &self,
+        srcs: &[&Tensor],
+        constructor: impl FnOnce(*mut sys::ggml_context) -> *mut sys::ggml_tensor,
+    ) -> Tensor {
+        let parts = &mut *self.parts.borrow_mut();
+        for src in srcs.iter().filter(|src| !src.belongs_to(parts.id)) {
+            let buffer = src
+                .buffer()
+                .expect("a tensor of this graph or a stored one");
+            parts.stored.insert(src.id(), buffer.clone());
         }
+        let raw = parts.arena.append(constructor);
+        // SAFETY: of our arena, which we have borrowed.
+        unsafe { Tensor::new(raw, Home::Graph(parts.id)) }
     }
 
-    /// Keeps `owner` (a map, a buffer) alive as long as the context and its tensors.
-    pub(crate) fn keep(&self, owner: Arc<dyn Any + Send + Sync>) {
-        self.lock().keep.push(owner);
+    /// The description of a tensor, to be written.
+    ///
+    /// # Panics
+    /// If the tensor is not of this graph.
+    fn description(&self, t: &Tensor) -> *mut sys::ggml_tensor {
+        assert!(
+            t.belongs_to(self.parts.borrow().id),
+            "a tensor of this graph"
+        );
+        t.raw()
+    }
+
+    /// Names the tensor `name`, or `name-layer`, as llama.cpp does, so that a test can find it.
+    pub(crate) fn named(&self, name: &str, layer: Option<usize>, t: Tensor) -> Tensor {
+        let name = match layer {
+            Some(il) => format!("{name}-{il}\0"),
+            None => format!("{name}\0"),
+        };
+        // SAFETY: NUL-terminated; ggml truncates to its own capacity.
+        unsafe { sys::ggml_set_name(self.description(&t), name.as_ptr().cast()) };
+        t
     }
 
     /// The tensor called `name`.
-    pub(crate) fn find(self: &Arc<Self>, name: &str) -> Option<Tensor> {
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
         let name = CString::new(name).ok()?;
-        let raw = self.lock().chunks.iter().find_map(|chunk| {
-            // SAFETY: a live arena and a NUL-terminated name.
-            NonNull::new(unsafe { sys::ggml_get_tensor(chunk.raw(), name.as_ptr()) })
-        })?;
-        Some(Tensor {
-            raw,
-            ctx: self.clone(),
-        })
+        let parts = self.parts.borrow();
+        let raw = parts.arena.find(&name)?;
+        // SAFETY: of our arena, which we have borrowed.
+        Some(unsafe { Tensor::new(raw, Home::Graph(parts.id)) })
     }
 
-    /// Runs a ggml constructor that reads `srcs` and appends to this arena.
-    pub(super) fn build(
-        self: &Arc<Self>,
-        srcs: &[&Tensor],
-        f: impl FnOnce(*mut sys::ggml_context) -> *mut sys::ggml_tensor,
-    ) -> Tensor {
-        let mut arena = self.lock();
-        for src in srcs.iter().filter(|src| !src.belongs_to(self)) {
-            arena.foreign.insert(src.id());
-            let owner: Arc<dyn Any + Send + Sync> = src.ctx.clone();
-            let is_owner = |k: &Arc<_>| std::ptr::addr_eq(Arc::as_ptr(k), Arc::as_ptr(&owner));
-            if !arena.keep.iter().any(is_owner) {
-                arena.keep.push(owner);
+    /// Marks memory that is read after the graph ran; for a view, that of the tensor it looks into.
+    pub(crate) fn output(&self, t: Tensor) -> Tensor {
+        let raw = self.description(&t);
+        let source = self.source(raw);
+        // SAFETY: valid descriptions, of this graph.
+        unsafe { sys::ggml_set_output(raw) };
+        // Memory of stored tensors stays what it is.
+        if !self.parts.borrow().stored.contains_key(&(source as usize)) {
+            // SAFETY: as above.
+            unsafe { sys::ggml_set_output(source) };
+        }
+        t
+    }
+
+    /// The tensor whose memory `t` is in: its own, or the one that it is a view of, which is no view itself.
+    fn source(&self, t: *mut sys::ggml_tensor) -> *mut sys::ggml_tensor {
+        // SAFETY: a description of this graph or a stored one, as `build` sees to.
+        NonNull::new(unsafe { (*t).view_src }).map_or(t, NonNull::as_ptr)
+    }
+
+    /// # Panics
+    /// If an operation must not write to the memory of `t`: that is mapped to be read.
+    pub(super) fn check_writable(&self, t: &Tensor) {
+        let writable = match t.buffer() {
+            Some(buffer) => buffer.is_writable(),
+            None => {
+                let source = self.source(self.description(t)) as usize;
+                let parts = self.parts.borrow();
+                parts.stored.get(&source).is_none_or(|b| b.is_writable())
             }
-        }
-        let chunk = arena.chunk().raw();
-        let raw = NonNull::new(f(chunk)).expect("ggml tensor constructors do not return null");
-        arena.len += 1;
-        Tensor {
-            raw,
-            ctx: self.clone(),
-        }
+        };
+        assert!(writable, "graphs never write what is mapped to be read");
     }
 
-    /// A new tensor without data.
-    pub(crate) fn new_tensor(self: &Arc<Self>, ty: GgmlType, ne: &[usize]) -> Tensor {
+    /// An input: memory that is written before the graph runs and is not used for anything else within it.
+    pub(crate) fn input(&self, ty: GgmlType, ne: &[usize], name: &str) -> Tensor {
+        let t = self.named(name, None, self.new_tensor(ty, ne));
+        // SAFETY: a valid description.
+        unsafe { sys::ggml_set_input(self.description(&t)) };
+        t
+    }
+
+    /// A tensor that is not computed.
+    pub(super) fn new_tensor(&self, ty: GgmlType, ne: &[usize]) -> Tensor {
         let ne: Vec<i64> = ne.iter().map(|&n| n as i64).collect();
         // SAFETY: `ne` holds as many dimensions as said.
         self.build(&[], |c| unsafe {
@@ -330,7 +214,7 @@ macro_rules! verbs {
     ($($(#[$doc:meta])* $name:ident($($t:ident),+ $(; $($p:ident: $ty:ty => $conv:expr),+)?) = $ggml:ident;)*) => {
         impl Context {
             $($(#[$doc])*
-            pub(crate) fn $name(self: &Arc<Self>, $($t: &Tensor),+ $(, $($p: $ty),+)?) -> Tensor {
+            pub(crate) fn $name(&self, $($t: &Tensor),+ $(, $($p: $ty),+)?) -> Tensor {
                 // SAFETY: valid descriptions; shapes were validated upstream (module comment).
                 self.build(&[$($t),+], |c| unsafe { sys::$ggml(c, $($t.raw()),+ $(, $($conv),+)?) })
             })*
@@ -363,8 +247,6 @@ verbs! {
     swiglu_fused(a) = ggml_swiglu;
     /// Rows of `a` (any type) picked by `rows` (I32), as F32.
     get_rows(a, rows) = ggml_get_rows;
-    /// Writes the rows of `b` (F32) into `a` at `rows` (I64), converting to a's type; the result is a view of `a`.
-    set_rows(a, b, rows) = ggml_set_rows;
     /// A contiguous copy.
     cont(a) = ggml_cont;
     /// Swaps the first two dimensions of the view.
@@ -372,8 +254,20 @@ verbs! {
 }
 
 impl Context {
+    /// Writes the rows of `b` (F32) into `a` at `rows` (I64), converting to a's type; the result is a view of `a`.
+    ///
+    /// # Panics
+    /// If `a` is in memory that is mapped to be read.
+    pub(crate) fn set_rows(&self, a: &Tensor, b: &Tensor, rows: &Tensor) -> Tensor {
+        self.check_writable(a);
+        // SAFETY: valid descriptions; shapes were validated upstream.
+        self.build(&[a, b, rows], |c| unsafe {
+            sys::ggml_set_rows(c, a.raw(), b.raw(), rows.raw())
+        })
+    }
+
     /// Reinterprets contiguous data.
-    pub(crate) fn reshape(self: &Arc<Self>, a: &Tensor, ne: &[usize]) -> Tensor {
+    pub(crate) fn reshape(&self, a: &Tensor, ne: &[usize]) -> Tensor {
         let n: [i64; 4] = std::array::from_fn(|i| ne.get(i).copied().unwrap_or(1) as i64);
         // SAFETY: valid description; the element count is the caller's promise (module comment).
         self.build(&[a], |c| unsafe {
@@ -386,13 +280,7 @@ impl Context {
     }
 
     /// A window into `a`: shape `ne`, strides `nb` of dimensions 1 to 3 in bytes, first byte at `offset`.
-    pub(crate) fn view(
-        self: &Arc<Self>,
-        a: &Tensor,
-        ne: [usize; 4],
-        nb: [usize; 3],
-        offset: usize,
-    ) -> Tensor {
+    pub(crate) fn view(&self, a: &Tensor, ne: [usize; 4], nb: [usize; 3], offset: usize) -> Tensor {
         let n = ne.map(|n| n as i64);
         // SAFETY: valid description; the window lies inside `a` (module comment).
         self.build(&[a], |c| unsafe {
@@ -412,7 +300,7 @@ impl Context {
     }
 
     /// The rows of `a`, then those of `b`: `ne = [n, T]` and [n, U] -> [n, T + U].
-    pub(crate) fn concat_rows(self: &Arc<Self>, a: &Tensor, b: &Tensor) -> Tensor {
+    pub(crate) fn concat_rows(&self, a: &Tensor, b: &Tensor) -> Tensor {
         // SAFETY: valid descriptions of equal width.
         self.build(&[a, b], |c| unsafe {
             sys::ggml_concat(c, a.raw(), b.raw(), 1)
@@ -420,7 +308,7 @@ impl Context {
     }
 
     /// Dimension i of `a` becomes dimension `axes[i]`.
-    pub(crate) fn permute(self: &Arc<Self>, a: &Tensor, axes: [i32; 4]) -> Tensor {
+    pub(crate) fn permute(&self, a: &Tensor, axes: [i32; 4]) -> Tensor {
         // SAFETY: valid description, a permutation of 0..4.
         self.build(&[a], |c| unsafe {
             sys::ggml_permute(c, a.raw(), axes[0], axes[1], axes[2], axes[3])
@@ -429,7 +317,7 @@ impl Context {
 
     /// Rotary position embedding: a `ne = [d, H, T]`, pos I32 `ne = [T]`, factors F32 `ne = [n_rot/2]` divide the frequencies.
     pub(crate) fn rope(
-        self: &Arc<Self>,
+        &self,
         a: &Tensor,
         pos: &Tensor,
         factors: Option<&Tensor>,
@@ -440,7 +328,7 @@ impl Context {
 
     /// The derivative of [`Context::rope`]: rotates the gradient back.
     pub(crate) fn rope_back(
-        self: &Arc<Self>,
+        &self,
         dy: &Tensor,
         pos: &Tensor,
         factors: Option<&Tensor>,
@@ -450,7 +338,7 @@ impl Context {
     }
 
     fn rotate(
-        self: &Arc<Self>,
+        &self,
         direction: RopeFn,
         a: &Tensor,
         pos: &Tensor,
@@ -484,7 +372,7 @@ impl Context {
     }
 
     /// `softmax(scale * a + mask)` over rows: a `ne = [N, T, H, S]`, mask `ne = [N, T, 1, S]`.
-    pub(crate) fn soft_max(self: &Arc<Self>, a: &Tensor, mask: &Tensor, scale: f32) -> Tensor {
+    pub(crate) fn soft_max(&self, a: &Tensor, mask: &Tensor, scale: f32) -> Tensor {
         // SAFETY: valid descriptions; no ALiBi.
         self.build(&[a, mask], |c| unsafe {
             sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0)
@@ -492,15 +380,14 @@ impl Context {
     }
 
     /// Fused attention (Dao et al. 2022): q `ne = [d, T, H, S]`, k and v `ne = [d, N, Hk, S]`, mask F16 `ne = [N, T, 1, S]`
-    /// -> `ne = [d, H, T, S]`. `softcap` 0 is none.
+    /// -> `ne = [d, H, T, S]`.
     pub(crate) fn flash_attn(
-        self: &Arc<Self>,
+        &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         mask: &Tensor,
-        scale: f32,
-        softcap: f32,
+        scoring: Scoring,
     ) -> Tensor {
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&[q, k, v, mask], |c| unsafe {
@@ -510,9 +397,9 @@ impl Context {
                 k.raw(),
                 v.raw(),
                 mask.raw(),
-                scale,
+                scoring.scale,
                 0.0,
-                softcap,
+                scoring.softcap,
             );
             sys::ggml_prec_set_acc(t, sys::GGML_PREC_F32);
             t
@@ -520,10 +407,12 @@ impl Context {
     }
 
     /// [`Context::mul_mat`] that accumulates in F32 whatever the operand types (attention scores).
-    pub(crate) fn mul_mat_f32(self: &Arc<Self>, w: &Tensor, b: &Tensor) -> Tensor {
-        let t = self.mul_mat(w, b);
-        // SAFETY: a valid description.
-        unsafe { sys::ggml_prec_set_acc(t.raw(), sys::GGML_PREC_F32) };
-        t
+    pub(crate) fn mul_mat_f32(&self, w: &Tensor, b: &Tensor) -> Tensor {
+        // SAFETY: as for `mul_mat`.
+        self.build(&[w, b], |c| unsafe {
+            let t = sys::ggml_mul_mat(c, w.raw(), b.raw());
+            sys::ggml_prec_set_acc(t, sys::GGML_PREC_F32);
+            t
+        })
     }
 }

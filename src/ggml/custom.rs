@@ -1,6 +1,7 @@
 //! Operations that ggml does not have, computed by kernels of ours within its graphs.
 
-use super::context::{Context, Tensor};
+use super::context::Context;
+use super::tensor::Tensor;
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::ffi::c_void;
@@ -147,7 +148,7 @@ impl<'a> Op<'a> {
 /// # Safety
 /// `dst` is a tensor made by [`Context::custom`] or [`Context::custom_inplace`] with data, `kernel` its kernel.
 unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel: *mut c_void) {
-    // SAFETY: the caller's promise; the context keeps the kernel.
+    // SAFETY: the caller's promise; the graph keeps the kernel.
     let (dst, kernel) = unsafe { (&*dst, &*kernel.cast::<Box<dyn Kernel>>()) };
     let (ith, nth) = (ith as usize, nth as usize);
     kernel.run(&Op { dst, ith, nth }, Output { dst, ith, nth });
@@ -155,16 +156,11 @@ unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel:
 
 impl Context {
     /// The F32 tensor, `ne` as given, that `kernel` computes from `srcs`.
-    pub(crate) fn custom(
-        self: &Arc<Self>,
-        kernel: impl Kernel,
-        srcs: &[&Tensor],
-        ne: [usize; 4],
-    ) -> Tensor {
+    pub(crate) fn custom(&self, kernel: impl Kernel, srcs: &[&Tensor], ne: [usize; 4]) -> Tensor {
         let userdata = self.keep_kernel(kernel);
         let ne = ne.map(|n| n as i64);
         let mut raw: Vec<_> = srcs.iter().map(|t| t.raw()).collect();
-        // SAFETY: valid descriptions; the context keeps the kernel as long as the tensor.
+        // SAFETY: valid descriptions; the context keeps the kernel as long as the graph.
         self.build(srcs, |c| unsafe {
             sys::ggml_custom_4d(
                 c,
@@ -184,12 +180,16 @@ impl Context {
 
     /// As [`Context::custom`], but the result takes the memory of `a`, which nothing else may read any more. Operand 0 is
     /// `a`, the others follow.
+    ///
+    /// # Panics
+    /// If `a` is in memory that is mapped to be read.
     pub(crate) fn custom_inplace(
-        self: &Arc<Self>,
+        &self,
         kernel: impl Kernel,
         a: &Tensor,
         srcs: &[&Tensor],
     ) -> Tensor {
+        self.check_writable(a);
         let userdata = self.keep_kernel(kernel);
         let mut raw: Vec<_> = srcs.iter().map(|t| t.raw()).collect();
         let mut all = vec![a];

@@ -1,10 +1,11 @@
 //! A computation graph with its memory and its plan: built once, run many times.
 
-use super::context::{Chunk, Context, Tensor};
+use super::arena::Chunk;
+use super::context::{Context, Parts};
+use super::tensor::Tensor;
 use super::threadpool::ThreadPool;
 use ggml_sys as sys;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why a graph did not finish.
@@ -44,33 +45,36 @@ impl Drop for GraphMemory {
 
 /// A graph without memory: what is to be computed, in which order. [`Graph::allocate`] gives it some.
 pub(crate) struct GraphShape {
-    ctx: Arc<Context>,
+    parts: Parts,
     raw: NonNull<sys::ggml_cgraph>,
     /// Where the graph itself lies.
     _chunk: Chunk,
 }
 
-// SAFETY: everything is owned or kept alive by `ctx`, and only `&mut` or owned shapes lead to it.
+// SAFETY: the graph and the tensors that it consists of are ours alone; of the stored ones that it reads nobody writes the
+// descriptions.
 unsafe impl Send for GraphShape {}
 
 impl GraphShape {
-    /// The graph that computes `outputs`, in this order, which were built in `ctx`.
-    pub(crate) fn new(ctx: Arc<Context>, outputs: &[Tensor]) -> Self {
-        let size = ctx.reachable();
+    /// The graph that computes `outputs`, in this order, which were built in `ctx`. What was built besides is no part of it.
+    pub(crate) fn new(ctx: Context, outputs: &[Tensor]) -> Self {
+        let parts = ctx.into_parts();
+        let size = parts.len();
         // SAFETY: a pure size function.
         let chunk = Chunk::new(unsafe { sys::ggml_graph_overhead_custom(size, false) });
-        // SAFETY: a chunk for a graph of this size, which all that the outputs can depend on fits into; they belong to `ctx`.
+        // SAFETY: a chunk for a graph of this size, which all that the outputs can depend on fits into; they are ours, and
+        // stored tensors have names, so that ggml gives them none.
         let raw = unsafe {
             let raw = sys::ggml_new_graph_custom(chunk.raw(), size, false);
             for t in outputs {
-                assert!(t.belongs_to(&ctx));
+                assert!(t.belongs_to(parts.id), "an output of another graph");
                 sys::ggml_build_forward_expand(raw, t.raw());
             }
             raw
         };
         let raw = NonNull::new(raw).expect("the chunk has room for the graph");
         Self {
-            ctx,
+            parts,
             raw,
             _chunk: chunk,
         }
@@ -94,7 +98,7 @@ impl GraphShape {
     }
 }
 
-/// A built graph. Owns the memory of its intermediate results, so tensor data is only reachable through it.
+/// A graph with memory. It owns that of its intermediate results, so the data of its tensors is only reachable through it.
 pub(crate) struct Graph {
     shape: GraphShape,
     memory: GraphMemory,
@@ -108,13 +112,13 @@ struct Plan {
     n_threads: usize,
 }
 
-// SAFETY: all pointers are owned by the graph or kept alive by its context, and used through `&mut self`.
+// SAFETY: as for `GraphShape`; the plan points into what is ours as well, and is set anew before it is used.
 unsafe impl Send for Graph {}
 
 impl Graph {
     /// As [`GraphShape::new`], with memory.
     pub(crate) fn new(
-        ctx: Arc<Context>,
+        ctx: Context,
         outputs: &[Tensor],
         memory: GraphMemory,
     ) -> Result<Self, ComputeError> {
@@ -144,10 +148,8 @@ impl Graph {
     }
 
     /// Takes the memory back for the next graph, and the graph without it, which [`Graph::allocate`] takes again.
-    pub(crate) fn into_parts(self) -> (GraphShape, GraphMemory) {
-        // SAFETY: the graph is ours. What it consists of has its data in `memory` or looks into another tensor; the allocator
-        // sets both anew if they are null. Weights and caches lie in arenas of their own.
-        unsafe { self.shape.ctx.forget_memory() };
+    pub(crate) fn into_parts(mut self) -> (GraphShape, GraphMemory) {
+        self.shape.parts.arena.forget_memory();
         (self.shape, self.memory)
     }
 
@@ -157,6 +159,7 @@ impl Graph {
         pool: &ThreadPool,
         cancel: Option<&AtomicBool>,
     ) -> Result<(), ComputeError> {
+        let _turn = pool.turn();
         if self
             .plan
             .as_ref()
@@ -181,7 +184,6 @@ impl Graph {
         } else {
             plan.abort_callback = None;
         }
-        let _turn = pool.turn();
         // SAFETY: graph, memory and work buffer are exclusively ours; the pool is ours for this turn; `cancel` outlives
         // the call.
         match unsafe { sys::ggml_graph_compute(self.shape.raw.as_ptr(), plan) } {
@@ -191,32 +193,30 @@ impl Graph {
         }
     }
 
-    fn data(&self, t: &Tensor) -> *mut u8 {
-        assert!(
-            t.belongs_to(&self.shape.ctx),
-            "{} is of another graph",
-            t.name()
-        );
-        // SAFETY: the description is alive (`ctx`).
-        let data = unsafe { (*t.raw()).data };
-        assert!(
-            !data.is_null(),
-            "{} has no memory: it is not part of the graph",
-            t.name()
-        );
-        data.cast()
+    /// First byte of the memory of `t`, if `t` is part of the graph.
+    fn data(&self, t: &Tensor) -> Option<NonNull<u8>> {
+        assert!(t.belongs_to(self.shape.parts.id), "a tensor of this graph");
+        // SAFETY: the description is ours.
+        NonNull::new(unsafe { (*t.raw()).data }.cast())
     }
 
     /// Whether `t` is part of the graph: an input that no node reads gets no memory.
     pub(crate) fn has_memory(&self, t: &Tensor) -> bool {
-        // SAFETY: the description is alive (`t`).
-        t.belongs_to(&self.shape.ctx) && unsafe { !(*t.raw()).data.is_null() }
+        self.data(t).is_some()
+    }
+
+    /// The bytes of `t`, from its first element to its last.
+    fn bytes(&self, t: &Tensor) -> &[u8] {
+        let data = self.data(t).expect(NOT_COMPUTED);
+        // SAFETY: the graph's memory holds `nbytes` at `data`, and only `&mut self` writes it.
+        unsafe { std::slice::from_raw_parts(data.as_ptr(), t.nbytes()) }
     }
 
     /// The bytes of an input, to be filled before [`Graph::compute`].
     pub(crate) fn bytes_mut(&mut self, t: &Tensor) -> &mut [u8] {
-        // SAFETY: the graph's memory holds `nbytes` at `data` (contiguous tensors only) and is exclusively ours.
-        unsafe { std::slice::from_raw_parts_mut(self.data(t), t.nbytes()) }
+        let data = self.data(t).expect(NOT_COMPUTED);
+        // SAFETY: as in `bytes`; inputs are contiguous, and the graph is exclusively ours.
+        unsafe { std::slice::from_raw_parts_mut(data.as_ptr(), t.nbytes()) }
     }
 
     /// An input as values of type `T`.
@@ -228,8 +228,7 @@ impl Graph {
     pub(crate) fn gather_f32(&self, t: &Tensor) -> Vec<f32> {
         assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
         let ([n0, n1, n2, n3], [b0, b1, b2, b3]) = (t.ne(), t.nb());
-        // SAFETY: the tensor's own bytes, from its first element to its last, inside the graph's memory.
-        let bytes = unsafe { std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes()) };
+        let bytes = self.bytes(t);
         let mut out = Vec::with_capacity(n0 * n1 * n2 * n3);
         for i3 in 0..n3 {
             for i2 in 0..n2 {
@@ -244,23 +243,19 @@ impl Graph {
         out
     }
 
-    /// An output, as I32 values.
+    /// An output, as I32 values, or the bits of F32 values.
     pub(crate) fn read_i32(&self, t: &Tensor) -> &[i32] {
-        // SAFETY: as in `bytes_mut`; the bits of any F32 are an I32.
-        bytemuck::cast_slice(unsafe {
-            std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes())
-        })
+        bytemuck::cast_slice(self.bytes(t))
     }
 
     /// An output, as F32 values.
     pub(crate) fn read_f32(&self, t: &Tensor) -> &[f32] {
         assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
-        // SAFETY: as in `bytes_mut`; ggml aligns tensor data to 32 bytes or more.
-        bytemuck::cast_slice(unsafe {
-            std::slice::from_raw_parts(self.data(t).cast_const(), t.nbytes())
-        })
+        bytemuck::cast_slice(self.bytes(t))
     }
 }
+
+const NOT_COMPUTED: &str = "a tensor that some output depends on";
 
 /// `ggml_abort_callback` over an `AtomicBool`.
 ///
@@ -273,25 +268,27 @@ unsafe extern "C" fn is_raised(data: *mut std::ffi::c_void) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Buffer;
     use super::*;
     use crate::file::types::GgmlType;
+    use std::sync::Arc;
 
     #[test]
     fn arenas_grow_and_graphs_are_as_large_as_they_must() {
         let ctx = Context::new();
-        let x = ctx.new_tensor(GgmlType::F32, &[4]).named("x", None).input();
+        let x = ctx.input(GgmlType::F32, &[4], "x");
         let mut y = x.clone();
         // Several chunks of descriptions, and more nodes than ggml's default graph has.
         for _ in 0..3000 {
             y = ctx.scale(&y, -1.0);
         }
-        let y = ctx.add(&y, &x).output();
-        assert_eq!(ctx.reachable(), 3002);
+        let y = ctx.output(ctx.add(&y, &x));
         assert_eq!(ctx.find("x").unwrap().id(), x.id());
         assert!(ctx.find("y").is_none());
         let pool = ThreadPool::new(1);
         let mut memory = GraphMemory::new();
-        let mut shape = GraphShape::new(ctx.clone(), std::slice::from_ref(&y));
+        let mut shape = GraphShape::new(ctx, std::slice::from_ref(&y));
+        assert_eq!(shape.parts.len(), 3002);
         // The same graph in memory that another one had in between.
         for factor in [1.0, 3.0] {
             let mut graph = Graph::allocate(shape, memory).unwrap();
@@ -301,23 +298,71 @@ mod tests {
             assert_eq!(graph.read_f32(&y), values.map(|v| 2.0 * v));
             (shape, memory) = graph.into_parts();
             let other = Context::new();
-            let z = other.new_tensor(GgmlType::F32, &[1 << 16]).input();
-            let sum = other.add(&z, &z).output();
+            let z = other.input(GgmlType::F32, &[1 << 16], "z");
+            let sum = other.output(other.add(&z, &z));
             let graph = Graph::new(other, &[sum], memory).unwrap();
             memory = graph.into_memory();
         }
     }
 
+    /// A stored tensor `ne = [4]` with the values 1, 2, 3, 4.
+    fn stored(writable: bool) -> Tensor {
+        #[repr(align(64))]
+        struct Values([f32; 4]);
+        let values = Arc::new(Values([1.0, 2.0, 3.0, 4.0]));
+        let (base, size) = (values.0.as_ptr().cast_mut().cast(), size_of::<Values>());
+        // SAFETY: the owner keeps the values in place; no graph of these tests writes them.
+        let buffer = unsafe {
+            match writable {
+                true => Buffer::writable(base, size, values),
+                false => Buffer::read_only(base, size, values),
+            }
+        };
+        buffer.tensor(GgmlType::F32, &[4], "w", 0)
+    }
+
     #[test]
-    fn what_other_contexts_have_is_counted_once() {
-        let weights = Context::new();
-        let w = weights.new_tensor(GgmlType::F32, &[4]);
-        let row = weights.view(&w, [2, 1, 1, 1], [8, 8, 8], 8);
+    fn stored_tensors_outlive_who_made_them_and_are_counted_once() {
+        let w = stored(false);
         let ctx = Context::new();
-        let x = ctx.new_tensor(GgmlType::F32, &[2]).input();
-        let sum = ctx.add(&ctx.add(&x, &row), &row);
-        // x and both sums; the view, and what it looks into.
-        assert_eq!(ctx.reachable(), 5);
-        assert!(sum.belongs_to(&ctx));
+        let row = ctx.view(&w, [2, 1, 1, 1], [8, 8, 8], 8);
+        let x = ctx.input(GgmlType::F32, &[2], "x");
+        let sum = ctx.output(ctx.add(&ctx.add(&x, &row), &ctx.view(&w, [2, 1, 1, 1], [8; 3], 0)));
+        drop(w);
+        let shape = GraphShape::new(ctx, std::slice::from_ref(&sum));
+        // x, both sums and both views, and what these look into.
+        assert_eq!(shape.parts.len(), 6);
+        let mut graph = Graph::allocate(shape, GraphMemory::new()).unwrap();
+        graph.slice_mut(&x).copy_from_slice(&[0.5f32, 0.25]);
+        graph.compute(&ThreadPool::new(1), None).unwrap();
+        assert_eq!(graph.read_f32(&sum), [4.5, 6.25]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a tensor of this graph or a stored one")]
+    fn graphs_do_not_read_each_other() {
+        let (one, other) = (Context::new(), Context::new());
+        let x = one.input(GgmlType::F32, &[2], "x");
+        other.scale(&x, 2.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a tensor of this graph")]
+    fn what_is_stored_has_its_name_for_good() {
+        Context::new().named("v", None, stored(true));
+    }
+
+    #[test]
+    #[should_panic(expected = "graphs never write what is mapped to be read")]
+    fn graphs_do_not_write_weights() {
+        let ctx = Context::new();
+        let write = |w: &Tensor| {
+            let all = ctx.reshape(w, &[4, 1]);
+            let row = ctx.input(GgmlType::F32, &[4, 1], "row");
+            let at = ctx.input(GgmlType::I64, &[1], "at");
+            ctx.set_rows(&all, &row, &at);
+        };
+        write(&stored(true));
+        write(&stored(false));
     }
 }

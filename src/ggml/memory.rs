@@ -1,185 +1,150 @@
-//! Memory that tensors point into: the mapped file, anonymous pages, ggml's repacked buffers.
+//! Memory that stored tensors point into: the mapped file, anonymous pages, ggml's own.
 
-use super::context::{Context, Tensor};
+use super::arena::Arena;
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// ggml's view of memory that somebody else owns.
+/// Memory with stored tensors in it, as ggml sees it, and their descriptions.
 pub(crate) struct Buffer {
     raw: NonNull<sys::ggml_backend_buffer>,
     base: *mut u8,
     size: usize,
+    writable: bool,
+    /// Added to under the lock. What is in it is complete and read without.
+    descriptions: Mutex<Arena>,
     /// Owner of the memory; `None` when ggml owns it.
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: a buffer is a pair of pointers that are set once; the bytes behind it are written only through `&mut` owners.
+// SAFETY: ggml's buffer and the address are set once and belong to no thread; the bytes behind them are written by no method,
+// except those of new memory that nobody else has seen yet. See `descriptions` for these.
 unsafe impl Send for Buffer {}
 // SAFETY: as above.
 unsafe impl Sync for Buffer {}
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: created by this type; tensors that point here hold it through their context.
+        // SAFETY: created by this type; stored tensors hold it, and graphs hold it for those that they read.
         unsafe { sys::ggml_backend_buffer_free(self.raw.as_ptr()) }
     }
 }
 
 impl Buffer {
-    /// Wraps `size` bytes at `base`, aligned to 32, that `owner` keeps alive and in place.
+    /// `size` bytes at `base`, aligned to 32, that `owner` keeps alive and in place. Graphs cannot write them.
     ///
     /// # Safety
-    /// The bytes must stay valid as long as `owner` lives. If they are read-only, no graph may write them.
-    pub(crate) unsafe fn from_owner(
+    /// The bytes must stay valid, and the same, as long as `owner` lives.
+    pub(crate) unsafe fn read_only(
+        base: *const u8,
+        size: usize,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Arc<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::wrap(base.cast_mut(), size, false, owner) }
+    }
+
+    /// As [`Buffer::read_only`], for bytes that graphs may write.
+    ///
+    /// # Safety
+    /// The bytes must stay valid as long as `owner` lives. While a graph runs that writes some of them, nobody else may use
+    /// these.
+    pub(crate) unsafe fn writable(
         base: *mut u8,
         size: usize,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Arc<Self> {
         // SAFETY: the caller's promise.
+        unsafe { Self::wrap(base, size, true, owner) }
+    }
+
+    /// # Safety
+    /// As for [`Buffer::read_only`] or [`Buffer::writable`].
+    unsafe fn wrap(
+        base: *mut u8,
+        size: usize,
+        writable: bool,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Arc<Self> {
+        // SAFETY: the caller's promise.
         let raw = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(base.cast(), size) };
-        let raw = NonNull::new(raw).expect("wrapping memory does not fail");
         Arc::new(Self {
-            raw,
+            raw: NonNull::new(raw).expect("wrapping memory does not fail"),
             base,
             size,
+            writable,
+            descriptions: Mutex::default(),
             _owner: Some(owner),
         })
     }
 
-    /// Places `tensor` at `offset` of the buffer.
+    /// Whether graphs may write its bytes.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// `size` bytes of ggml's for copies in the layout `buft`, which graphs cannot write. `None` when memory runs out.
     ///
-    /// # Panics
-    /// If the tensor does not fit: offsets are validated when the file is parsed.
-    pub(crate) fn place(&self, tensor: &Tensor, offset: usize) {
-        assert!(
-            offset
-                .checked_add(tensor.nbytes())
-                .is_some_and(|end| end <= self.size),
-            "{}",
-            tensor.name()
-        );
-        // SAFETY: inside the buffer, checked above.
-        let status = unsafe {
-            sys::ggml_backend_tensor_alloc(
-                self.raw.as_ptr(),
-                tensor.raw(),
-                self.base.add(offset).cast(),
-            )
+    /// # Safety
+    /// `buft` must be one of ggml's buffer types.
+    pub(super) unsafe fn allocate(
+        buft: sys::ggml_backend_buffer_type_t,
+        size: usize,
+    ) -> Option<Arc<Self>> {
+        // SAFETY: the caller's promise; the buffer is wrapped at once, so it is freed exactly once.
+        let (raw, base) = unsafe {
+            let raw = NonNull::new(sys::ggml_backend_buft_alloc_buffer(buft, size))?;
+            (raw, sys::ggml_backend_buffer_get_base(raw.as_ptr()))
         };
-        assert_eq!(status, sys::GGML_STATUS_SUCCESS, "{}", tensor.name());
-    }
-}
-
-/// One of the interleaved layouts of ggml's "extra" CPU buffer types: faster products, for a second copy in memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RepackLayout {
-    buft: sys::ggml_backend_buffer_type_t,
-}
-
-/// ggml's name of the layout for AMX tiles, which is never used: built by GCC 12.2, products with it load a tile
-/// configuration that the CPU refuses, which ends the process, and nothing tells who built ggml.
-const AMX: &CStr = c"AMX";
-
-/// The repacked layout that ggml would use for a matrix of this type and shape on this CPU, if it has one.
-pub(crate) fn repackable(ty: GgmlType, ne: [usize; 2]) -> Option<RepackLayout> {
-    // SAFETY: static registry objects; the returned list is null-terminated and lives as long as the process.
-    unsafe {
-        let reg = sys::ggml_backend_cpu_reg();
-        let dev = sys::ggml_backend_reg_dev_get(reg, 0);
-        let get = sys::ggml_backend_reg_get_proc_address(
-            reg,
-            c"ggml_backend_dev_get_extra_bufts".as_ptr(),
-        );
-        if get.is_null() {
-            return None;
-        }
-        type GetExtra =
-            unsafe extern "C" fn(sys::ggml_backend_dev_t) -> *mut sys::ggml_backend_buffer_type_t;
-        let get: GetExtra = std::mem::transmute(get);
-        let mut list = get(dev);
-        while !list.is_null() && !(*list).is_null() {
-            let buft = *list;
-            let is_amx = CStr::from_ptr(sys::ggml_backend_buft_name(buft)) == AMX;
-            if !is_amx && supports_mul_mat(dev, buft, ty, ne) {
-                return Some(RepackLayout { buft });
-            }
-            list = list.add(1);
-        }
-    }
-    None
-}
-
-/// Asks ggml whether `mul_mat` takes a weight of this type and shape from memory of kind `buft`.
-fn supports_mul_mat(
-    dev: sys::ggml_backend_dev_t,
-    buft: sys::ggml_backend_buffer_type_t,
-    ty: GgmlType,
-    ne: [usize; 2],
-) -> bool {
-    let ctx = Context::new();
-    let w = ctx.new_tensor(ty, &ne);
-    let x = ctx.new_tensor(GgmlType::F32, &[ne[0], 512]);
-    let y = ctx.mul_mat(&w, &x);
-    // SAFETY: `w` is private to this function, so its buffer field may be set and unset; the empty buffer only carries
-    // its type.
-    unsafe {
-        let empty = sys::ggml_backend_buft_alloc_buffer(buft, 0);
-        (*w.raw()).buffer = empty;
-        let supported = sys::ggml_backend_dev_supports_op(dev, y.raw());
-        sys::ggml_backend_buffer_free(empty);
-        (*w.raw()).buffer = std::ptr::null_mut();
-        supported
-    }
-}
-
-impl RepackLayout {
-    /// Bytes that the tensors take one behind the other.
-    pub(crate) fn size(self, items: &[(Tensor, &[u8])]) -> usize {
-        items.iter().map(|(t, _)| self.room(t)).sum()
-    }
-
-    /// Bytes of one tensor, padded to the layout's alignment.
-    fn room(self, tensor: &Tensor) -> usize {
-        // SAFETY: static buffer type and a valid description.
-        unsafe {
-            let alignment = sys::ggml_backend_buft_get_alignment(self.buft);
-            sys::ggml_backend_buft_get_alloc_size(self.buft, tensor.raw())
-                .next_multiple_of(alignment)
-        }
-    }
-
-    /// Allocates one buffer, places the tensors in it, converts their plain bytes and returns the owner, which the
-    /// tensors' context must keep. `None` when memory runs out.
-    pub(crate) fn fill(self, items: &[(Tensor, &[u8])]) -> Option<Arc<Buffer>> {
-        super::log::init();
-        let size = self.size(items);
-        // SAFETY: sizes come from ggml; the buffer is wrapped at once, so it is freed exactly once.
-        let buffer = unsafe {
-            let raw = NonNull::new(sys::ggml_backend_buft_alloc_buffer(self.buft, size))?;
-            let base = sys::ggml_backend_buffer_get_base(raw.as_ptr()).cast::<u8>();
-            Arc::new(Buffer {
-                raw,
-                base,
-                size,
-                _owner: None,
-            })
+        let buffer = Self {
+            raw,
+            base: base.cast(),
+            size,
+            writable: false,
+            descriptions: Mutex::default(),
+            _owner: None,
         };
         prefer_huge_pages(buffer.base, size);
-        let mut offset = 0;
-        for (tensor, bytes) in items {
-            assert_eq!(tensor.nbytes(), bytes.len(), "{}", tensor.name());
-            buffer.place(tensor, offset);
-            // SAFETY: placed inside the buffer; exactly the tensor's bytes are read.
-            unsafe {
-                sys::ggml_backend_tensor_set(tensor.raw(), bytes.as_ptr().cast(), 0, bytes.len());
-            }
-            offset += self.room(tensor);
+        Some(Arc::new(buffer))
+    }
+
+    /// The description of a tensor called `name` that lies at `offset`, complete.
+    ///
+    /// # Panics
+    /// If it does not fit, or has no name.
+    pub(super) fn describe(
+        &self,
+        ty: GgmlType,
+        ne: &[usize],
+        name: &str,
+        offset: usize,
+    ) -> NonNull<sys::ggml_tensor> {
+        assert!(!name.is_empty(), "ggml would write one");
+        let c_name = CString::new(name).expect("names of tensors hold no NUL");
+        let ne: Vec<i64> = ne.iter().map(|&n| n as i64).collect();
+        let mut descriptions = self
+            .descriptions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: `ne` holds as many dimensions as said.
+        let raw = descriptions.append(|c| unsafe {
+            sys::ggml_new_tensor(c, ty as u32, ne.len() as i32, ne.as_ptr())
+        });
+        // SAFETY: a new description that nobody else has seen.
+        let nbytes = unsafe { sys::ggml_nbytes(raw.as_ptr()) };
+        let end = offset.checked_add(nbytes);
+        assert!(end.is_some_and(|end| end <= self.size), "{name}");
+        // SAFETY: as above; inside the buffer.
+        unsafe {
+            sys::ggml_set_name(raw.as_ptr(), c_name.as_ptr());
+            let at = self.base.add(offset).cast();
+            let status = sys::ggml_backend_tensor_alloc(self.raw.as_ptr(), raw.as_ptr(), at);
+            assert_eq!(status, sys::GGML_STATUS_SUCCESS, "{name}");
         }
-        Some(buffer)
+        raw
     }
 }
 

@@ -1,9 +1,12 @@
-//! Safe handles over ggml. Raw pointers stay in this module: a [`Tensor`] keeps its [`Context`] alive, a context keeps
-//! alive whatever its tensors point into, and data is read and written only through the owner of the memory.
+//! Safe handles over ggml, in which raw pointers stay. A graph is built in a [`Context`], of which [`GraphShape::new`] makes the
+//! graph: from then on its tensors are neither changed nor added to, and their data is read and written only through the
+//! [`Graph`] that owns their memory. Stored tensors, which any number of graphs read, lie in a [`Buffer`] and are immutable
+//! from the first. A [`Tensor`] is a handle of either.
 //!
 //! ggml asserts that shapes fit and aborts the process if they do not. The verbs therefore rely on shapes that were
 //! validated when the model, the adapter or the batch was accepted.
 
+mod arena;
 mod cancel;
 mod context;
 mod cores;
@@ -15,15 +18,19 @@ pub(crate) mod log;
 mod memory;
 mod ops;
 mod quant;
+mod repack;
+mod tensor;
 mod threadpool;
 
 pub use cancel::CancelToken;
-pub(crate) use context::{Context, Rope, RopeKind, Tensor};
+pub(crate) use context::{Context, Rope, RopeKind};
 pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
-pub(crate) use kernels::{FEWEST_ROWS, gemm, has_mul_mat, packs_faster};
-pub(crate) use memory::{Buffer, RepackLayout, repackable};
-pub(crate) use ops::{Activated, Gate, Spans, Targets, rotate, visible};
+pub(crate) use kernels::{FEWEST_ROWS, RowMajor, Strided, gemm, has_mul_mat, packs_faster};
+pub(crate) use memory::Buffer;
+pub(crate) use ops::{Activated, Gate, Scoring, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;
+pub(crate) use repack::RepackLayout;
+pub(crate) use tensor::Tensor;
 pub(crate) use threadpool::ThreadPool;

@@ -2,14 +2,16 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Activated, Context, FEWEST_ROWS, Gate, Rope, Spans, Tensor};
+use crate::ggml::{
+    Activated, Context, FEWEST_ROWS, Gate, GraphShape, Rope, Scoring, Spans, Tensor,
+};
 use crate::model::{Activation, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// Builds one graph in one context.
+/// Builds one graph.
 pub(crate) struct Builder {
-    ctx: Arc<Context>,
+    ctx: Context,
     /// What must be computed, in this order: writes to the KV cache come before the reads that depend on them.
     outputs: Vec<Tensor>,
     /// While recording.
@@ -20,7 +22,7 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Builds in `ctx`.
-    pub(crate) fn new(ctx: Arc<Context>) -> Self {
+    pub(crate) fn new(ctx: Context) -> Self {
         Self {
             ctx,
             outputs: Vec::new(),
@@ -29,8 +31,8 @@ impl Builder {
         }
     }
 
-    /// The context, for inputs.
-    pub(crate) fn ctx(&self) -> &Arc<Context> {
+    /// The context, for what is not differentiated.
+    pub(crate) fn ctx(&self) -> &Context {
         &self.ctx
     }
 
@@ -39,9 +41,21 @@ impl Builder {
         self.outputs.push(t.clone());
     }
 
-    /// Everything demanded.
-    pub(crate) fn into_outputs(self) -> Vec<Tensor> {
-        self.outputs
+    /// Demands that `t` is computed and can be read.
+    pub(crate) fn output(&mut self, t: Tensor) -> Tensor {
+        let t = self.ctx.output(t);
+        self.demand(&t);
+        t
+    }
+
+    /// Names `t`, of layer `layer` if it is one's, as llama.cpp does.
+    pub(crate) fn named(&self, name: &str, layer: Option<usize>, t: Tensor) -> Tensor {
+        self.ctx.named(name, layer, t)
+    }
+
+    /// The graph that computes everything demanded.
+    pub(crate) fn finish(self) -> GraphShape {
+        GraphShape::new(self.ctx, &self.outputs)
     }
 
     /// Starts recording: what is built from now on can be differentiated with respect to `variables`.
@@ -61,7 +75,7 @@ impl Builder {
         &self,
         operands: &[&Tensor],
         result: &Tensor,
-        vjp: impl FnOnce(&Arc<Context>, &Tensor) -> Vec<Tensor> + 'static,
+        vjp: impl FnOnce(&Context, &Tensor) -> Vec<Tensor> + 'static,
     ) {
         if let Some(tape) = &mut *self.tape.borrow_mut() {
             tape.record(operands, result, vjp);
@@ -289,16 +303,14 @@ impl Builder {
 
     /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads, each of S streams on its own:
     /// q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]` -> `ne = [H d, T S]`.
-    /// `flash` selects the fused kernel. `softcap` 0 is none. For inference only: it is not recorded.
-    #[allow(clippy::too_many_arguments)]
+    /// `flash` selects the fused kernel. For inference only: it is not recorded.
     pub(crate) fn attention(
         &self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
         mask: &Tensor,
-        scale: f32,
-        softcap: f32,
+        scoring: Scoring,
         flash: bool,
     ) -> Tensor {
         const BY_HEAD: [i32; 4] = [0, 2, 1, 3];
@@ -310,12 +322,10 @@ impl Builder {
             c.permute(v, BY_HEAD),
         );
         if flash {
-            return c.reshape(
-                &c.flash_attn(&q, &k, &v, mask, scale, softcap),
-                &[d * h, t * s],
-            );
+            return c.reshape(&c.flash_attn(&q, &k, &v, mask, scoring), &[d * h, t * s]);
         }
         let scores = c.mul_mat_f32(&k, &q);
+        let Scoring { scale, softcap } = scoring;
         let weights = if softcap == 0.0 {
             c.soft_max(&scores, mask, scale)
         } else {

@@ -60,7 +60,8 @@ impl<'a> Decoder<'a> {
         }
         x = self.layer(b, last, &x, self.inp.outputs.as_ref(), kv);
         debug_assert!(topology.n_tokens >= topology.n_outputs);
-        Some(self.head(b, &x).named("result_output", None).output())
+        let logits = b.named("result_output", None, self.head(b, &x));
+        Some(b.output(logits))
     }
 
     /// What enters the first layer, `ne = [D, T]`.
@@ -70,14 +71,14 @@ impl<'a> Decoder<'a> {
             Entry::Tokens => b.scale(&b.get_rows(&w.token_embd, &inp.entry), hp.token_scale),
             Entry::Embeddings => inp.entry.clone(),
         };
-        if let Some(rows) = &inp.virtual_rows {
+        if let Some(rows) = &inp.virtual_tokens {
             x = b.place_rows(&x, &rows.values, &rows.slots);
         }
         x = b.scale(&x, hp.embedding_scale);
         if let Some(table) = &w.position_embd {
             x = b.add(&x, &b.get_rows(table, &inp.positions));
         }
-        x.named("inp_scaled", None)
+        b.named("inp_scaled", None, x)
     }
 
     /// Rotated queries `ne = [d, H, T]`, keys and values `ne = [d, Hk, T]` of layer `il`, and what they were computed from.
@@ -91,7 +92,7 @@ impl<'a> Decoder<'a> {
         let (norm, eps, d) = (hp.arch.norm, hp.norm_eps, hp.head_dim);
         let (q_width, kv_width) = (hp.n_head * d, hp.kv_width());
         let h = match &layer.attn_norm {
-            Some(n) => b.norm(norm, eps, n, x).named("attn_norm", at),
+            Some(n) => b.named("attn_norm", at, b.norm(norm, eps, n, x)),
             None => x.clone(),
         };
         let (q, k, v) = match &layer.qkv {
@@ -115,13 +116,13 @@ impl<'a> Decoder<'a> {
         };
         let mut q = head_norm(q, layer.q_norm.as_ref(), q_width);
         let mut k = head_norm(k, layer.k_norm.as_ref(), kv_width);
-        let v = b.heads(&v, d).named("Vcur", at);
+        let v = b.named("Vcur", at, b.heads(&v, d));
         // Rotary positions (Su et al. 2021).
         if let Some(rope) = hp.layer_rope(il) {
             q = b.rope(&q, &self.inp.positions, self.rope_factors, rope);
             k = b.rope(&k, &self.inp.positions, self.rope_factors, rope);
         }
-        (q.named("Qcur", at), k.named("Kcur", at), v, h)
+        (b.named("Qcur", at, q), b.named("Kcur", at, k), v, h)
     }
 
     /// Keys and values of the last layer, for a step that only fills the cache.
@@ -145,7 +146,7 @@ impl<'a> Decoder<'a> {
         let (q, k, v, mut h) = self.queries_keys_values(b, il, x);
         kv.store(b, il, &k, &v);
         let a = kv.attend(b, il, &q);
-        let mut a = b.linear(&layer.attn_out, &a).named("attn_out", at);
+        let mut a = b.named("attn_out", at, b.linear(&layer.attn_out, &a));
         let mut x = x.clone();
 
         // From here on only the rows whose logits are wanted.
@@ -157,32 +158,31 @@ impl<'a> Decoder<'a> {
             );
         }
         if let Some(n) = &layer.attn_post_norm {
-            a = b.norm(norm, eps, n, &a).named("attn_post_norm", at);
+            a = b.named("attn_post_norm", at, b.norm(norm, eps, n, &a));
         }
-        x = b
-            .add(&b.scale(&a, hp.residual_scale), &x)
-            .named("ffn_inp", at);
+        x = b.add(&b.scale(&a, hp.residual_scale), &x);
+        x = b.named("ffn_inp", at, x);
 
         // Feed-forward network, on the new residual or, in parallel, on what attention read.
         let f = match &layer.ffn_norm {
-            Some(n) => b.norm(norm, eps, n, &x).named("ffn_norm", at),
+            Some(n) => b.named("ffn_norm", at, b.norm(norm, eps, n, &x)),
             None if hp.arch.may_be_parallel => h,
             None => x.clone(),
         };
-        let mut f = b
-            .feed_forward(hp.arch.activation, layer, &f)
-            .named("ffn_out", at);
+        let mut f = b.feed_forward(hp.arch.activation, layer, &f);
+        f = b.named("ffn_out", at, f);
         if let Some(n) = &layer.ffn_post_norm {
-            f = b.norm(norm, eps, n, &f).named("ffn_post_norm", at);
+            f = b.named("ffn_post_norm", at, b.norm(norm, eps, n, &f));
         }
-        b.add(&b.scale(&f, hp.residual_scale), &x)
-            .named("l_out", at)
+        let x = b.add(&b.scale(&f, hp.residual_scale), &x);
+        b.named("l_out", at, x)
     }
 
     /// The norm in front of the output matrix: x `ne = [D, T]` -> `ne = [D, T]`.
     pub(crate) fn output_norm(&self, b: &Builder, x: &Tensor) -> Tensor {
-        b.norm(self.hp.arch.norm, self.hp.norm_eps, &self.w.output_norm, x)
-            .named("result_norm", None)
+        let (hp, w) = (self.hp, self.w);
+        let x = b.norm(hp.arch.norm, hp.norm_eps, &w.output_norm, x);
+        b.named("result_norm", None, x)
     }
 
     /// Logits F32 `ne = [V, T]` of normed rows.

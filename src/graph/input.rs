@@ -4,7 +4,6 @@ use crate::file::types::GgmlType;
 use crate::ggml::{Context, Tensor, visible};
 use crate::model::HParams;
 use half::f16;
-use std::sync::Arc;
 
 /// What enters the first layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +31,7 @@ pub(crate) struct Topology {
 }
 
 /// Virtual tokens among real ones.
-pub(crate) struct VirtualRows {
+pub(crate) struct VirtualTokens {
     /// F32 `ne = [D, P]`.
     pub(crate) values: Tensor,
     /// I32 `ne = [T]`: which virtual token stands at each position, or -1.
@@ -48,18 +47,13 @@ pub(crate) struct Inputs {
     /// I32 `ne = [n_outputs]`: which tokens need logits; `None` if all do.
     pub(crate) outputs: Option<Tensor>,
     /// Virtual tokens that replace embeddings at some positions (training; sessions run them in steps of their own).
-    pub(crate) virtual_rows: Option<VirtualRows>,
-}
-
-/// An input tensor without data.
-pub(crate) fn input(ctx: &Arc<Context>, ty: GgmlType, ne: &[usize], name: &str) -> Tensor {
-    ctx.new_tensor(ty, ne).named(name, None).input()
+    pub(crate) virtual_tokens: Option<VirtualTokens>,
 }
 
 impl Inputs {
     /// Inputs for `n_tokens` at once, `n_outputs` of which need logits.
     pub(crate) fn new(
-        ctx: &Arc<Context>,
+        ctx: &Context,
         hp: &HParams,
         entry: Entry,
         n_tokens: usize,
@@ -67,13 +61,13 @@ impl Inputs {
     ) -> Self {
         Self {
             entry: match entry {
-                Entry::Tokens => input(ctx, GgmlType::I32, &[n_tokens], "inp_tokens"),
-                Entry::Embeddings => input(ctx, GgmlType::F32, &[hp.n_embd, n_tokens], "inp_embd"),
+                Entry::Tokens => ctx.input(GgmlType::I32, &[n_tokens], "inp_tokens"),
+                Entry::Embeddings => ctx.input(GgmlType::F32, &[hp.n_embd, n_tokens], "inp_embd"),
             },
-            positions: input(ctx, GgmlType::I32, &[n_tokens], "inp_pos"),
+            positions: ctx.input(GgmlType::I32, &[n_tokens], "inp_pos"),
             outputs: (n_outputs > 0 && n_outputs < n_tokens)
-                .then(|| input(ctx, GgmlType::I32, &[n_outputs], "inp_outputs")),
-            virtual_rows: None,
+                .then(|| ctx.input(GgmlType::I32, &[n_outputs], "inp_outputs")),
+            virtual_tokens: None,
         }
     }
 }
@@ -90,16 +84,16 @@ pub(crate) struct CacheInputs {
 
 impl CacheInputs {
     /// Inputs for a graph of this topology.
-    pub(crate) fn new(ctx: &Arc<Context>, hp: &HParams, topology: &Topology) -> Self {
+    pub(crate) fn new(ctx: &Context, hp: &HParams, topology: &Topology) -> Self {
         let Topology {
             n_tokens: t,
             n_kv,
             n_streams: s,
             ..
         } = *topology;
-        let mask = |name| input(ctx, GgmlType::F16, &[n_kv, t / s, 1, s], name);
+        let mask = |name| ctx.input(GgmlType::F16, &[n_kv, t / s, 1, s], name);
         Self {
-            cells: input(ctx, GgmlType::I64, &[t], "inp_cells"),
+            cells: ctx.input(GgmlType::I64, &[t], "inp_cells"),
             mask: mask("inp_mask"),
             window_mask: hp.window.is_some().then(|| mask("inp_window_mask")),
         }

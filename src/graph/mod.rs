@@ -7,5 +7,5 @@ mod tape;
 
 pub(crate) use builder::Builder;
 pub(crate) use decoder::{Decoder, KeyValues};
-pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualRows, causal_mask, input};
+pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualTokens, causal_mask};
 pub(crate) use tape::{Gradients, Tape};

@@ -2,10 +2,9 @@
 
 use crate::ggml::{Context, Tensor};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 /// From the gradient of a verb's result to those of its operands, in their order.
-type Vjp = Box<dyn FnOnce(&Arc<Context>, &Tensor) -> Vec<Tensor>>;
+type Vjp = Box<dyn FnOnce(&Context, &Tensor) -> Vec<Tensor>>;
 
 struct Step {
     operands: Vec<Tensor>,
@@ -40,7 +39,7 @@ impl Tape {
         &mut self,
         operands: &[&Tensor],
         result: &Tensor,
-        vjp: impl FnOnce(&Arc<Context>, &Tensor) -> Vec<Tensor> + 'static,
+        vjp: impl FnOnce(&Context, &Tensor) -> Vec<Tensor> + 'static,
     ) {
         if operands.iter().any(|t| self.tracked.contains(&t.id())) {
             self.tracked.insert(result.id());
@@ -53,12 +52,7 @@ impl Tape {
     }
 
     /// Emits the reverse graph: gradients of everything tracked, given that of `result`.
-    pub(crate) fn backward(
-        self,
-        ctx: &Arc<Context>,
-        result: &Tensor,
-        gradient: &Tensor,
-    ) -> Gradients {
+    pub(crate) fn backward(self, ctx: &Context, result: &Tensor, gradient: &Tensor) -> Gradients {
         let mut gradients = Gradients::default();
         gradients.add(ctx, result, gradient.clone());
         for step in self.steps.into_iter().rev() {
@@ -79,7 +73,7 @@ impl Tape {
 }
 
 impl Gradients {
-    fn add(&mut self, ctx: &Arc<Context>, t: &Tensor, part: Tensor) {
+    fn add(&mut self, ctx: &Context, t: &Tensor, part: Tensor) {
         let sum = match self.0.remove(&t.id()) {
             Some(sum) => ctx.add(&sum, &part),
             None => part,

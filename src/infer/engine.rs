@@ -64,7 +64,7 @@ pub(super) struct Built {
 pub(super) enum Input<'a> {
     Tokens(&'a [i32]),
     /// `ne = [D, n]`.
-    Rows(&'a [f32]),
+    Embeddings(&'a [f32]),
 }
 
 impl<'a> Input<'a> {
@@ -72,7 +72,7 @@ impl<'a> Input<'a> {
     fn len(self, width: usize) -> usize {
         match self {
             Self::Tokens(tokens) => tokens.len(),
-            Self::Rows(rows) => rows.len() / width,
+            Self::Embeddings(rows) => rows.len() / width,
         }
     }
 
@@ -80,7 +80,7 @@ impl<'a> Input<'a> {
     pub(super) fn pieces(self, n: usize, width: usize) -> Vec<(Self, usize)> {
         let pieces: Vec<Self> = match self {
             Self::Tokens(tokens) => tokens.chunks(n).map(Self::Tokens).collect(),
-            Self::Rows(rows) => rows.chunks(n * width).map(Self::Rows).collect(),
+            Self::Embeddings(rows) => rows.chunks(n * width).map(Self::Embeddings).collect(),
         };
         pieces.into_iter().map(|p| (p, p.len(width))).collect()
     }
@@ -110,10 +110,10 @@ impl Core {
     }
 
     /// Runs virtual tokens, `rows` `ne = [D, n]`, from position `start` on; no logits.
-    pub(crate) fn run_rows(&mut self, rows: &[f32], start: usize) -> Result<()> {
+    pub(crate) fn run_embeddings(&mut self, rows: &[f32], start: usize) -> Result<()> {
         let width = self.model.hparams().n_embd;
         let mut at = start;
-        for (piece, n) in Input::Rows(rows).pieces(self.n_batch, width) {
+        for (piece, n) in Input::Embeddings(rows).pieces(self.n_batch, width) {
             self.step(piece, at, 0..0)?;
             at += n;
         }
@@ -165,7 +165,7 @@ impl Core {
     pub(super) fn topology(&self, input: Input<'_>, start: usize, n_outputs: usize) -> Topology {
         let entry = match input {
             Input::Tokens(_) => Entry::Tokens,
-            Input::Rows(_) => Entry::Embeddings,
+            Input::Embeddings(_) => Entry::Embeddings,
         };
         let n = input.len(self.model.hparams().n_embd);
         Topology {
@@ -198,7 +198,7 @@ impl Core {
         } = built;
         match input {
             Input::Tokens(tokens) => graph.slice_mut(&inputs.entry).copy_from_slice(tokens),
-            Input::Rows(rows) => graph.slice_mut(&inputs.entry).copy_from_slice(rows),
+            Input::Embeddings(rows) => graph.slice_mut(&inputs.entry).copy_from_slice(rows),
         }
         let positions: Vec<i32> = (start as i32..).take(topology.n_tokens).collect();
         // Inputs that no node reads have no memory: a model without rotary embedding needs no positions.
@@ -255,16 +255,15 @@ impl Core {
         memory: GraphMemory,
     ) -> Result<Built, SessionError> {
         let hp = self.model.hparams();
-        let ctx = Context::new();
+        let mut b = Builder::new(Context::new());
         let inputs = Inputs::new(
-            &ctx,
+            b.ctx(),
             hp,
             topology.entry,
             topology.n_tokens,
             topology.n_outputs,
         );
-        let cache_inputs = CacheInputs::new(&ctx, hp, &topology);
-        let mut b = Builder::new(ctx.clone());
+        let cache_inputs = CacheInputs::new(b.ctx(), hp, &topology);
         let mut kv = Cached {
             cache: &self.cache,
             hp,
@@ -274,13 +273,11 @@ impl Core {
         };
         let decoder = Decoder::new(hp, self.model.weights(), &inputs, self.mode.long_context);
         let logits = decoder.run(&mut b, &topology, &mut kv);
-        let mut outputs = b.into_outputs();
-        outputs.extend(logits.clone());
         let traced = traced
             .iter()
-            .filter_map(|&name| Some((name.to_owned(), ctx.find(name)?.output())))
+            .filter_map(|&name| Some((name.to_owned(), b.ctx().output(b.ctx().find(name)?))))
             .collect();
-        let graph = Graph::new(ctx, &outputs, memory).map_err(|_| SessionError::OutOfMemory)?;
+        let graph = Graph::allocate(b.finish(), memory).map_err(|_| SessionError::OutOfMemory)?;
         Ok(Built {
             topology,
             graph,

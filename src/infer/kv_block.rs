@@ -2,7 +2,7 @@
 
 use super::engine::{Core, Mode};
 use super::kv_cache::{KvCache, KvPart, KvType};
-use crate::adapter::{Adapter, Payload, PrefixLayer, Rows};
+use crate::adapter::{Adapter, Matrix, Payload, PrefixLayer};
 use crate::error::Result;
 use crate::model::{HParams, Model};
 use std::sync::Arc;
@@ -25,13 +25,15 @@ impl KvBlock {
         adapter.compiled((model.id(), mode.key()), || {
             Ok(Arc::new(match adapter.payload() {
                 Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty, model.hparams()),
-                Payload::Rows(rows) => Self::from_virtual_tokens(rows, model, mode, n_threads)?,
+                Payload::VirtualTokens(rows) => {
+                    Self::from_virtual_tokens(rows, model, mode, n_threads)?
+                }
             }))
         })
     }
 
     fn from_prefix(layers: &[PrefixLayer], ty: KvType, hp: &HParams) -> Self {
-        let encode = |part, rows: &Rows| match (ty, rows.as_f16()) {
+        let encode = |part, rows: &Matrix| match (ty, rows.as_f16()) {
             (KvType::F16, Some(values)) => bytemuck::cast_slice(values).to_vec(),
             _ => ty.encode(part, hp, rows.to_f32()),
         };
@@ -48,14 +50,14 @@ impl KvBlock {
     /// Virtual tokens at the start of the text: attention is causal, so their K and V depend on nothing that follows.
     /// One forward pass over them, and the rows are what a prefix adapter would have held.
     fn from_virtual_tokens(
-        rows: &Rows,
+        rows: &Matrix,
         model: &Model,
         mode: Mode,
         n_threads: usize,
     ) -> Result<Self> {
         let n_rows = rows.n_rows();
         let mut core = Core::new(model, mode, n_rows, model.pool(n_threads))?;
-        core.run_rows(&rows.to_f32(), 0)?;
+        core.run_embeddings(&rows.to_f32(), 0)?;
         let halves = (0..model.hparams().n_layer)
             .map(|il| {
                 [KvPart::K, KvPart::V].map(|part| core.cache.rows(part, il, 0, 0, n_rows).to_vec())

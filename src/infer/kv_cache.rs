@@ -1,7 +1,7 @@
 //! Keys and values of everything a session has seen, one row per token and layer.
 
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Context, Tensor, quantize_rows, rotate};
+use crate::ggml::{Buffer, Scoring, Tensor, quantize_rows, rotate};
 use crate::graph::{Builder, CacheInputs, KeyValues, Topology};
 use crate::model::HParams;
 use half::f16;
@@ -91,7 +91,7 @@ pub(crate) struct KvCache {
     row_bytes: usize,
     /// Layers of K, then layers of V.
     tensors: Vec<Tensor>,
-    /// First byte of the memory behind the tensors, which their context owns.
+    /// First byte of the memory behind the tensors, which these keep.
     base: *mut u8,
     layer_bytes: usize,
 }
@@ -124,9 +124,9 @@ impl KvCache {
             .ok_or_else(too_large)?;
         let mut map = MmapMut::map_anon(bytes)?;
         let (base, size) = (map.as_mut_ptr(), map.len());
-        let ctx = Context::new();
-        // SAFETY: the map moves into the owner without moving its pages and lives as long as the buffer.
-        let buffer = unsafe { Buffer::from_owner(base, size, Arc::new(map)) };
+        // SAFETY: the map moves into the owner without moving its pages and lives as long as the buffer. The tensors are this
+        // cache's alone: see `Send` for who uses their bytes.
+        let buffer = unsafe { Buffer::writable(base, size, Arc::new(map)) };
         let tensors = (0..2 * hp.n_layer)
             .map(|i| {
                 let (part, il) = if i < hp.n_layer {
@@ -134,14 +134,10 @@ impl KvCache {
                 } else {
                     ("v", i - hp.n_layer)
                 };
-                let t = ctx
-                    .new_tensor(ty.ggml(), &[width, cells, streams])
-                    .named(&format!("cache_{part}"), Some(il));
-                buffer.place(&t, i * layer_bytes);
-                t
+                let (ne, name) = ([width, cells, streams], format!("cache_{part}-{il}"));
+                buffer.tensor(ty.ggml(), &ne, &name, i * layer_bytes)
             })
             .collect();
-        ctx.keep(buffer);
         Ok(Self {
             ty,
             cells,
@@ -295,9 +291,13 @@ impl KeyValues for Cached<'_> {
             (Some(w), Some(mask)) if w.layers[il] => mask,
             _ => &self.inputs.mask,
         };
-        let a = b.attention(&q, &k, &v, mask, hp.attn_scale, hp.attn_softcap, self.flash);
+        let scoring = Scoring {
+            scale: hp.attn_scale,
+            softcap: hp.attn_softcap,
+        };
+        let a = b.attention(&q, &k, &v, mask, scoring, self.flash);
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
-        let a = self.rotated(b, KvPart::V, &a).named("kqv_out", Some(il));
+        let a = b.named("kqv_out", Some(il), self.rotated(b, KvPart::V, &a));
         b.demand(&a);
         a
     }

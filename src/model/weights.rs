@@ -7,7 +7,7 @@ use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, Context, RepackLayout, Tensor, has_mul_mat, packs_faster, repackable};
+use crate::ggml::{Buffer, RepackLayout, Tensor, has_mul_mat, packs_faster};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -20,36 +20,35 @@ pub(crate) struct Linear {
     mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
-    /// Whether products of several rows are our own.
+    /// Whether products of many rows are our own.
     packed: bool,
 }
 
 impl Linear {
-    /// Of a matrix and, where it is a repacked copy, the one in the file.
-    fn of((w, mapped): (Tensor, Option<Tensor>), b: Option<Tensor>, kernels: Kernels) -> Self {
-        let ty = GgmlType::from_u32(w.type_id()).expect("the loader knows the type");
-        let k = w.ne()[0];
-        let packed = match kernels {
-            // Whoever repacks has chosen ggml's kernels.
-            Kernels::Auto => mapped.is_none() && has_mul_mat(ty, k) && packs_faster(ty),
-            Kernels::Own => has_mul_mat(ty, k),
-            Kernels::Ggml => false,
-        };
+    /// Weights as they lie in the file, multiplied by ggml.
+    pub(crate) fn new(w: Tensor, b: Option<Tensor>) -> Self {
         Self {
             w,
-            mapped,
+            mapped: None,
             b,
-            packed,
+            packed: false,
         }
     }
 
-    /// Weights that nothing has repacked.
-    #[cfg(test)]
-    pub(crate) fn new(w: Tensor, b: Option<Tensor>) -> Self {
-        Self::of((w, None), b, Kernels::Ggml)
+    /// Decides whose kernels multiply many rows with it.
+    fn choose(&mut self, kernels: Kernels) {
+        let w = self.mapped();
+        let ty = GgmlType::from_u32(w.type_id()).expect("weights are loaded with known types");
+        let k = w.ne()[0];
+        self.packed = match kernels {
+            // Whoever repacks has chosen ggml's kernels.
+            Kernels::Auto => self.mapped.is_none() && has_mul_mat(ty, k) && packs_faster(ty),
+            Kernels::Own => has_mul_mat(ty, k),
+            Kernels::Ggml => false,
+        };
     }
 
-    /// The weights to multiply packed rows with, where products of several rows are our own.
+    /// The weights to multiply packed rows with, `ne = [inputs, outputs]`, where products of many rows are our own.
     pub(crate) fn packed(&self) -> Option<&Tensor> {
         self.packed.then(|| self.mapped())
     }
@@ -96,6 +95,20 @@ pub(crate) struct Layer {
     pub(crate) ffn_post_norm: Option<Norm>,
 }
 
+impl Layer {
+    /// The matrices that it multiplies with.
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let qkv = match &mut self.qkv {
+            Qkv::Fused(l) => vec![l],
+            Qkv::Split { q, k, v } => vec![q, k, v],
+        };
+        qkv.into_iter()
+            .chain([&mut self.attn_out])
+            .chain(&mut self.ffn_gate)
+            .chain([&mut self.ffn_up, &mut self.ffn_down])
+    }
+}
+
 /// All weights of a base model, immutable and shared.
 pub(crate) struct Weights {
     /// `ne = [D, V]`.
@@ -117,49 +130,37 @@ pub(crate) struct Weights {
 }
 
 struct Loader<'a> {
-    file: &'a MappedGguf,
     /// By name: part of the file, and what it says of the tensor.
     tensors: HashMap<&'a str, (usize, &'a TensorInfo)>,
-    ctx: Arc<Context>,
     /// One per part of the file.
     buffers: Vec<Arc<Buffer>>,
     claimed: HashSet<String>,
-    options: &'a ModelOptions,
-    /// Matrices to be repacked, with their plain bytes, once everything else has been checked.
-    to_repack: Vec<(RepackLayout, Tensor, &'a [u8])>,
 }
 
 impl Weights {
-    /// Claims every tensor of `file`. With [`ModelOptions::repack`] matrices are copied into ggml's faster layouts where it has them.
+    /// Claims every tensor of `file`. With [`ModelOptions::repack`], matrices are copied into ggml's faster layouts where it has them.
     pub(crate) fn load(
         file: &Arc<MappedGguf>,
         hp: &HParams,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
-        // Matrices may exist twice (mapped and repacked), the output three times.
-        let ctx = Context::new();
         let buffers = file
             .parts()
             .iter()
             .map(|part| {
                 let bytes = part.bytes();
-                // SAFETY: `file` keeps the map alive; graphs never write weights.
-                unsafe { Buffer::from_owner(bytes.as_ptr().cast_mut(), bytes.len(), file.clone()) }
+                // SAFETY: `file` keeps the map alive and in place; that nobody changes the file is its contract.
+                unsafe { Buffer::read_only(bytes.as_ptr(), bytes.len(), file.clone()) }
             })
-            .collect::<Vec<_>>();
-        buffers.iter().for_each(|b| ctx.keep(b.clone()));
+            .collect();
         let tensors = file
             .tensors()
             .map(|(part, t)| (t.name.as_str(), (part, t)))
             .collect();
         let mut l = Loader {
-            file,
             tensors,
-            ctx,
             buffers,
             claimed: HashSet::new(),
-            options,
-            to_repack: Vec::new(),
         };
 
         let d = hp.n_embd;
@@ -176,9 +177,8 @@ impl Weights {
         let output = if l.has("output.weight") {
             l.linear("output", [d, n_vocab])?
         } else {
-            let matrix = l.matrix("token_embd.weight", [d, n_vocab])?;
-            let b = l.vector("output.bias", &[n_vocab], Need::Optional)?;
-            Linear::of(matrix, b, options.kernels)
+            let w = l.table("token_embd.weight", [d, n_vocab])?;
+            Linear::new(w, l.vector("output.bias", &[n_vocab], Need::Optional)?)
         };
         let half = hp.rope.map_or(0, |r| r.n_rot / 2);
         let mut factors = |name: &str| {
@@ -198,8 +198,7 @@ impl Weights {
                 architecture: hp.arch.name,
             });
         }
-        let repacked_bytes = l.repack_all()?;
-        Ok(Self {
+        let mut weights = Self {
             token_embd,
             position_embd,
             layers,
@@ -208,8 +207,42 @@ impl Weights {
             rope_freqs,
             rope_long,
             rope_short,
-            repacked_bytes,
-        })
+            repacked_bytes: 0,
+        };
+        if options.repack {
+            weights.repacked_bytes = weights.repack()?;
+        }
+        weights.linears().for_each(|l| l.choose(options.kernels));
+        Ok(weights)
+    }
+
+    /// All that tokens are multiplied with.
+    fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
+        layers.chain([&mut self.output])
+    }
+
+    /// Copies matrices into ggml's faster layouts, one buffer for each, where it has one; returns the bytes that they take.
+    fn repack(&mut self) -> Result<usize, ModelError> {
+        let mut todo: Vec<_> = self
+            .linears()
+            .filter_map(|l| Some((RepackLayout::of(&l.w)?, l)))
+            .collect();
+        let mut bytes = 0;
+        while let Some(&(layout, _)) = todo.first() {
+            let (now, later): (Vec<_>, Vec<_>) = todo.into_iter().partition(|t| t.0 == layout);
+            let plain: Vec<_> = now.iter().map(|(_, l)| l.w.clone()).collect();
+            let size = layout.size(&plain);
+            let copies = layout
+                .repack(&plain)
+                .ok_or(ModelError::OutOfMemory { bytes: size })?;
+            for ((_, l), copy) in now.into_iter().zip(copies) {
+                l.mapped = Some(std::mem::replace(&mut l.w, copy));
+            }
+            bytes += size;
+            todo = later;
+        }
+        Ok(bytes)
     }
 
     /// V.
@@ -260,8 +293,7 @@ impl Loader<'_> {
                 ty: info.ty.name(),
             });
         }
-        let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
-        self.buffers[part].place(&tensor, info.range.start);
+        let tensor = self.buffers[part].tensor(info.ty, &ne, name, info.range.start);
         self.claimed.insert(name.to_owned());
         Ok(tensor)
     }
@@ -271,46 +303,9 @@ impl Loader<'_> {
         self.claim(name, &[width, 0], multiplies)
     }
 
+    /// A matrix for products, or one whose rows are picked.
     fn table(&mut self, name: &str, ne: [usize; 2]) -> Result<Tensor, ModelError> {
         self.claim(name, &ne, multiplies)
-    }
-
-    /// A matrix for products, repacked if asked for and possible; then the one in the map comes second.
-    fn matrix(
-        &mut self,
-        name: &str,
-        ne: [usize; 2],
-    ) -> Result<(Tensor, Option<Tensor>), ModelError> {
-        let mapped = self.claim(name, &ne, multiplies)?;
-        if self.options.repack
-            && let Some(&(part, info)) = self.tensors.get(name)
-            && let Some(layout) = repackable(info.ty, ne)
-        {
-            let tensor = self.ctx.new_tensor(info.ty, &ne).named(name, None);
-            let bytes = &self.file.parts()[part].bytes()[info.range.clone()];
-            self.to_repack.push((layout, tensor.clone(), bytes));
-            return Ok((tensor, Some(mapped)));
-        }
-        Ok((mapped, None))
-    }
-
-    /// Repacks what was put off, one buffer per layout; returns the bytes they take.
-    fn repack_all(&mut self) -> Result<usize, ModelError> {
-        let mut todo = std::mem::take(&mut self.to_repack);
-        let mut bytes = 0;
-        while let Some((layout, ..)) = todo.first() {
-            let layout = *layout;
-            let (now, later): (Vec<_>, Vec<_>) = todo.into_iter().partition(|t| t.0 == layout);
-            let items: Vec<_> = now.into_iter().map(|(_, t, data)| (t, data)).collect();
-            let size = layout.size(&items);
-            let buffer = layout
-                .fill(&items)
-                .ok_or(ModelError::OutOfMemory { bytes: size })?;
-            self.ctx.keep(buffer);
-            bytes += size;
-            todo = later;
-        }
-        Ok(bytes)
     }
 
     fn vector(
@@ -326,9 +321,9 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: &str, ne: [usize; 2]) -> Result<Linear, ModelError> {
-        let matrix = self.matrix(&format!("{name}.weight"), ne)?;
+        let w = self.table(&format!("{name}.weight"), ne)?;
         let b = self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?;
-        Ok(Linear::of(matrix, b, self.options.kernels))
+        Ok(Linear::new(w, b))
     }
 
     fn norm(&mut self, name: &str, width: usize, need: Need) -> Result<Option<Norm>, ModelError> {

@@ -19,142 +19,172 @@ pub(super) fn check_range(
     if (1..=max).contains(&value) {
         return Ok(());
     }
-    Err(TrainError::Option {
-        option,
-        value: value.to_string(),
-        why: if value == 0 {
-            "must be at least 1"
-        } else {
-            "is more than is supported"
-        },
-    })
+    let why = match value {
+        0 => "must be at least 1",
+        _ => "is more than is supported",
+    };
+    Err(wrong(option, value, why))
 }
 
+/// What is wrong with one option.
+fn wrong(option: &'static str, value: impl ToString, why: &'static str) -> TrainError {
+    TrainError::Option {
+        option,
+        value: value.to_string(),
+        why,
+    }
+}
+
+/// Why two of them exclude each other.
+fn conflict(first: &str, second: String, why: &'static str) -> TrainError {
+    TrainError::Conflict {
+        first: first.to_owned(),
+        second,
+        why,
+    }
+}
+
+fn method(o: &TrainOptions) -> String {
+    format!("method {}", o.method)
+}
+
+/// Everything that is known without a model or data.
 pub(super) fn check(o: &TrainOptions) -> Result<(), TrainError> {
-    let wrong = |option, value: &dyn ToString, why| {
-        Err(TrainError::Option {
-            option,
-            value: value.to_string(),
-            why,
-        })
-    };
-    let positive = |x: f64| x.is_finite() && x > 0.0;
-    let conflict = |first: &str, second: String, why| {
-        Err(TrainError::Conflict {
-            first: first.to_owned(),
-            second,
-            why,
-        })
-    };
-    let reparam = o.effective_reparam();
+    sizes(o)?;
+    duration(o)?;
+    optimizer(o)?;
+    regularization(o)?;
+    evaluation(o)?;
+    encoder(o)?;
+    placement(o)?;
+    start(o)
+}
+
+fn sizes(o: &TrainOptions) -> Result<(), TrainError> {
     check_range("batch", o.batch, MAX_ROWS)?;
     check_range("accum", o.accum, MAX_ROWS / o.batch)?;
     check_range("hidden width", o.hidden.unwrap_or(1), MAX_HIDDEN)?;
     check_range("LSTM layers", o.lstm_layers, MAX_LSTM_LAYERS)?;
-    check_range("threads", o.threads.unwrap_or(1), MAX_THREADS)?;
+    check_range("threads", o.threads.unwrap_or(1), MAX_THREADS)
+}
+
+fn positive(x: f64) -> bool {
+    x.is_finite() && x > 0.0
+}
+
+fn duration(o: &TrainOptions) -> Result<(), TrainError> {
     if o.steps == Some(0) {
-        return wrong("steps", &0, "at least one");
+        return Err(wrong("steps", 0, "at least one"));
     }
     if let Some(epochs) = o.epochs.filter(|&e| !positive(e)) {
-        return wrong("epochs", &epochs, "must be positive");
+        return Err(wrong("epochs", epochs, "must be positive"));
     }
+    Ok(())
+}
+
+fn optimizer(o: &TrainOptions) -> Result<(), TrainError> {
     if let Some(lr) = o.lr.filter(|&lr| !positive(lr)) {
-        return wrong("learning rate", &lr, "must be positive");
+        return Err(wrong("learning rate", lr, "must be positive"));
     }
-    for beta in [o.betas.0, o.betas.1] {
-        if !(0.0..1.0).contains(&beta) {
-            return wrong("beta", &beta, "must be from 0 to below 1");
-        }
-    }
+    below_1("beta", o.betas.0)?;
+    below_1("beta", o.betas.1)?;
     if let Some(decay) = o.weight_decay.filter(|d| !(d.is_finite() && *d >= 0.0)) {
-        return wrong("weight decay", &decay, "must not be negative");
+        return Err(wrong("weight decay", decay, "must not be negative"));
     }
     if !(o.clip.is_finite() && o.clip >= 0.0) {
-        return wrong("clip", &o.clip, "must not be negative; 0 for no limit");
+        let why = "must not be negative; 0 for no limit";
+        return Err(wrong("clip", o.clip, why));
     }
-    if !(0.0..1.0).contains(&o.label_smoothing) {
-        return wrong(
-            "label smoothing",
-            &o.label_smoothing,
-            "must be from 0 to below 1",
-        );
+    Ok(())
+}
+
+fn below_1(
+    option: &'static str,
+    value: impl Into<f64> + Copy + ToString,
+) -> Result<(), TrainError> {
+    match (0.0..1.0).contains(&value.into()) {
+        true => Ok(()),
+        false => Err(wrong(option, value, "must be from 0 to below 1")),
     }
-    if !(0.0..1.0).contains(&o.dropout) {
-        return wrong("dropout", &o.dropout, "must be from 0 to below 1");
-    }
+}
+
+fn regularization(o: &TrainOptions) -> Result<(), TrainError> {
+    below_1("label smoothing", o.label_smoothing)?;
+    below_1("dropout", o.dropout)
+}
+
+fn evaluation(o: &TrainOptions) -> Result<(), TrainError> {
     if o.eval_every == Some(0) {
-        return wrong("evaluation interval", &0, "at least one step");
+        return Err(wrong("evaluation interval", 0, "at least one step"));
     }
     if o.patience == Some(0) {
-        return wrong("patience", &0, "at least one evaluation");
+        return Err(wrong("patience", 0, "at least one evaluation"));
     }
     if let Objective::Distill { top_k: 0, .. } = o.loss {
-        return wrong("top k", &0, "at least one token");
+        return Err(wrong("top k", 0, "at least one token"));
     }
-    let method = || format!("method {}", o.method);
+    Ok(())
+}
+
+/// The encoder against the method.
+fn encoder(o: &TrainOptions) -> Result<(), TrainError> {
+    let reparam = o.effective_reparam();
     match (o.method, reparam) {
         (AdapterKind::Prompt, Reparam::Mlp | Reparam::Lstm) => {
-            return conflict(
-                "an encoder",
-                method(),
-                "prompt tuning trains the rows themselves; P-tuning has encoders",
-            );
+            let why = "prompt tuning trains the rows themselves; P-tuning has encoders";
+            return Err(conflict("an encoder", method(o), why));
         }
         (AdapterKind::Prefix, Reparam::Lstm) => {
-            return conflict("an LSTM", method(), "prefixes have the MLP");
+            return Err(conflict("an LSTM", method(o), "prefixes have the MLP"));
         }
         _ => {}
     }
     if o.hidden.is_some() && reparam == Reparam::None {
-        return conflict(
-            "an inner width",
-            "no encoder".to_owned(),
-            "only networks have one",
-        );
-    }
-    if o.template.is_some() && o.method != AdapterKind::PTuning {
-        return conflict(
-            "a template",
-            method(),
-            "only P-tuning places virtual tokens within the text",
-        );
-    }
-    if o.freeze_first > 0 && (o.method != AdapterKind::Prefix || reparam != Reparam::None) {
-        return conflict(
-            "frozen rows",
-            if o.method == AdapterKind::Prefix {
-                "an encoder".to_owned()
-            } else {
-                method()
-            },
-            "only rows of a prefix that are trained themselves can be kept",
-        );
-    }
-    match (&o.init, o.method) {
-        (Some(Init::Vocab), AdapterKind::Prefix) => {
-            return conflict(
-                "initial rows from the vocabulary",
-                method(),
-                "a prefix has no embeddings; start from a text",
-            );
-        }
-        (Some(Init::Mean), AdapterKind::Prompt | AdapterKind::PTuning) => {
-            return conflict(
-                "initial rows at the mean key",
-                method(),
-                "virtual tokens have no keys; start from a text",
-            );
-        }
-        (Some(Init::Zeros), _) if reparam != Reparam::None => {
-            return conflict(
-                "initial zeros",
-                "an encoder".to_owned(),
-                "nothing would ever move",
-            );
-        }
-        _ => {}
+        let (no_encoder, why) = ("no encoder".to_owned(), "only networks have one");
+        return Err(conflict("an inner width", no_encoder, why));
     }
     Ok(())
+}
+
+/// Where virtual tokens stand, and which of them are trained, against the method.
+fn placement(o: &TrainOptions) -> Result<(), TrainError> {
+    if o.template.is_some() && o.method != AdapterKind::PTuning {
+        let why = "only P-tuning places virtual tokens within the text";
+        return Err(conflict("a template", method(o), why));
+    }
+    if o.freeze_first == 0 {
+        return Ok(());
+    }
+    let why = "only rows of a prefix that are trained themselves can be kept";
+    if o.method != AdapterKind::Prefix {
+        return Err(conflict("frozen rows", method(o), why));
+    }
+    if o.effective_reparam() != Reparam::None {
+        return Err(conflict("frozen rows", "an encoder".to_owned(), why));
+    }
+    Ok(())
+}
+
+/// The initial values against the method and the encoder.
+fn start(o: &TrainOptions) -> Result<(), TrainError> {
+    Err(match (&o.init, o.method) {
+        (Some(Init::Vocab), AdapterKind::Prefix) => conflict(
+            "initial rows from the vocabulary",
+            method(o),
+            "a prefix has no embeddings; start from a text",
+        ),
+        (Some(Init::Mean), AdapterKind::Prompt | AdapterKind::PTuning) => conflict(
+            "initial rows at the mean key",
+            method(o),
+            "virtual tokens have no keys; start from a text",
+        ),
+        (Some(Init::Zeros), _) if o.effective_reparam() != Reparam::None => conflict(
+            "initial zeros",
+            "an encoder".to_owned(),
+            "nothing would ever move",
+        ),
+        _ => return Ok(()),
+    })
 }
 
 /// P.
@@ -169,25 +199,16 @@ pub(super) fn length(o: &TrainOptions) -> Result<usize, TrainError> {
         .or(template)
         .or(adapter)
         .unwrap_or(TrainOptions::DEFAULT_LENGTH);
-    let wrong = |why| TrainError::Option {
-        option: "length",
-        value: length.to_string(),
-        why,
-    };
     if length == 0 || length > crate::adapter::MAX_LENGTH {
-        return Err(wrong("from 1 to 65536 virtual tokens"));
+        return Err(wrong("length", length, "from 1 to 65536 virtual tokens"));
     }
     if template.is_some_and(|n| n != length) {
-        return Err(wrong(
-            "the template places another number of virtual tokens",
-        ));
+        let why = "the template places another number of virtual tokens";
+        return Err(wrong("length", length, why));
     }
     if o.freeze_first >= length {
-        return Err(TrainError::Option {
-            option: "number of frozen rows",
-            value: o.freeze_first.to_string(),
-            why: "at least one row must be left to train",
-        });
+        let why = "at least one row must be left to train";
+        return Err(wrong("number of frozen rows", o.freeze_first, why));
     }
     Ok(length)
 }

@@ -1,6 +1,6 @@
 //! Matrix products of the encoders.
 
-use crate::ggml::gemm;
+use crate::ggml::{RowMajor, Strided, gemm};
 
 /// The transpose, row-major `cols x rows`, of the row-major `rows x cols` matrix `a`.
 pub(crate) fn transpose(rows: usize, cols: usize, a: &[f32]) -> Vec<f32> {
@@ -19,7 +19,8 @@ pub(crate) fn transpose(rows: usize, cols: usize, a: &[f32]) -> Vec<f32> {
 pub(crate) fn matmul_transposed(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
     let mut product = vec![0.0; n * m];
     let a = transpose(m, k, a);
-    gemm(false, n, m, k, b, k, 1, &a, m, &mut product, m);
+    let c = RowMajor(&mut product[..], m);
+    gemm(false, [n, m, k], Strided::rows(b, k), RowMajor(&a, m), c);
     transpose(n, m, &product)
 }
 

@@ -1,7 +1,9 @@
 //! What is trained, in the one layout that training computes in: that in which graphs read it. PEFT's order is met at two
 //! edges only: the encoder, whose parameters are PEFT's, and files.
 
-use crate::adapter::{AdapterError, AdapterKind, Payload, Rows, layers_from_peft, layers_to_peft};
+use crate::adapter::{
+    AdapterError, AdapterKind, Matrix, Payload, layers_from_peft, layers_to_peft,
+};
 use crate::model::BaseShape;
 
 /// Values or gradients of what is trained.
@@ -41,7 +43,7 @@ impl Variables {
             Payload::Prefix { layers } => {
                 Self::prefix(base, layers.iter().map(|l| l.to_f32()).collect())
             }
-            Payload::Rows(rows) => Self::virtual_tokens(base, rows.to_f32()),
+            Payload::VirtualTokens(rows) => Self::virtual_tokens(base, rows.to_f32()),
         }
     }
 
@@ -50,7 +52,10 @@ impl Variables {
         match self {
             Self::None => unreachable!("an adapter has rows"),
             Self::Prefix { layers, .. } => Payload::prefix(layers, base),
-            Self::Virtual { values, .. } => Ok(Payload::Rows(Rows::from_f32(base.n_embd, values)?)),
+            Self::Virtual { values, .. } => Ok(Payload::VirtualTokens(Matrix::from_f32(
+                base.n_embd,
+                values,
+            )?)),
         }
     }
 

@@ -26,7 +26,7 @@ const ENCODERS: [(AdapterKind, Reparam); 6] = [
 /// All values of an adapter.
 fn rows_of(adapter: &Adapter) -> Vec<f32> {
     match adapter.payload() {
-        Payload::Rows(rows) => rows.to_f32(),
+        Payload::VirtualTokens(rows) => rows.to_f32(),
         Payload::Prefix { layers } => {
             let pairs = layers.iter().flat_map(|l| [&l.k, &l.v]);
             pairs.flat_map(|rows| rows.to_f32()).collect()
@@ -237,7 +237,7 @@ fn a_run_that_diverges_keeps_its_last_good_rows() {
         let again = Adapter::from_gguf(&file).unwrap();
         let finite = |values: Vec<f32>| values.iter().all(|x| x.is_finite());
         assert!(match again.payload() {
-            Payload::Rows(rows) => finite(rows.to_f32()),
+            Payload::VirtualTokens(rows) => finite(rows.to_f32()),
             Payload::Prefix { layers } => layers
                 .iter()
                 .all(|l| finite(l.k.to_f32()) && finite(l.v.to_f32())),

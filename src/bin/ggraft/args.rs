@@ -190,6 +190,12 @@ impl AdapterArgs {
             .transpose()
             .map_err(|e| e.forced(self.force))
     }
+
+    /// A session on `model` with the adapter, if one is given, in place.
+    pub(crate) fn session(&self, model: &Model, options: SessionOptions) -> Result<Session> {
+        let adapter = self.load(model)?;
+        new_session(model, options, adapter.as_ref(), self.force)
+    }
 }
 
 /// A GGUF adapter file, or a PEFT folder imported for `model`.

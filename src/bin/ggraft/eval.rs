@@ -1,6 +1,6 @@
 //! `ggraft eval`: loss, perplexity and exact match on a data set.
 
-use crate::args::{AdapterArgs, ChatArgs, ModelArgs, SessionArgs, new_session};
+use crate::args::{AdapterArgs, ChatArgs, ModelArgs, SessionArgs};
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::score::score;
@@ -55,9 +55,8 @@ impl Eval {
     pub(crate) fn execute(self) -> Result<()> {
         let data = data::read(&self.data)?;
         let model = self.model.open_with(&self.chat_format)?;
-        let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
-        let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
+        let mut session = self.adapter.session(&model, options)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         let mut totals = Totals::default();
         let done = data::for_each(&data, |row| {

@@ -1,6 +1,6 @@
 //! `ggraft predict`: greedy completions of a data set.
 
-use crate::args::{AdapterArgs, ChatArgs, Limit, ModelArgs, SessionArgs, new_session, parse_limit};
+use crate::args::{AdapterArgs, ChatArgs, Limit, ModelArgs, SessionArgs, parse_limit};
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::score::score;
@@ -49,9 +49,8 @@ impl Predict {
     pub(crate) fn execute(self) -> Result<()> {
         let data = data::read(&self.data)?;
         let model = self.model.open_with(&self.chat_format)?;
-        let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
-        let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
+        let mut session = self.adapter.session(&model, options)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         let mut greedy = GenerateOptions::default().sampler(SamplerParams::greedy());
         greedy.max_tokens = self.n.0;

@@ -1,8 +1,6 @@
 //! `ggraft run`: text in, text out.
 
-use crate::args::{
-    AdapterArgs, ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, new_session, parse_limit,
-};
+use crate::args::{AdapterArgs, ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, parse_limit};
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
@@ -102,10 +100,9 @@ impl Run {
         let seed = params.seed;
 
         let begin = Instant::now();
-        let adapter = self.adapter.load(&model)?;
         let options = self.session.options(KvType::F16);
-        let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
-        let attach = adapter.is_some().then(|| begin.elapsed());
+        let mut session = self.adapter.session(&model, options)?;
+        let attach = self.adapter.adapter.is_some().then(|| begin.elapsed());
 
         let tokens = match self.chat {
             true => chat_prompt(&model, self.system.as_deref(), text)?,

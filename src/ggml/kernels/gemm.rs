@@ -23,33 +23,43 @@ pub(crate) fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     }
 }
 
-/// A view of a matrix that is read: element `(i, p)` at `data[i * row + p * col]`.
+/// A matrix that is read: element `(i, p)` at `values[i * row + p * col]`.
 #[derive(Clone, Copy)]
-pub(super) struct Strided {
-    pub(super) data: *const f32,
-    pub(super) row: usize,
-    pub(super) col: usize,
+pub(crate) struct Strided<'a> {
+    values: &'a [f32],
+    row: usize,
+    col: usize,
 }
 
-/// C (`m x n`, row-major, leading dimension `ldc`) = or += A (`m x k`, element `(i, p)` at `a[i * rsa + p * csa]`) * B
-/// (`k x n`, row-major, leading dimension `ldb`).
+impl<'a> Strided<'a> {
+    /// Rows that begin `ld` values apart.
+    pub(crate) fn rows(values: &'a [f32], ld: usize) -> Self {
+        let (row, col) = (ld, 1);
+        Self { values, row, col }
+    }
+
+    /// Columns that begin `ld` values apart: the transpose of [`Strided::rows`].
+    pub(crate) fn columns(values: &'a [f32], ld: usize) -> Self {
+        let (row, col) = (1, ld);
+        Self { values, row, col }
+    }
+}
+
+/// A matrix whose rows begin so many values apart.
+pub(crate) struct RowMajor<V>(pub(crate) V, pub(crate) usize);
+
+/// `C = A B`, or `C += A B` to `accumulate`, with A `m x k`, B `k x n` and C `m x n`.
 ///
 /// # Panics
 /// If a matrix does not fit into its slice, or rows of B or C overlap.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn gemm(
     accumulate: bool,
-    m: usize,
-    n: usize,
-    k: usize,
-    a: &[f32],
-    rsa: usize,
-    csa: usize,
-    b: &[f32],
-    ldb: usize,
-    c: &mut [f32],
-    ldc: usize,
+    [m, n, k]: [usize; 3],
+    a: Strided<'_>,
+    b: RowMajor<&[f32]>,
+    c: RowMajor<&mut [f32]>,
 ) {
+    let (RowMajor(b, ldb), RowMajor(c, ldc)) = (b, c);
     if m == 0 || n == 0 {
         return;
     }
@@ -65,18 +75,69 @@ pub(crate) fn gemm(
         }
         return;
     }
-    assert!(extent(m, rsa, k, csa) <= a.len(), "A is too small");
+    assert!(
+        extent(m, a.row, k, a.col) <= a.values.len(),
+        "A is too small"
+    );
     assert!(
         n <= ldb && extent(k, ldb, n, 1) <= b.len(),
         "B is too small"
     );
-    let a = Strided {
-        data: a.as_ptr(),
-        row: rsa,
-        col: csa,
+    let x = Operands {
+        a: a.values.as_ptr(),
+        a_row: a.row,
+        a_col: a.col,
+        b: b.as_ptr(),
+        ldb,
+        c: c.as_mut_ptr(),
+        ldc,
     };
     // SAFETY: the matrices lie within their slices (checked above), and C is borrowed exclusively.
-    unsafe { gemm_raw(accumulate, m, n, k, a, b.as_ptr(), ldb, c.as_mut_ptr(), ldc) }
+    unsafe { product(accumulate, [m, n, k], x) }
+}
+
+/// The matrices of a product: element `(i, p)` of A at `a[i * a_row + p * a_col]`, rows of B and C `ldb` and `ldc` values apart.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    pub(super) a: *const f32,
+    pub(super) a_row: usize,
+    pub(super) a_col: usize,
+    pub(super) b: *const f32,
+    pub(super) ldb: usize,
+    pub(super) c: *mut f32,
+    pub(super) ldc: usize,
+}
+
+impl Operands {
+    /// The product from row `i` on.
+    ///
+    /// # Safety
+    /// A and C must have that row.
+    unsafe fn at_row(self, i: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                a: self.a.add(i * self.a_row),
+                c: self.c.add(i * self.ldc),
+                ..self
+            }
+        }
+    }
+
+    /// The product from column `j` on.
+    ///
+    /// # Safety
+    /// B and C must have that column.
+    unsafe fn at_column(self, j: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                b: self.b.add(j),
+                c: self.c.add(j),
+                ..self
+            }
+        }
+    }
 }
 
 /// Elements from the first to the last of a strided `rows x cols` matrix, both inclusive.
@@ -91,25 +152,14 @@ fn extent(rows: usize, row: usize, cols: usize, col: usize) -> usize {
 ///
 /// # Safety
 /// The matrices must be valid, C not overlap with A or B; `m`, `n`, `k` above 0.
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn gemm_raw(
-    accumulate: bool,
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Strided,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-) {
+unsafe fn product(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
     // Rows a multiple of 1 KB apart share a few sets of the caches and evict each other before the next rows of A come.
-    let copy = m > arch::MR && k > 16 && ldb.is_multiple_of(256);
+    let copy = m > arch::MR && k > 16 && x.ldb.is_multiple_of(256);
     if !copy {
         for j in (0..n).step_by(NR) {
             let nr = NR.min(n - j);
             // SAFETY: columns j..j + nr of B and C.
-            unsafe { panel(accumulate, m, nr, k, a, b.add(j), ldb, c.add(j), ldc) }
+            unsafe { panel(accumulate, [m, nr, k], x.at_column(j)) }
         }
         return;
     }
@@ -121,19 +171,21 @@ pub(super) unsafe fn gemm_raw(
             // SAFETY: columns j..j + nr of B and C, rows p..p + rows of B and columns of A.
             unsafe {
                 for (q, row) in copied[..rows].iter_mut().enumerate() {
-                    let from = b.add((p + q) * ldb + j);
+                    let from = x.b.add((p + q) * x.ldb + j);
                     if nr == NR {
                         *row = from.cast::<[f32; NR]>().read_unaligned();
                     } else {
                         std::ptr::copy_nonoverlapping(from, row.as_mut_ptr(), nr);
                     }
                 }
-                let a = Strided {
-                    data: a.data.add(p * a.col),
-                    ..a
+                let x = Operands {
+                    a: x.a.add(p * x.a_col),
+                    b: copied.as_ptr().cast(),
+                    ldb: NR,
+                    c: x.c.add(j),
+                    ..x
                 };
-                let b = copied.as_ptr().cast();
-                panel(accumulate || p > 0, m, nr, rows, a, b, NR, c.add(j), ldc);
+                panel(accumulate || p > 0, [m, nr, rows], x);
             }
         }
     }
@@ -142,38 +194,20 @@ pub(super) unsafe fn gemm_raw(
 /// `nr <= NR` columns of a product.
 ///
 /// # Safety
-/// As [`gemm_raw`].
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn panel(
-    accumulate: bool,
-    m: usize,
-    nr: usize,
-    k: usize,
-    a: Strided,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-) {
+/// As [`product`].
+pub(super) unsafe fn panel(accumulate: bool, [m, nr, k]: [usize; 3], x: Operands) {
     // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
     let tiles = m.div_ceil(arch::MR);
     for tile in 0..tiles {
         let (from, to) = (tile * m / tiles, (tile + 1) * m / tiles);
         // SAFETY: rows from..to of A and C.
-        unsafe {
-            let a = Strided {
-                data: a.data.add(from * a.row),
-                ..a
-            };
-            let c = c.add(from * ldc);
-            arch::tile(accumulate, to - from, nr, k, a, b, ldb, c, ldc);
-        }
+        unsafe { arch::tile(accumulate, [to - from, nr, k], x.at_row(from)) }
     }
 }
 
 #[cfg(target_feature = "avx512f")]
 mod avx512 {
-    use super::Strided;
+    use super::Operands;
     use std::arch::x86_64::*;
 
     /// Height of a register tile: 24 of the 32 registers hold sums.
@@ -184,27 +218,16 @@ mod avx512 {
     /// `mr <= MR` rows and `nr <= NR` columns of a product.
     ///
     /// # Safety
-    /// As `gemm_raw`.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn tile(
-        accumulate: bool,
-        mr: usize,
-        nr: usize,
-        k: usize,
-        a: Strided,
-        b: *const f32,
-        ldb: usize,
-        c: *mut f32,
-        ldc: usize,
-    ) {
+    /// As `product`.
+    pub(super) unsafe fn tile(accumulate: bool, [mr, nr, k]: [usize; 3], x: Operands) {
         macro_rules! tall {
             ($($m:literal)*) => {
                 match (mr, nr > 16) {
                     $(
                         // SAFETY: the caller's promise.
-                        ($m, false) => unsafe { fixed::<$m, 1>(accumulate, nr, k, a, b, ldb, c, ldc) },
+                        ($m, false) => unsafe { fixed::<$m, 1>(accumulate, nr, k, x) },
                         // SAFETY: the caller's promise.
-                        ($m, true) => unsafe { fixed::<$m, 2>(accumulate, nr, k, a, b, ldb, c, ldc) },
+                        ($m, true) => unsafe { fixed::<$m, 2>(accumulate, nr, k, x) },
                     )*
                     _ => unreachable!("a tile of {mr} rows"),
                 }
@@ -214,17 +237,16 @@ mod avx512 {
     }
 
     /// `M` rows and more than `16 * (V - 1)`, at most `16 * V` columns.
-    #[allow(clippy::too_many_arguments)]
+    ///
+    /// # Safety
+    /// As `product`.
     unsafe fn fixed<const M: usize, const V: usize>(
         accumulate: bool,
         nr: usize,
         k: usize,
-        a: Strided,
-        b: *const f32,
-        ldb: usize,
-        c: *mut f32,
-        ldc: usize,
+        x: Operands,
     ) {
+        let Operands { ldb, c, ldc, .. } = x;
         let last: __mmask16 = u16::MAX >> (16 * V - nr);
         let mask = |v: usize| if v + 1 == V { last } else { u16::MAX };
         // SAFETY: masked loads and stores touch the tile's own elements only; pointers beyond the last row are computed
@@ -238,19 +260,19 @@ mod avx512 {
                     }
                 }
             }
-            let (mut at, mut b) = (a.data, b);
+            let (mut a, mut b) = (x.a, x.b);
             for _ in 0..k {
-                let mut x = [_mm512_setzero_ps(); V];
-                for (v, x) in x.iter_mut().enumerate() {
-                    *x = _mm512_maskz_loadu_ps(mask(v), b.wrapping_add(16 * v));
+                let mut row_of_b = [_mm512_setzero_ps(); V];
+                for (v, part) in row_of_b.iter_mut().enumerate() {
+                    *part = _mm512_maskz_loadu_ps(mask(v), b.wrapping_add(16 * v));
                 }
                 for (i, row) in acc.iter_mut().enumerate() {
-                    let y = _mm512_set1_ps(*at.add(i * a.row));
-                    for (sum, x) in row.iter_mut().zip(x) {
-                        *sum = _mm512_fmadd_ps(y, x, *sum);
+                    let y = _mm512_set1_ps(*a.add(i * x.a_row));
+                    for (sum, part) in row.iter_mut().zip(row_of_b) {
+                        *sum = _mm512_fmadd_ps(y, part, *sum);
                     }
                 }
-                at = at.wrapping_add(a.col);
+                a = a.wrapping_add(x.a_col);
                 b = b.wrapping_add(ldb);
             }
             for (i, row) in acc.iter().enumerate() {
@@ -266,7 +288,7 @@ mod avx512 {
 #[cfg(any(test, not(target_feature = "avx512f")))]
 #[cfg_attr(target_feature = "avx512f", allow(dead_code))]
 mod portable {
-    use super::{Strided, mul_add};
+    use super::{Operands, mul_add};
 
     /// Height of a register tile: with [`NR`] columns 8 registers of AVX2, 16 of NEON.
     pub(super) const MR: usize = 4;
@@ -276,28 +298,17 @@ mod portable {
     /// `mr <= MR` rows and `nr <= NR` columns of a product.
     ///
     /// # Safety
-    /// As `gemm_raw`.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn tile(
-        accumulate: bool,
-        mr: usize,
-        nr: usize,
-        k: usize,
-        a: Strided,
-        b: *const f32,
-        ldb: usize,
-        c: *mut f32,
-        ldc: usize,
-    ) {
+    /// As `product`.
+    pub(super) unsafe fn tile(accumulate: bool, [mr, nr, k]: [usize; 3], x: Operands) {
         macro_rules! tall {
             ($($m:literal)*) => {
                 match (mr, nr == NR) {
                     $(
                         // SAFETY: the caller's promise.
-                        ($m, true) => unsafe { fixed::<$m, NR>(accumulate, k, a, b, ldb, c, ldc) },
+                        ($m, true) => unsafe { fixed::<$m, NR>(accumulate, k, x) },
                         ($m, false) => for j in 0..nr {
                             // SAFETY: column j of B and C.
-                            unsafe { fixed::<$m, 1>(accumulate, k, a, b.add(j), ldb, c.add(j), ldc) }
+                            unsafe { fixed::<$m, 1>(accumulate, k, x.at_column(j)) }
                         },
                     )*
                     _ => unreachable!("a tile of {mr} rows"),
@@ -308,16 +319,11 @@ mod portable {
     }
 
     /// `M x N` elements.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn fixed<const M: usize, const N: usize>(
-        accumulate: bool,
-        k: usize,
-        a: Strided,
-        b: *const f32,
-        ldb: usize,
-        c: *mut f32,
-        ldc: usize,
-    ) {
+    ///
+    /// # Safety
+    /// As `product`.
+    unsafe fn fixed<const M: usize, const N: usize>(accumulate: bool, k: usize, x: Operands) {
+        let Operands { ldb, c, ldc, .. } = x;
         let mut acc = [[0.0f32; N]; M];
         if accumulate {
             for (i, row) in acc.iter_mut().enumerate() {
@@ -327,12 +333,12 @@ mod portable {
         }
         for p in 0..k {
             // SAFETY: row p of B.
-            let x = unsafe { b.add(p * ldb).cast::<[f32; N]>().read() };
+            let row_of_b = unsafe { x.b.add(p * ldb).cast::<[f32; N]>().read() };
             for (i, row) in acc.iter_mut().enumerate() {
                 // SAFETY: element (i, p) of A.
-                let y = unsafe { *a.data.add(i * a.row + p * a.col) };
-                for (sum, x) in row.iter_mut().zip(x) {
-                    *sum = mul_add(y, x, *sum);
+                let y = unsafe { *x.a.add(i * x.a_row + p * x.a_col) };
+                for (sum, part) in row.iter_mut().zip(row_of_b) {
+                    *sum = mul_add(y, part, *sum);
                 }
             }
         }
@@ -349,17 +355,18 @@ mod tests {
     use super::*;
 
     fn check(accumulate: bool, m: usize, n: usize, k: usize, transposed: bool, pad: usize) {
-        let (rsa, csa) = if transposed {
-            (1, m + pad)
-        } else {
-            (k + pad, 1)
-        };
         let (ldb, ldc) = (n + pad, n + 2 * pad);
         let a = values(m * k + (m + k) * pad, 1);
+        let view = if transposed {
+            Strided::columns(&a, m + pad)
+        } else {
+            Strided::rows(&a, k + pad)
+        };
         let b = values(k * ldb, 2);
         let before = values(m * ldc, 3);
         let mut c = before.clone();
-        gemm(accumulate, m, n, k, &a, rsa, csa, &b, ldb, &mut c, ldc);
+        let product = RowMajor(&mut c[..], ldc);
+        gemm(accumulate, [m, n, k], view, RowMajor(&b, ldb), product);
         for i in 0..m {
             for j in 0..ldc {
                 let (got, old) = (c[i * ldc + j], before[i * ldc + j]);
@@ -368,7 +375,7 @@ mod tests {
                     continue;
                 }
                 let dot: f64 = (0..k)
-                    .map(|p| f64::from(a[i * rsa + p * csa]) * f64::from(b[p * ldb + j]))
+                    .map(|p| f64::from(a[i * view.row + p * view.col]) * f64::from(b[p * ldb + j]))
                     .sum();
                 let want = dot + if accumulate { f64::from(old) } else { 0.0 };
                 let err = (f64::from(got) - want).abs();
@@ -402,16 +409,18 @@ mod tests {
         let (m, n, k) = (29, 256, 270);
         let (a, b) = (values(m * k, 4), values(k * n, 5));
         let mut whole = vec![0.0; m * n];
-        gemm(false, m, n, k, &a, k, 1, &b, n, &mut whole, n);
+        let view = Strided::rows(&a, k);
+        let product = RowMajor(&mut whole[..], n);
+        gemm(false, [m, n, k], view, RowMajor(&b, n), product);
         for (rows, cols, depth) in [(1, 256, 270), (13, 100, 270), (29, 256, 7), (5, 33, 64)] {
             let mut parts = vec![0.0; m * n];
             for i in (0..m).step_by(rows) {
                 for j in (0..n).step_by(cols) {
                     for p in (0..k).step_by(depth) {
-                        let size = (rows.min(m - i), cols.min(n - j), depth.min(k - p));
-                        let (a, b) = (&a[i * k + p..], &b[p * n + j..]);
-                        let c = &mut parts[i * n + j..];
-                        gemm(p > 0, size.0, size.1, size.2, a, k, 1, b, n, c, n);
+                        let size = [rows.min(m - i), cols.min(n - j), depth.min(k - p)];
+                        let a = Strided::rows(&a[i * k + p..], k);
+                        let b = RowMajor(&b[p * n + j..], n);
+                        gemm(p > 0, size, a, b, RowMajor(&mut parts[i * n + j..], n));
                     }
                 }
             }
@@ -427,18 +436,22 @@ mod tests {
     #[test]
     fn portable_tiles_give_the_same_bits() {
         let (k, a, b) = (37, values(4 * 37, 6), values(37 * 16, 7));
-        let view = Strided {
-            data: a.as_ptr(),
-            row: k,
-            col: 1,
-        };
         for nr in [16, 5] {
             let mut want = vec![0.0; 4 * nr];
-            gemm(false, 4, nr, k, &a, k, 1, &b, 16, &mut want, nr);
+            let (view, product) = (Strided::rows(&a, k), RowMajor(&mut want[..], nr));
+            gemm(false, [4, nr, k], view, RowMajor(&b, 16), product);
             let mut got = vec![0.0; 4 * nr];
-            let c = got.as_mut_ptr();
+            let x = Operands {
+                a: a.as_ptr(),
+                a_row: k,
+                a_col: 1,
+                b: b.as_ptr(),
+                ldb: 16,
+                c: got.as_mut_ptr(),
+                ldc: nr,
+            };
             // SAFETY: the matrices have these sizes.
-            unsafe { portable::tile(false, 4, nr, k, view, b.as_ptr(), 16, c, nr) };
+            unsafe { portable::tile(false, [4, nr, k], x) };
             assert_eq!(got, want);
         }
     }
@@ -446,18 +459,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "A is too small")]
     fn a_must_fit() {
-        gemm(
-            false,
-            2,
-            1,
-            2,
-            &[0.0; 3],
-            2,
-            1,
-            &[0.0; 2],
-            1,
-            &mut [0.0; 2],
-            1,
-        );
+        let (a, b, mut c) = ([0.0; 3], [0.0; 2], [0.0; 2]);
+        let view = Strided::rows(&a, 2);
+        gemm(false, [2, 1, 2], view, RowMajor(&b, 1), RowMajor(&mut c, 1));
     }
 }

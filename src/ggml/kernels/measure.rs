@@ -1,6 +1,6 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::{has_mul_mat, mul_mat_back};
+use super::{MulMatBack, has_mul_mat};
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,11 +44,11 @@ pub fn mul_mat_back_seconds(
         let now = [
             back(ty, &w, &dy, &mut dx, [k, n, t], n_threads),
             bf16.compute(&pool),
-            own.as_mut().map_or(0.0, |own| own.compute(&pool)),
+            own.as_mut().map_or(Duration::MAX, |own| own.compute(&pool)),
             forward.compute(&pool),
         ];
         for (best, now) in best.iter_mut().zip(now) {
-            *best = best.min(now);
+            *best = best.min(now.as_secs_f64());
         }
     }
     let [back, ggml_bf16, forward, ggml_forward] = best;
@@ -83,13 +83,13 @@ impl Measured {
     /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`, by our own kernel or ggml's.
     fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8], own: bool) -> Self {
         let ctx = Context::new();
-        let w = ctx.new_tensor(ty, &[k, n]).input();
-        let x = ctx.new_tensor(GgmlType::F32, &[k, t]).input();
+        let w = ctx.input(ty, &[k, n], "w");
+        let x = ctx.input(GgmlType::F32, &[k, t], "x");
         let y = match own {
             true => ctx.mul_mat_packed(&w, &ctx.pack(&x)),
             false => ctx.mul_mat(&w, &x),
         };
-        let y = y.output();
+        let y = ctx.output(y);
         let mut graph = Graph::new(ctx, &[y], GraphMemory::new()).expect("memory");
         let bytes = graph.bytes_mut(&w);
         bytes.copy_from_slice(&weights[..bytes.len()]);
@@ -97,11 +97,10 @@ impl Measured {
         Self { graph }
     }
 
-    /// Seconds.
-    fn compute(&mut self, pool: &ThreadPool) -> f64 {
+    fn compute(&mut self, pool: &ThreadPool) -> Duration {
         let start = Instant::now();
         self.graph.compute(pool, None).expect("memory");
-        let time = start.elapsed().as_secs_f64();
+        let time = start.elapsed();
         // Workers poll for a while and would slow down what comes next.
         std::thread::sleep(Duration::from_millis(10));
         time
@@ -116,22 +115,38 @@ fn back(
     dx: &mut [f32],
     [k, n, t]: [usize; 3],
     n_threads: usize,
-) -> f64 {
-    /// dX, shared by threads that write parts of it.
-    struct Shared(*mut f32);
-    // SAFETY: the parts are disjoint.
+) -> Duration {
+    /// Shared by threads that write parts of dX.
+    struct Shared(MulMatBack);
+    // SAFETY: the parts are disjoint; W and dY are only read.
     unsafe impl Sync for Shared {}
+    impl Shared {
+        /// # Safety
+        /// As for [`MulMatBack::part`].
+        unsafe fn part(&self, ith: usize, nth: usize) {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.part(ith, nth) }
+        }
+    }
     let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
     assert!(w.len() >= n * row_bytes && dy.len() >= n * t && dx.len() >= k * t);
-    let dx = &Shared(dx.as_mut_ptr());
+    let product = &Shared(MulMatBack {
+        ty,
+        w: w.as_ptr(),
+        row_bytes,
+        k,
+        n,
+        dy: dy.as_ptr(),
+        dy_stride: n,
+        dx: dx.as_mut_ptr(),
+        dx_stride: k,
+        t,
+    });
     let arrived = &AtomicUsize::new(0);
     let part = move |ith: usize| {
         let run = || {
             // SAFETY: the matrices have these sizes (asserted above); every thread runs a part of its own.
-            unsafe {
-                let (w, dy) = (w.as_ptr(), dy.as_ptr());
-                mul_mat_back(ty, w, row_bytes, k, n, dy, n, dx.0, k, t, ith, n_threads);
-            }
+            unsafe { product.part(ith, n_threads) };
         };
         let wait = |turn: usize| {
             arrived.fetch_add(1, Ordering::AcqRel);
@@ -144,7 +159,7 @@ fn back(
         let start = Instant::now();
         run();
         wait(2);
-        start.elapsed().as_secs_f64()
+        start.elapsed()
     };
     std::thread::scope(|scope| {
         for ith in 1..n_threads {

@@ -12,11 +12,9 @@ mod mul_mat;
 mod mul_mat_back;
 
 pub(crate) use exp::{exp, exp_sub_sum};
-pub(crate) use gemm::gemm;
-pub(crate) use mul_mat::{
-    FEWEST_ROWS, Product, has_mul_mat, mul_mat, pack_row, packed_words, packs_faster,
-};
-pub(crate) use mul_mat_back::mul_mat_back;
+pub(crate) use gemm::{RowMajor, Strided, gemm};
+pub(crate) use mul_mat::{FEWEST_ROWS, MulMat, has_mul_mat, pack_row, packed_words, packs_faster};
+pub(crate) use mul_mat_back::MulMatBack;
 
 /// Reproducible values in -1..1.
 #[cfg(test)]

@@ -69,9 +69,9 @@ pub(crate) fn pack_row(x: &[f32], to: &mut [f32]) {
     }
 }
 
-/// Operands of [`mul_mat`].
-#[derive(Clone, Copy)]
-pub(crate) struct Product {
+/// `Y = W X`.
+pub(crate) struct MulMat {
+    /// The type of W, for which there is [`has_mul_mat`].
     pub(crate) ty: GgmlType,
     /// W, `ne = [k, n]`.
     pub(crate) w: *const u8,
@@ -102,29 +102,31 @@ thread_local! {
     static PANEL: std::cell::RefCell<Panel> = const { std::cell::RefCell::new(Panel { words: Vec::new(), steps: Vec::new() }) };
 }
 
-/// Part `ith` of `nth` of a product: some of W's rows, whole panels of them.
-///
-/// # Safety
-/// The matrices must be valid, with [`has_mul_mat`] for W; all parts together write all of Y, each its own.
-pub(crate) unsafe fn mul_mat(product: &Product, ith: usize, nth: usize) {
-    let panels = product.n.div_ceil(ROWS);
-    PANEL.with_borrow_mut(|panel| {
-        panel.words.resize(DEPTH / 2 * ROWS / 16, Line([0.0; 16]));
-        panel
-            .steps
-            .resize(DEPTH / BLOCK * ROWS / 16, Line([0.0; 16]));
-        for i in panels * ith / nth..panels * (ith + 1) / nth {
-            let rows = i * ROWS..product.n.min((i + 1) * ROWS);
-            for k0 in (0..product.k).step_by(DEPTH) {
-                let depth = k0..product.k.min(k0 + DEPTH);
-                // SAFETY: rows and columns of W, all rows of X and ours of Y.
-                unsafe {
-                    panel.unpack(product, &rows, &depth);
-                    panel.multiply(product, &rows, &depth);
+impl MulMat {
+    /// Computes part `ith` of `nth`: some of W's rows, whole panels of them. Values do not depend on `nth`, nor those of a row on `t`.
+    ///
+    /// # Safety
+    /// The matrices must be valid; all parts together write all of Y, each its own.
+    pub(crate) unsafe fn part(&self, ith: usize, nth: usize) {
+        let panels = self.n.div_ceil(ROWS);
+        PANEL.with_borrow_mut(|panel| {
+            panel.words.resize(DEPTH / 2 * ROWS / 16, Line([0.0; 16]));
+            panel
+                .steps
+                .resize(DEPTH / BLOCK * ROWS / 16, Line([0.0; 16]));
+            for i in panels * ith / nth..panels * (ith + 1) / nth {
+                let rows = i * ROWS..self.n.min((i + 1) * ROWS);
+                for k0 in (0..self.k).step_by(DEPTH) {
+                    let depth = k0..self.k.min(k0 + DEPTH);
+                    // SAFETY: rows and columns of W, all rows of X and ours of Y.
+                    unsafe {
+                        panel.unpack(self, &rows, &depth);
+                        panel.multiply(self, &rows, &depth);
+                    }
                 }
             }
-        }
-    });
+        });
+    }
 }
 
 impl Panel {
@@ -132,7 +134,7 @@ impl Panel {
     ///
     /// # Safety
     /// They must lie in W.
-    unsafe fn unpack(&mut self, product: &Product, rows: &Range<usize>, depth: &Range<usize>) {
+    unsafe fn unpack(&mut self, product: &MulMat, rows: &Range<usize>, depth: &Range<usize>) {
         let ty = product.ty;
         // SAFETY: row and column of W.
         let at = |r: usize, k: usize| unsafe {
@@ -175,7 +177,7 @@ impl Panel {
     ///
     /// # Safety
     /// The panel must hold these rows and columns of W; Y's must not be written by anybody else.
-    unsafe fn multiply(&self, product: &Product, rows: &Range<usize>, depth: &Range<usize>) {
+    unsafe fn multiply(&self, product: &MulMat, rows: &Range<usize>, depth: &Range<usize>) {
         let stride = packed_words(product.k);
         let tiles = product.t.div_ceil(arch::COLUMNS);
         for tile in 0..tiles {
@@ -709,7 +711,7 @@ mod tests {
             let packed = self.packed();
             let t = rows.len();
             let mut y = vec![f32::NAN; self.n * t];
-            let product = Product {
+            let product = MulMat {
                 ty: self.ty,
                 w: self.w.as_ptr(),
                 row_bytes: self.ty.row_bytes(self.k as u64).unwrap() as usize,
@@ -721,7 +723,7 @@ mod tests {
             };
             for ith in 0..nth {
                 // SAFETY: the matrices have these sizes.
-                unsafe { mul_mat(&product, ith, nth) };
+                unsafe { product.part(ith, nth) };
             }
             y
         }
@@ -748,9 +750,9 @@ mod tests {
 
         fn ggml(&self) -> Vec<f32> {
             let ctx = Context::new();
-            let w = ctx.new_tensor(self.ty, &[self.k, self.n]).input();
-            let x = ctx.new_tensor(GgmlType::F32, &[self.k, self.t()]).input();
-            let y = ctx.mul_mat(&w, &x).output();
+            let w = ctx.input(self.ty, &[self.k, self.n], "w");
+            let x = ctx.input(GgmlType::F32, &[self.k, self.t()], "x");
+            let y = ctx.output(ctx.mul_mat(&w, &x));
             let mut graph = Graph::new(ctx, std::slice::from_ref(&y), GraphMemory::new()).unwrap();
             graph.bytes_mut(&w).copy_from_slice(&self.w);
             graph.slice_mut::<f32>(&x).copy_from_slice(&self.x);

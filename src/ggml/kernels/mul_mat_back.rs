@@ -1,7 +1,7 @@
 //! The backward pass of a product with a frozen weight matrix.
 
 use super::dequant::{self, Tile};
-use super::gemm::{self, NR, Strided};
+use super::gemm::{self, NR};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -77,63 +77,41 @@ impl Scratch {
     }
 }
 
-/// Part `ith` of `nth` of the gradient of a product's input: `dX = W^T dY` with the weights W (`ne = [k, n]`, rows of
-/// `row_bytes` bytes), dY (`ne = [n, t]`, rows `dy_stride` values apart) and dX (`ne = [k, t]`, rows `dx_stride` values
-/// apart): `dX[k, t] = sum_n W[n][k] * dY[n, t]`.
-///
-/// Parts are ranges of columns, so no part waits for another. Values do not depend on `nth`, nor those of a row on `t`.
-///
-/// # Safety
-/// The matrices must be valid and dX not overlap with the others; all `nth` parts together write all of dX, disjointly.
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn mul_mat_back(
-    ty: GgmlType,
-    w: *const u8,
-    row_bytes: usize,
-    k: usize,
-    n: usize,
-    dy: *const f32,
-    dy_stride: usize,
-    dx: *mut f32,
-    dx_stride: usize,
-    t: usize,
-    ith: usize,
-    nth: usize,
-) {
-    let product = Product {
-        ty,
-        w,
-        row_bytes,
-        k,
-        n,
-        dy,
-        dy_stride,
-        dx,
-        dx_stride,
-        t,
-    };
-    // SAFETY: the caller's promise.
-    unsafe { product.part(Rounding::of(ty), ith, nth) }
+/// The gradient of a product's input, `dX = W^T dY`: `dX[k, t] = sum_n W[n][k] * dY[n, t]`.
+pub(crate) struct MulMatBack {
+    /// The type of W.
+    pub(crate) ty: GgmlType,
+    /// W, `ne = [k, n]`.
+    pub(crate) w: *const u8,
+    /// From one row of W to the next.
+    pub(crate) row_bytes: usize,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+    /// dY, `ne = [n, t]`.
+    pub(crate) dy: *const f32,
+    /// Values from one row of dY to the next.
+    pub(crate) dy_stride: usize,
+    /// dX, `ne = [k, t]`.
+    pub(crate) dx: *mut f32,
+    /// Values from one row of dX to the next.
+    pub(crate) dx_stride: usize,
+    pub(crate) t: usize,
 }
 
-/// The operands of [`mul_mat_back`].
-struct Product {
-    ty: GgmlType,
-    w: *const u8,
-    row_bytes: usize,
-    k: usize,
-    n: usize,
-    dy: *const f32,
-    dy_stride: usize,
-    dx: *mut f32,
-    dx_stride: usize,
-    t: usize,
-}
-
-impl Product {
+impl MulMatBack {
+    /// Computes part `ith` of `nth`. Parts are ranges of columns, so no part waits for another. Values do not depend on `nth`,
+    /// nor those of a row on `t`.
+    ///
     /// # Safety
-    /// As [`mul_mat_back`].
-    unsafe fn part(&self, rounding: Rounding, ith: usize, nth: usize) {
+    /// The matrices must be valid and dX not overlap with the others; all `nth` parts together write all of dX, disjointly.
+    pub(crate) unsafe fn part(&self, ith: usize, nth: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.part_rounded(Rounding::of(self.ty), ith, nth) }
+    }
+
+    /// # Safety
+    /// As [`MulMatBack::part`].
+    unsafe fn part_rounded(&self, rounding: Rounding, ith: usize, nth: usize) {
         // Parts end at panels, not at blocks: a block on the border is dequantized by both neighbours, none waits idle.
         let panels = self.k.div_ceil(NR);
         let (begin, end) = (panels * ith / nth * NR, panels * (ith + 1) / nth * NR);
@@ -240,15 +218,19 @@ impl Product {
                     let (c, ldc) = (self.dx.add(rows.start * self.dx_stride + j), self.dx_stride);
                     match rounding {
                         Rounding::F32 => {
-                            let a = Strided {
-                                data: a.cast(),
-                                row: A_STRIDE,
-                                col: 1,
+                            let x = gemm::Operands {
+                                a: a.cast(),
+                                a_row: A_STRIDE,
+                                a_col: 1,
+                                b: b.cast(),
+                                ldb: NR,
+                                c,
+                                ldc,
                             };
-                            gemm::panel(accumulate, m, nr, n, a, b.cast(), NR, c, ldc);
+                            gemm::panel(accumulate, [m, nr, n], x);
                         }
                         Rounding::Bf16 => {
-                            bf16::panel(accumulate, m, nr, n.div_ceil(2), a, b, c, ldc)
+                            bf16::panel(accumulate, [m, nr, n.div_ceil(2)], a, b, (c, ldc));
                         }
                     }
                 }
@@ -288,23 +270,19 @@ mod bf16 {
     ///
     /// # Safety
     /// The matrices must be valid.
-    #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn panel(
         accumulate: bool,
-        m: usize,
-        nr: usize,
-        pairs: usize,
+        [m, nr, pairs]: [usize; 3],
         a: *const u32,
         b: *const u32,
-        c: *mut f32,
-        ldc: usize,
+        (c, ldc): (*mut f32, usize),
     ) {
         macro_rules! tall {
             ($rows:expr, $a:expr, $c:expr; $($m:literal)*) => {
                 match $rows {
                     $(
                         // SAFETY: the caller's promise.
-                        $m => unsafe { tile::<$m>(accumulate, nr, pairs, $a, b, $c, ldc) },
+                        $m => unsafe { tile::<$m>(accumulate, [nr, pairs], $a, b, ($c, ldc)) },
                     )*
                     rows => unreachable!("a tile of {rows} rows"),
                 }
@@ -322,12 +300,10 @@ mod bf16 {
     /// `M` rows. Sums of one block of the reduction are added to C at the end.
     unsafe fn tile<const M: usize>(
         accumulate: bool,
-        nr: usize,
-        pairs: usize,
+        [nr, pairs]: [usize; 2],
         a: *const u32,
         b: *const u32,
-        c: *mut f32,
-        ldc: usize,
+        (c, ldc): (*mut f32, usize),
     ) {
         let columns = u32::MAX >> (NR - nr);
         let masks = [columns as u16, (columns >> 16) as u16];
@@ -377,16 +353,12 @@ mod bf16 {
         unreachable!("Rounding::of never says BF16")
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn panel(
         _: bool,
-        _: usize,
-        _: usize,
-        _: usize,
+        _: [usize; 3],
         _: *const u32,
         _: *const u32,
-        _: *mut f32,
-        _: usize,
+        _: (*mut f32, usize),
     ) {
         unreachable!("Rounding::of never says BF16")
     }
@@ -452,7 +424,7 @@ mod tests {
         /// Rows `from..to` of dX, computed in `nth` parts.
         fn rows(&self, from: usize, to: usize, nth: usize) -> Vec<f32> {
             let mut dx = vec![f32::NAN; (to - from) * self.k];
-            let product = Product {
+            let product = MulMatBack {
                 ty: self.ty,
                 w: self.w.as_ptr(),
                 row_bytes: self.w.len() / self.n,
@@ -466,7 +438,7 @@ mod tests {
             };
             for ith in 0..nth {
                 // SAFETY: the matrices have these sizes.
-                unsafe { product.part(self.rounding, ith, nth) };
+                unsafe { product.part_rounded(self.rounding, ith, nth) };
             }
             dx
         }
@@ -568,27 +540,20 @@ mod tests {
         let case = Case::new(GgmlType::Q8_0, 32, 3, 2);
         assert!(same_bits(&case.rows(0, 2, 5), &case.rows(0, 2, 1)));
         let mut dx = [f32::NAN; 64];
-        let (nothing, dx_ptr) = (
-            std::ptr::NonNull::<f32>::dangling().as_ptr(),
-            dx.as_mut_ptr(),
-        );
-        // SAFETY: no row of W and no column of dY is read.
-        unsafe {
-            mul_mat_back(
-                GgmlType::Q8_0,
-                nothing.cast(),
-                34,
-                32,
-                0,
-                nothing,
-                0,
-                dx_ptr,
-                32,
-                2,
-                0,
-                1,
-            )
+        let product = MulMatBack {
+            ty: GgmlType::Q8_0,
+            w: std::ptr::dangling(),
+            row_bytes: 34,
+            k: 32,
+            n: 0,
+            dy: std::ptr::dangling(),
+            dy_stride: 0,
+            dx: dx.as_mut_ptr(),
+            dx_stride: 32,
+            t: 2,
         };
+        // SAFETY: no row of W and no column of dY is read.
+        unsafe { product.part(0, 1) };
         assert_eq!(dx, [0.0; 64]);
     }
 }

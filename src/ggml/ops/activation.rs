@@ -1,10 +1,10 @@
 //! Derivatives of the activations.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::exp;
+use crate::ggml::tensor::Tensor;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
-use std::sync::Arc;
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,19 +128,14 @@ impl Kernel for SoftcapBack {
 
 impl Context {
     /// Gradient of `f(x)` with respect to x.
-    pub(crate) fn activation_back(
-        self: &Arc<Self>,
-        f: Activated,
-        x: &Tensor,
-        dy: &Tensor,
-    ) -> Tensor {
+    pub(crate) fn activation_back(&self, f: Activated, x: &Tensor, dy: &Tensor) -> Tensor {
         self.custom(ActivationBack(f), &[x, dy], x.ne())
     }
 
     /// Gradients of `f(gate) * up` with respect to gate and up (for a fused gate one tensor, `None` beside it), in the place of
     /// these: no operation that comes later may read them.
     pub(crate) fn gated_back(
-        self: &Arc<Self>,
+        &self,
         f: Activated,
         gate: Gate<'_>,
         dy: &Tensor,
@@ -160,13 +155,7 @@ impl Context {
     }
 
     /// Gradient of `y = cap tanh(s x / cap)` with respect to x.
-    pub(crate) fn softcap_back(
-        self: &Arc<Self>,
-        s: f32,
-        cap: f32,
-        y: &Tensor,
-        dy: &Tensor,
-    ) -> Tensor {
+    pub(crate) fn softcap_back(&self, s: f32, cap: f32, y: &Tensor, dy: &Tensor) -> Tensor {
         self.custom(SoftcapBack { s, cap }, &[y, dy], y.ne())
     }
 }

@@ -1,8 +1,8 @@
 //! Rotation by Walsh-Hadamard matrices, which spreads outliers over a whole run of values before it is quantized.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use std::sync::Arc;
+use crate::ggml::tensor::Tensor;
 
 /// Rotates each run of `n` values by the orthonormal Walsh-Hadamard matrix of size n, a power of two, in place. The matrix
 /// is symmetric and its own inverse, so scalar products of two rotated runs are those of the runs themselves.
@@ -46,7 +46,7 @@ impl Kernel for Rotate {
 impl Context {
     /// x `ne = [W, A, B]` with each run of `n` values rotated ([`rotate`]) -> the same shape, contiguous. W is a multiple
     /// of `n`, a power of two.
-    pub(crate) fn rotate_runs(self: &Arc<Self>, x: &Tensor, n: usize) -> Tensor {
+    pub(crate) fn rotate_runs(&self, x: &Tensor, n: usize) -> Tensor {
         self.custom(Rotate { n }, &[x], x.ne())
     }
 }

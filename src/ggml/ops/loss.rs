@@ -1,9 +1,9 @@
 //! Cross-entropy between logits and what they should say.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::exp_sub_sum;
-use std::sync::Arc;
+use crate::ggml::tensor::Tensor;
 
 /// What each row of logits should say: a distribution over k tokens.
 #[derive(Clone)]
@@ -102,7 +102,7 @@ impl Kernel for TopK {
 impl Context {
     /// The `k` most probable tokens of each row of logits `ne = [V, C]`: ids (I32 bits in an F32 tensor) and probabilities
     /// that sum to 1, `ne = [k, C]` each.
-    pub(crate) fn top_k(self: &Arc<Self>, logits: &Tensor, k: usize) -> (Tensor, Tensor) {
+    pub(crate) fn top_k(&self, logits: &Tensor, k: usize) -> (Tensor, Tensor) {
         let c = logits.ne()[1];
         let both = self.custom(TopK { k }, &[logits], [k, c, 2, 1]);
         let (row, half) = (both.nb()[1], both.nb()[2]);
@@ -113,7 +113,7 @@ impl Context {
     /// Replaces `logits`, `ne = [V, C]`, by the gradient of the weighted sum of the rows' cross-entropies, and writes those to
     /// `targets.losses`.
     pub(crate) fn cross_entropy(
-        self: &Arc<Self>,
+        &self,
         logits: &Tensor,
         targets: &Targets,
         smoothing: f32,

@@ -11,6 +11,6 @@ mod product;
 mod rows;
 
 pub(crate) use activation::{Activated, Gate};
-pub(crate) use attention::{Spans, visible};
+pub(crate) use attention::{Scoring, Spans, visible};
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::Targets;

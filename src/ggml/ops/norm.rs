@@ -1,8 +1,8 @@
 //! Derivatives of the norms.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use std::sync::Arc;
+use crate::ggml::tensor::Tensor;
 
 /// `dx` of `y = norm(x) * w`, one row at a time. Operands: x, w, dy.
 struct NormBack {
@@ -52,7 +52,7 @@ impl Kernel for NormBack {
 impl Context {
     /// Gradient of `norm(x) * w` with respect to x: x and dy `ne = [n, n1, n2]`, w `ne = [n]` or [n, n1].
     pub(crate) fn norm_back(
-        self: &Arc<Self>,
+        &self,
         centred: bool,
         eps: f32,
         x: &Tensor,

@@ -1,9 +1,9 @@
 //! Products with frozen weights and their derivative.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::{Product, mul_mat, mul_mat_back, pack_row, packed_words};
-use std::sync::Arc;
+use crate::ggml::kernels::{MulMat, MulMatBack, pack_row, packed_words};
+use crate::ggml::tensor::Tensor;
 
 /// Rows in the form that [`PackedProduct`] reads. Operand: x.
 struct Pack;
@@ -26,7 +26,7 @@ impl Kernel for PackedProduct {
         let (w, ty, row_bytes, [k, n]) = op.matrix(0);
         let x = op.operand(1);
         assert_eq!(x.ne[0], packed_words(k));
-        let product = Product {
+        let product = MulMat {
             ty,
             w,
             row_bytes,
@@ -37,7 +37,7 @@ impl Kernel for PackedProduct {
             y: out.as_mut_ptr(),
         };
         // SAFETY: W has N rows of K values, X T packed ones, the result T rows of N; each thread writes its own part.
-        unsafe { mul_mat(&product, op.ith, op.nth) };
+        unsafe { product.part(op.ith, op.nth) };
     }
 }
 
@@ -49,46 +49,40 @@ impl Kernel for ProductBack {
         let (w, ty, row_bytes, [k, n]) = op.matrix(0);
         let dy = op.operand(1);
         assert_eq!(dy.ne[0], n);
-        // SAFETY: W has N rows of K values, dy T rows of N, the result T rows of K; each thread writes its own part.
-        unsafe {
-            mul_mat_back(
-                ty,
-                w,
-                row_bytes,
-                k,
-                n,
-                dy.values.as_ptr(),
-                dy.stride[1],
-                out.as_mut_ptr(),
-                k,
-                dy.ne[1],
-                op.ith,
-                op.nth,
-            );
-        }
+        let product = MulMatBack {
+            ty,
+            w,
+            row_bytes,
+            k,
+            n,
+            dy: dy.values.as_ptr(),
+            dy_stride: dy.stride[1],
+            dx: out.as_mut_ptr(),
+            dx_stride: k,
+            t: dy.ne[1],
+        };
+        // SAFETY: W has N rows of K values, dY T rows of N, the result T rows of K; each thread writes its own part.
+        unsafe { product.part(op.ith, op.nth) }
     }
 }
 
 impl Context {
     /// Rows x `ne = [K, T]` for [`Context::mul_mat_packed`], for as many products as read them.
-    pub(crate) fn pack(self: &Arc<Self>, x: &Tensor) -> Tensor {
+    pub(crate) fn pack(&self, x: &Tensor) -> Tensor {
         let [k, t, ..] = x.ne();
         self.custom(Pack, &[x], [packed_words(k), t, 1, 1])
     }
 
     /// `W x` by our own kernel, see [`has_mul_mat`](crate::ggml::has_mul_mat): w `ne = [K, N]` as it lies in the file, rows
     /// x `ne = [K, T]` as [`Context::pack`] gives them -> `ne = [N, T]`.
-    pub(crate) fn mul_mat_packed(self: &Arc<Self>, w: &Tensor, packed: &Tensor) -> Tensor {
-        self.custom(
-            PackedProduct,
-            &[w, packed],
-            [w.ne()[1], packed.ne()[1], 1, 1],
-        )
+    pub(crate) fn mul_mat_packed(&self, w: &Tensor, packed: &Tensor) -> Tensor {
+        let ne = [w.ne()[1], packed.ne()[1], 1, 1];
+        self.custom(PackedProduct, &[w, packed], ne)
     }
 
     /// Gradient of `mul_mat(w, x)` with respect to x: w `ne = [K, N]`, dy `ne = [N, T]` -> `ne = [K, T]`. `w` must lie in
     /// memory as in the file (not repacked).
-    pub(crate) fn mul_mat_back(self: &Arc<Self>, w: &Tensor, dy: &Tensor) -> Tensor {
+    pub(crate) fn mul_mat_back(&self, w: &Tensor, dy: &Tensor) -> Tensor {
         self.custom(ProductBack, &[w, dy], [w.ne()[0], dy.ne()[1], 1, 1])
     }
 }

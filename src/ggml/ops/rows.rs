@@ -1,8 +1,8 @@
 //! Picking, placing and padding of rows.
 
-use crate::ggml::context::{Context, Tensor};
+use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use std::sync::Arc;
+use crate::ggml::tensor::Tensor;
 
 /// Row t of the result is row `slots[t]` of `values`, or row t of `x` where the slot is -1. Operands: x, values, slots.
 struct PlaceRows;
@@ -55,27 +55,17 @@ impl Kernel for PadColumns {
 
 impl Context {
     /// Virtual tokens among real ones: x `ne = [D, T]`, values `ne = [D, P]`, slots I32 `ne = [T]` (-1: the real one).
-    pub(crate) fn place_rows(
-        self: &Arc<Self>,
-        x: &Tensor,
-        values: &Tensor,
-        slots: &Tensor,
-    ) -> Tensor {
+    pub(crate) fn place_rows(&self, x: &Tensor, values: &Tensor, slots: &Tensor) -> Tensor {
         self.custom(PlaceRows, &[x, values, slots], x.ne())
     }
 
     /// Sums rows by id: dy `ne = [D, T]`, ids I32 `ne = [T]` -> `ne = [D, n]`; ids outside 0..n are left out.
-    pub(crate) fn sum_rows_by_id(self: &Arc<Self>, dy: &Tensor, ids: &Tensor, n: usize) -> Tensor {
+    pub(crate) fn sum_rows_by_id(&self, dy: &Tensor, ids: &Tensor, n: usize) -> Tensor {
         self.custom(SumRows, &[dy, ids], [dy.ne()[0], n, 1, 1])
     }
 
     /// dy `ne = [w, T]` as the columns from `offset` on of `ne = [width, T]`, zeros elsewhere.
-    pub(crate) fn pad_columns(
-        self: &Arc<Self>,
-        dy: &Tensor,
-        width: usize,
-        offset: usize,
-    ) -> Tensor {
+    pub(crate) fn pad_columns(&self, dy: &Tensor, width: usize, offset: usize) -> Tensor {
         self.custom(PadColumns { offset }, &[dy], [width, dy.ne()[1], 1, 1])
     }
 }

@@ -42,37 +42,39 @@ fn constant(seed: u64, ne: &[usize]) -> Leaf {
     Leaf::Constant(ne.to_vec(), random(seed, ne.iter().product()))
 }
 
+fn input(b: &Builder, ne: &[usize]) -> Tensor {
+    b.ctx().input(GgmlType::F32, ne, "x")
+}
+
 /// Result, and given its gradient those of the variables.
 fn compute(
     leaves: &[Leaf],
     verb: &impl Fn(&Builder, &[Tensor]) -> Tensor,
     gradient: Option<&[f32]>,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let ctx = Context::new();
+    let mut b = Builder::new(Context::new());
     let tensors: Vec<Tensor> = leaves
         .iter()
         .map(|leaf| match leaf {
-            Leaf::Variable(ne, _) | Leaf::Constant(ne, _) => ctx.new_tensor(GgmlType::F32, ne),
-            Leaf::Ids(ids) => ctx.new_tensor(GgmlType::I32, &[ids.len()]),
+            Leaf::Variable(ne, _) | Leaf::Constant(ne, _) => input(&b, ne),
+            Leaf::Ids(ids) => b.ctx().input(GgmlType::I32, &[ids.len()], "ids"),
         })
-        .map(Tensor::input)
         .collect();
     let variables = || {
         let variables = leaves.iter().zip(&tensors);
         variables.filter_map(|(l, t)| matches!(l, Leaf::Variable(..)).then_some(t))
     };
-    let mut b = Builder::new(ctx.clone());
     b.record(variables());
     let y = verb(&b, &tensors);
     let tape = b.recorded();
-    let mut outputs = vec![ctx.cont(&y).output()];
-    let seed = ctx.new_tensor(GgmlType::F32, &y.ne()).input();
+    let mut outputs = vec![b.output(b.ctx().cont(&y))];
+    let seed = input(&b, &y.ne());
     if gradient.is_some() {
-        let found = tape.backward(&ctx, &y, &seed);
+        let found = tape.backward(b.ctx(), &y, &seed);
         let found = variables().map(|v| found.of(v).expect("the result depends on it"));
-        outputs.extend(found.map(|g| ctx.cont(g).output()));
+        outputs.extend(found.map(|g| b.output(b.ctx().cont(g))));
     }
-    let mut graph = Graph::new(ctx, &outputs, GraphMemory::new()).unwrap();
+    let mut graph = Graph::allocate(b.finish(), GraphMemory::new()).unwrap();
     for (leaf, tensor) in leaves.iter().zip(&tensors) {
         // What the verb does not read has none.
         if graph.has_memory(tensor) {
@@ -433,7 +435,8 @@ fn attention(leaves: &[Leaf], spans: &Spans, (d, h, hk): Heads) -> Vec<f64> {
                 .map(|&(leaf, at)| {
                     let k = row(leaf, group, at, hk);
                     let dot = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-                    let (s, cap) = (f64::from(spans.scale) * dot, f64::from(spans.softcap));
+                    let Scoring { scale, softcap } = spans.scoring;
+                    let (s, cap) = (f64::from(scale) * dot, f64::from(softcap));
                     if cap > 0.0 { cap * (s / cap).tanh() } else { s }
                 })
                 .collect();
@@ -486,8 +489,10 @@ fn attention_of_packed_rows() {
                         shared,
                         rows: rows.clone(),
                         window,
-                        scale: 1.5,
-                        softcap,
+                        scoring: Scoring {
+                            scale: 1.5,
+                            softcap,
+                        },
                     };
                     check_attention(&spans, (4, 4, 2));
                 }
@@ -504,8 +509,10 @@ fn attention_of_all_kinds_of_heads() {
             shared: 3,
             rows: vec![3..5, 5..9],
             window: Some(5),
-            scale: 1.0,
-            softcap: 2.0,
+            scoring: Scoring {
+                scale: 1.0,
+                softcap: 2.0,
+            },
         };
         check_attention(&spans, heads);
     }
@@ -520,8 +527,10 @@ fn attention_of_long_rows() {
             shared: 50,
             rows: vec![50..53, 53..103],
             window,
-            scale: 2.0,
-            softcap,
+            scoring: Scoring {
+                scale: 2.0,
+                softcap,
+            },
         };
         check_attention(&spans, (4, 2, 1));
     }
@@ -535,8 +544,10 @@ fn attention_of_views() {
         shared: 2,
         rows: vec![2..4, 4..7],
         window: None,
-        scale: 1.0,
-        softcap: 0.0,
+        scoring: Scoring {
+            scale: 1.0,
+            softcap: 0.0,
+        },
     });
     // One fused projection: q, k and v lie side by side.
     check("fused", &[variable(1, &[32, 7])], |b, t| {
@@ -548,15 +559,13 @@ fn attention_of_views() {
 
 #[test]
 fn nothing_is_recorded_below_the_variables() {
-    let ctx = Context::new();
-    let leaf = || ctx.new_tensor(GgmlType::F32, &[4, 2]).input();
-    let (frozen, x, unused) = (leaf(), leaf(), leaf());
-    let mut b = Builder::new(ctx.clone());
+    let mut b = Builder::new(Context::new());
+    let [frozen, x, unused, dy] = std::array::from_fn(|_| input(&b, &[4, 2]));
     b.record([&x, &unused]);
     let below = b.scale(&frozen, 2.0);
     let y = b.add(&below, &x);
     let tape = b.recorded();
-    let found = tape.backward(&ctx, &y, &leaf());
+    let found = tape.backward(b.ctx(), &y, &dy);
     assert!(found.of(&x).is_some());
     assert!(found.of(&frozen).is_none());
     assert!(found.of(&below).is_none());

@@ -81,16 +81,21 @@ fn a_seed_fixes_the_sequence_and_reset_repeats_it() {
     }
 }
 
-#[test]
-fn filters_keep_what_they_promise() {
-    let base = SamplerParams {
-        seed: Some(1),
+/// Draws from all tokens, each with its probability.
+fn unfiltered(seed: u32) -> SamplerParams {
+    SamplerParams {
+        seed: Some(seed),
         top_k: 0,
         top_p: 1.0,
         min_p: 0.0,
         temperature: 1.0,
         ..SamplerParams::default()
-    };
+    }
+}
+
+#[test]
+fn filters_keep_what_they_promise() {
+    let base = unfiltered(1);
     let l = logits();
     let mut order: Vec<usize> = (0..V).collect();
     order.sort_by(|&a, &b| l[b].total_cmp(&l[a]));
@@ -129,14 +134,7 @@ fn filters_keep_what_they_promise() {
 
 #[test]
 fn temperature_one_draws_the_softmax() {
-    let params = SamplerParams {
-        seed: Some(3),
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        temperature: 1.0,
-        ..SamplerParams::default()
-    };
+    let params = unfiltered(3);
     let l = logits();
     let sum: f32 = l.iter().map(|x| x.exp()).sum();
     let n = 40_000;

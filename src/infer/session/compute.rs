@@ -310,7 +310,7 @@ impl Session {
             unreachable!("only a template places virtual tokens")
         };
         let rows = rows[values].to_vec();
-        self.run_all(Input::Rows(&rows), want_logits)
+        self.run_all(Input::Embeddings(&rows), want_logits)
     }
 
     /// One step; on success the positions count as used.

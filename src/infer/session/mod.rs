@@ -250,13 +250,16 @@ impl Session {
     /// its virtual tokens inside the text.
     pub fn virtual_logits(&self) -> Result<Vec<f32>> {
         let attached = self.attached.as_ref().ok_or(SessionError::NotAttached)?;
-        let (Payload::Rows(rows), How::Block(_)) = (attached.adapter.payload(), &attached.how)
+        let (Payload::VirtualTokens(rows), How::Block(_)) =
+            (attached.adapter.payload(), &attached.how)
         else {
             return Err(SessionError::NoVirtualTokens.into());
         };
         let (core, n) = (&self.core, rows.n_rows());
         let mut core = Core::new(&core.model, core.mode, n, core.pool.clone())?;
-        Ok(core.step(Input::Rows(&rows.to_f32()), 0, 0..n)?.to_vec())
+        Ok(core
+            .step(Input::Embeddings(&rows.to_f32()), 0, 0..n)?
+            .to_vec())
     }
 
     /// Forgets the text; the adapter stays.
@@ -288,7 +291,7 @@ impl Session {
         let model = &self.core.model;
         adapter.check_fits(model.shape(), &model.fingerprint(), self.accept_other_base)?;
         let how = match (adapter.template(), adapter.payload()) {
-            (Some(_), Payload::Rows(rows)) => How::Template(rows.to_f32()),
+            (Some(_), Payload::VirtualTokens(rows)) => How::Template(rows.to_f32()),
             _ => {
                 let (mode, n_threads) = (self.core.mode, self.core.pool.n_threads());
                 How::Block(KvBlock::of(adapter, model, mode, n_threads)?)

@@ -3,7 +3,7 @@
 use super::add;
 use super::lstm::Lstm;
 use super::spec::{Distribution, ParamSpec};
-use crate::ggml::gemm;
+use crate::ggml::{RowMajor, Strided, gemm};
 use crate::train::linalg::matmul_transposed;
 use crate::train::param::Param;
 
@@ -150,21 +150,20 @@ pub(super) fn product_backward(
     dx: &mut [f32],
 ) {
     let (output, input) = (weight.shape[0], weight.shape[1]);
-    let d_weight = &mut weight.grad;
-    gemm(
-        true, output, input, rows, dy, 1, output, x, input, d_weight, input,
-    );
+    // d(weight) += dy^T x
     gemm(
         true,
-        rows,
-        input,
-        output,
-        dy,
-        output,
-        1,
-        &weight.value,
-        input,
-        dx,
-        input,
+        [output, input, rows],
+        Strided::columns(dy, output),
+        RowMajor(x, input),
+        RowMajor(&mut weight.grad, input),
+    );
+    // dx += dy weight
+    gemm(
+        true,
+        [rows, input, output],
+        Strided::rows(dy, output),
+        RowMajor(&weight.value, input),
+        RowMajor(dx, input),
     );
 }

@@ -3,7 +3,7 @@
 use super::add;
 use super::layer::product_backward;
 use super::spec::{Distribution, ParamSpec};
-use crate::ggml::gemm;
+use crate::ggml::{RowMajor, Strided, gemm};
 use crate::train::linalg::{matmul_transposed, transpose};
 use crate::train::param::Param;
 
@@ -96,8 +96,11 @@ impl Lstm {
                 add(gates, &bias_ih.value);
                 add(gates, &bias_hh.value);
                 gemm(
-                    true, 1, n_gates, hidden, &output, hidden, 1, &recurrent, n_gates, gates,
-                    n_gates,
+                    true,
+                    [1, n_gates, hidden],
+                    Strided::rows(&output, hidden),
+                    RowMajor(&recurrent, n_gates),
+                    RowMajor(gates, n_gates),
                 );
                 for j in 0..hidden {
                     let at = |gate: usize| gate * hidden + j;
@@ -155,35 +158,21 @@ impl Lstm {
                     d_gates[3 * hidden + j] = d_output[j] * cell * o * (1.0 - o);
                     d_cell[j] = d * f;
                 }
-                let weight = &weight_hh.value;
                 gemm(
                     false,
-                    1,
-                    hidden,
-                    n_gates,
-                    d_gates,
-                    n_gates,
-                    1,
-                    weight,
-                    hidden,
-                    &mut d_output,
-                    hidden,
+                    [1, hidden, n_gates],
+                    Strided::rows(d_gates, n_gates),
+                    RowMajor(&weight_hh.value, hidden),
+                    RowMajor(&mut d_output, hidden),
                 );
             }
             product_backward(weight_ih, rows, x, &d_gates, &mut dx);
-            let d_recurrent = &mut weight_hh.grad;
             gemm(
                 true,
-                n_gates,
-                hidden,
-                rows,
-                &d_gates,
-                1,
-                n_gates,
-                &previous,
-                hidden,
-                d_recurrent,
-                hidden,
+                [n_gates, hidden, rows],
+                Strided::columns(&d_gates, n_gates),
+                RowMajor(&previous, hidden),
+                RowMajor(&mut weight_hh.grad, hidden),
             );
             for d_gates in d_gates.chunks_exact(n_gates) {
                 add(&mut bias_ih.grad, d_gates);

@@ -11,14 +11,13 @@ pub(super) fn backward(
     forward: Forward,
     mut dx: Tensor,
 ) -> Vec<Tensor> {
-    let ctx = b.ctx().clone();
     let leaves = stack.leaves();
     // From the last layer to the first.
     let mut pairs: Vec<[Tensor; 2]> = Vec::new();
     let mut entered = None;
     for (il, passed) in forward.layers.into_iter().enumerate().rev() {
         let (taped, x) = passed.tape(b, stack, il);
-        let grads = taped.tape.backward(&ctx, &taped.output, &dx);
+        let grads = taped.tape.backward(b.ctx(), &taped.output, &dx);
         if let Some(pair) = leaves.prefix(il) {
             pairs.push(pair.each_ref().map(|leaf| demand(b, &grads, leaf)));
         }
@@ -29,7 +28,7 @@ pub(super) fn backward(
         entered = Some(x);
     }
     if let (Some(tape), Some(rows), Some(x)) = (forward.embed, leaves.virtual_tokens(), entered) {
-        let grads = tape.backward(&ctx, &x, &dx);
+        let grads = tape.backward(b.ctx(), &x, &dx);
         return vec![demand(b, &grads, rows)];
     }
     pairs.into_iter().rev().flatten().collect()
@@ -38,7 +37,5 @@ pub(super) fn backward(
 /// The gradient of a leaf, to be read after the graph has run.
 fn demand(b: &mut Builder, gradients: &Gradients, leaf: &Tensor) -> Tensor {
     let found = gradients.of(leaf);
-    let g = found.expect("every layer depends on it").clone().output();
-    b.demand(&g);
-    g
+    b.output(found.expect("every layer depends on it").clone())
 }

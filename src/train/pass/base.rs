@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::ggml::{Context, Graph, GraphMemory, Tensor};
 use crate::graph::{Builder, Decoder, Entry, Inputs, KeyValues};
 use crate::train::TrainError;
-use std::sync::Arc;
 
 /// Keeps an eye on the keys and values that pass by.
 struct Watched<'a> {
@@ -31,46 +30,46 @@ impl Passes {
     /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
     pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
-        let ctx = Context::new();
-        let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
-        let b = Builder::new(ctx.clone());
+        let mut b = Builder::new(Context::new());
+        let inputs = Inputs::new(b.ctx(), hp, Entry::Tokens, ids.len(), 0);
         let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.entry), hp.token_scale);
-        self.read(ctx, &inputs, ids, vec![rows.output()])
+        let rows = b.output(rows);
+        self.read(b, &inputs, ids, &[rows])
             .map(|mut found| found.remove(0))
     }
 
     /// Keys and values that the base computes for a text, for each layer `ne = [Hk d, n]`.
     pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
-        let ctx = Context::new();
-        let inputs = Inputs::new(&ctx, hp, Entry::Tokens, ids.len(), 0);
+        let mut b = Builder::new(Context::new());
+        let inputs = Inputs::new(b.ctx(), hp, Entry::Tokens, ids.len(), 0);
         let row = 0..ids.len();
         let mut kv = Watched {
             inner: PackedKeys::new(hp, &Leaves::None, 0, 0, &[row]),
             seen: Vec::new(),
         };
         let decoder = Decoder::new(hp, w, &inputs, self.long_context);
-        let mut b = Builder::new(ctx.clone());
         let mut x = decoder.embed(&b, Entry::Tokens);
         for il in 0..hp.n_layer {
             x = decoder.layer(&mut b, il, &x, None, &mut kv);
         }
-        let outputs = kv.seen.into_iter().map(|t| ctx.cont(&t).output()).collect();
-        let found = self.read(ctx, &inputs, ids, outputs)?;
+        let seen = kv.seen.iter();
+        let outputs: Vec<_> = seen.map(|t| b.output(b.ctx().cont(t))).collect();
+        let found = self.read(b, &inputs, ids, &outputs)?;
         let mut found = found.into_iter();
         Ok(std::iter::from_fn(|| Some([found.next()?, found.next()?])).collect())
     }
 
-    /// Runs a graph over `ids` and reads its outputs.
+    /// Runs what was built over `ids` and reads `outputs`.
     fn read(
         &self,
-        ctx: Arc<Context>,
+        b: Builder,
         inputs: &Inputs,
         ids: &[i32],
-        outputs: Vec<Tensor>,
+        outputs: &[Tensor],
     ) -> Result<Vec<Vec<f32>>> {
         let mut graph =
-            Graph::new(ctx, &outputs, GraphMemory::new()).map_err(|_| TrainError::OutOfMemory)?;
+            Graph::allocate(b.finish(), GraphMemory::new()).map_err(|_| TrainError::OutOfMemory)?;
         graph.slice_mut(&inputs.entry).copy_from_slice(ids);
         if graph.has_memory(&inputs.positions) {
             let positions = graph.slice_mut::<i32>(&inputs.positions);

@@ -91,9 +91,10 @@ mod tests {
     use super::*;
     use crate::train::batch::{Expected, Sequence, Slot, Target};
 
-    fn key(n: usize) -> Key {
-        let row = Sequence {
-            slots: vec![Slot::Token(1); n],
+    /// With the first position as its target.
+    fn row(slots: Vec<Slot>) -> Sequence {
+        Sequence {
+            slots,
             targets: vec![Target {
                 at: 0,
                 tokens: Expected::One(1),
@@ -101,8 +102,16 @@ mod tests {
             weight: 1.0,
             example: 0,
             follows: 0,
-        };
-        Key::new(&Packed::new(&[&row]), &Variables::None, 0.0, Goal::Losses)
+        }
+    }
+
+    fn key(n: usize) -> Key {
+        Key::new(
+            &Packed::new(&[&row(vec![Slot::Token(1); n])]),
+            &Variables::None,
+            0.0,
+            Goal::Losses,
+        )
     }
 
     #[test]
@@ -127,17 +136,7 @@ mod tests {
         let of = |batch: &Packed, variables: &Variables, smoothing, goal| {
             Key::new(batch, variables, smoothing, goal)
         };
-        let slots = [1, 2, 3, 4].map(Slot::Token).to_vec();
-        let row = Sequence {
-            slots,
-            targets: vec![Target {
-                at: 0,
-                tokens: Expected::One(1),
-            }],
-            weight: 1.0,
-            example: 0,
-            follows: 0,
-        };
+        let row = row([1, 2, 3, 4].map(Slot::Token).to_vec());
         let rows = |length| Variables::Virtual {
             length,
             values: Vec::new(),

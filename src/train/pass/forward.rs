@@ -2,7 +2,7 @@
 
 use super::io::{Io, Leaves};
 use super::recompute::Passed;
-use crate::ggml::{Spans, Tensor};
+use crate::ggml::{Scoring, Spans, Tensor};
 use crate::graph::{Builder, Decoder, Entry, KeyValues, Tape};
 use crate::model::HParams;
 use std::ops::Range;
@@ -32,8 +32,10 @@ impl<'a> PackedKeys<'a> {
                 shared,
                 rows: rows.to_vec(),
                 window,
-                scale: hp.attn_scale,
-                softcap: hp.attn_softcap,
+                scoring: Scoring {
+                    scale: hp.attn_scale,
+                    softcap: hp.attn_softcap,
+                },
             })
         });
         Self {

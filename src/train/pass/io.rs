@@ -2,11 +2,10 @@
 
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, Targets, Tensor};
-use crate::graph::{Entry, Inputs, VirtualRows, input};
+use crate::graph::{Entry, Inputs, VirtualTokens};
 use crate::model::HParams;
 use crate::train::batch::{Packed, Slot};
 use crate::train::variables::Variables;
-use std::sync::Arc;
 
 /// What is trained, in the graph.
 pub(super) enum Leaves {
@@ -18,24 +17,18 @@ pub(super) enum Leaves {
 }
 
 impl Leaves {
-    fn new(ctx: &Arc<Context>, hp: &HParams, variables: &Variables) -> Self {
+    fn new(ctx: &Context, hp: &HParams, variables: &Variables) -> Self {
         match variables {
             Variables::None => Self::None,
             Variables::Prefix { length, layers } => {
-                let leaf = |name, il| {
-                    ctx.new_tensor(GgmlType::F32, &[hp.head_dim, hp.n_head_kv, *length])
-                        .named(name, Some(il))
-                        .input()
-                };
-                let pair = |il| [leaf("prefix_k", il), leaf("prefix_v", il)];
+                let ne = [hp.head_dim, hp.n_head_kv, *length];
+                let leaf = |part, il| ctx.input(GgmlType::F32, &ne, &format!("prefix_{part}-{il}"));
+                let pair = |il| [leaf("k", il), leaf("v", il)];
                 Self::Prefix((0..layers.len()).map(pair).collect())
             }
-            Variables::Virtual { length, .. } => Self::Virtual(input(
-                ctx,
-                GgmlType::F32,
-                &[hp.n_embd, *length],
-                "inp_virtual",
-            )),
+            Variables::Virtual { length, .. } => {
+                Self::Virtual(ctx.input(GgmlType::F32, &[hp.n_embd, *length], "inp_virtual"))
+            }
         }
     }
 
@@ -82,26 +75,21 @@ pub(super) struct Io {
 }
 
 impl Io {
-    pub(super) fn new(
-        ctx: &Arc<Context>,
-        hp: &HParams,
-        batch: &Packed,
-        variables: &Variables,
-    ) -> Self {
+    pub(super) fn new(ctx: &Context, hp: &HParams, batch: &Packed, variables: &Variables) -> Self {
         let (t, c, k) = (batch.n_tokens(), batch.outputs.len(), batch.n_choices());
         let mut inputs = Inputs::new(ctx, hp, Entry::Tokens, t, 0);
-        let outputs = input(ctx, GgmlType::I32, &[c], "inp_outputs");
+        let outputs = ctx.input(GgmlType::I32, &[c], "inp_outputs");
         inputs.outputs = Some(outputs.clone());
         let leaves = Leaves::new(ctx, hp, variables);
-        inputs.virtual_rows = leaves.virtual_tokens().map(|values| VirtualRows {
+        inputs.virtual_tokens = leaves.virtual_tokens().map(|values| VirtualTokens {
             values: values.clone(),
-            slots: input(ctx, GgmlType::I32, &[t], "inp_slots"),
+            slots: ctx.input(GgmlType::I32, &[t], "inp_slots"),
         });
         let targets = Targets {
-            ids: input(ctx, GgmlType::I32, &[k, c], "target_ids"),
-            probabilities: input(ctx, GgmlType::F32, &[k, c], "target_probabilities"),
-            weights: input(ctx, GgmlType::F32, &[c], "target_weights"),
-            losses: input(ctx, GgmlType::F32, &[c], "losses").output(),
+            ids: ctx.input(GgmlType::I32, &[k, c], "target_ids"),
+            probabilities: ctx.input(GgmlType::F32, &[k, c], "target_probabilities"),
+            weights: ctx.input(GgmlType::F32, &[c], "target_weights"),
+            losses: ctx.output(ctx.input(GgmlType::F32, &[c], "losses")),
         };
         Self {
             inputs,
@@ -132,7 +120,7 @@ impl Io {
         }
         let outputs = batch.outputs.iter().map(|&o| o as i32);
         fill(graph, &self.outputs, outputs);
-        if let Some(rows) = &self.inputs.virtual_rows {
+        if let Some(rows) = &self.inputs.virtual_tokens {
             let slots = batch.slots.iter().map(|s| match *s {
                 Slot::Token(_) => -1,
                 Slot::Virtual(row) => row as i32,

@@ -56,7 +56,6 @@ impl Head<'_> {
         smoothing: f32,
         backward: bool,
     ) -> Option<Tensor> {
-        let ctx = b.ctx().clone();
         let mut dx: Option<Tensor> = None;
         for (start, n) in self.chunks.iter() {
             let part = rows(b, x, start, n);
@@ -65,7 +64,7 @@ impl Head<'_> {
             let tape = b.recorded();
             let logits = if self.capped {
                 // The cap's derivative reads the capped logits, which the loss would overwrite.
-                ctx.cont(&result)
+                b.ctx().cont(&result)
             } else {
                 result.clone()
             };
@@ -75,13 +74,13 @@ impl Head<'_> {
                 weights: values(b, &targets.weights, start, n),
                 losses: values(b, &targets.losses, start, n),
             };
-            let gradient = ctx.cross_entropy(&logits, &targets, smoothing);
+            let gradient = b.ctx().cross_entropy(&logits, &targets, smoothing);
             b.demand(&gradient);
             if backward {
-                let gradients = tape.backward(&ctx, &result, &gradient);
+                let gradients = tape.backward(b.ctx(), &result, &gradient);
                 let part_dx = gradients.of(&part).expect("logits depend on x").clone();
                 let sum = match dx {
-                    Some(dx) => ctx.concat_rows(&dx, &part_dx),
+                    Some(dx) => b.ctx().concat_rows(&dx, &part_dx),
                     None => part_dx,
                 };
                 b.demand(&sum);
@@ -102,10 +101,7 @@ impl Head<'_> {
         for (start, n) in self.chunks.iter() {
             let logits = self.logits(b, &rows(b, x, start, n));
             let (ids, probabilities) = b.ctx().top_k(&logits, k);
-            let (ids, probabilities) = (ids.output(), probabilities.output());
-            b.demand(&ids);
-            b.demand(&probabilities);
-            found.push((ids, probabilities));
+            found.push((b.output(ids), b.output(probabilities)));
         }
         found
     }

@@ -174,8 +174,8 @@ impl Passes {
     ) -> Planned {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let chunks = Chunks::new(batch.outputs.len(), w.n_vocab());
-        let ctx = Context::new();
-        let io = Io::new(&ctx, hp, batch, variables);
+        let mut b = Builder::new(Context::new());
+        let io = Io::new(b.ctx(), hp, batch, variables);
         let decoder = Decoder::new(hp, w, &io.inputs, self.long_context);
         let prefix = variables.prefix_length();
         let kv = PackedKeys::new(hp, &io.leaves, prefix, batch.shared, &batch.rows);
@@ -186,7 +186,6 @@ impl Passes {
             capped: hp.logit_softcap != 0.0,
         };
 
-        let mut b = Builder::new(ctx.clone());
         let backward = goal == Goal::Gradients;
         let taped = if backward {
             recomputed..hp.n_layer
@@ -204,7 +203,7 @@ impl Passes {
             }
         }
         Planned {
-            shape: GraphShape::new(ctx, &b.into_outputs()),
+            shape: b.finish(),
             ends: Ends {
                 io,
                 gradients,

@@ -330,7 +330,7 @@ impl Llama {
     /// libllama scales raw rows as it scales those of tokens for gemma and gemma2, not for gemma3.
     pub fn logits_embd(&mut self, rows: &[f32]) -> Result<Vec<Vec<f32>>, OracleError> {
         let n = rows.len() / self.model.n_embd();
-        self.decode(Input::Rows(rows), true)?;
+        self.decode(Input::Embeddings(rows), true)?;
         Ok((0..n).map(|i| self.row(i).to_vec()).collect())
     }
 
@@ -427,7 +427,7 @@ impl Llama {
     fn decode(&mut self, input: Input<'_>, all: bool) -> Result<(), OracleError> {
         let (tokens, rows, n) = match input {
             Input::Tokens(t) => (t.as_ptr().cast_mut(), std::ptr::null_mut(), t.len()),
-            Input::Rows(r) => {
+            Input::Embeddings(r) => {
                 assert!(
                     r.len().is_multiple_of(self.model.n_embd()),
                     "{} floats are not rows of {}",
@@ -611,7 +611,7 @@ impl Drop for Llama {
 
 enum Input<'a> {
     Tokens(&'a [i32]),
-    Rows(&'a [f32]),
+    Embeddings(&'a [f32]),
 }
 
 /// Bytes of a cell in the state: position, number of sequence ids, one id.

@@ -1,4 +1,4 @@
-//! Rows of trained values, kept in the precision they were stored in.
+//! Matrices of trained values, kept in the precision they were stored in.
 
 use super::AdapterError;
 use half::f16;
@@ -16,7 +16,7 @@ pub enum Precision {
 
 /// A matrix of values, `ne = [width, rows]`, rows contiguous.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rows {
+pub struct Matrix {
     width: usize,
     data: Data,
 }
@@ -27,7 +27,7 @@ enum Data {
     F32(Vec<f32>),
 }
 
-impl Rows {
+impl Matrix {
     /// Rows of single-precision values, `ne = [width, data.len() / width]`.
     ///
     /// # Errors
@@ -152,13 +152,13 @@ impl Rows {
     }
 
     /// The rows of `self`, then those of `other`, which must be as wide; half precision only if both are.
-    pub(super) fn concat(&self, other: &Rows) -> Rows {
+    pub(super) fn concat(&self, other: &Matrix) -> Matrix {
         debug_assert_eq!(self.width, other.width);
         let data = match (&self.data, &other.data) {
             (Data::F16(a), Data::F16(b)) => Data::F16([a.as_slice(), b].concat()),
             _ => Data::F32([self.to_f32(), other.to_f32()].concat()),
         };
-        Rows {
+        Matrix {
             width: self.width,
             data,
         }

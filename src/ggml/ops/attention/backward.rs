@@ -1,0 +1,235 @@
+//! From dO to the gradients of queries, keys and values.
+
+use super::operands::Operands;
+use super::spans::{Source, Span, Spans, Tile};
+use super::weights::{softmax_back, weights};
+use super::{SCRATCH, Scratch, room, sources, store_head};
+use crate::ggml::context::Context;
+use crate::ggml::custom::{Kernel, Op, Operand, Output};
+use crate::ggml::kernels::{RowMajor, Strided, gemm};
+use crate::ggml::tensor::Tensor;
+
+/// Operands as [`Attention`](super::forward), then dO `ne = [H d, T]`. Result, one behind the other: dq `ne = [d, H, T]`, and
+/// for each query head its part of dk and of dv, `ne = [d, P + T, H]`.
+struct AttentionBack(Spans);
+
+impl Kernel for AttentionBack {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let spans = &self.0;
+        let back = Back {
+            spans,
+            x: Operands::new(op, spans),
+            d_o: op.operand(if spans.prefix > 0 { 5 } else { 3 }),
+        };
+        let [d, h, t, _] = back.x.q.ne;
+        let rows = spans.prefix + t;
+        let (dk_at, dv_at) = (d * h * t, d * h * t + d * rows * h);
+        let head_rows = |at: usize, head: usize| {
+            // SAFETY: the rows of one head, which only the thread that this head belongs to writes.
+            unsafe {
+                std::slice::from_raw_parts_mut(out.as_mut_ptr().add(at + head * rows * d), rows * d)
+            }
+        };
+        SCRATCH.with_borrow_mut(|s| {
+            for head in op.share(h) {
+                let (dk, dv) = (head_rows(dk_at, head), head_rows(dv_at, head));
+                dk.fill(0.0);
+                dv.fill(0.0);
+                for span in spans.spans() {
+                    // SAFETY: this head's dq, which only this thread writes.
+                    unsafe { back.span(&span, head, s, &out) };
+                    back.scatter(&span, &s.dk, dk);
+                    back.scatter(&span, &s.dv, dv);
+                }
+            }
+        });
+    }
+}
+
+/// What the way back reads.
+struct Back<'a> {
+    spans: &'a Spans,
+    x: Operands<'a>,
+    /// dO.
+    d_o: Operand<'a>,
+}
+
+impl Back<'_> {
+    /// d.
+    fn head_dim(&self) -> usize {
+        self.x.q.ne[0]
+    }
+
+    /// The gradients of one head within one span: dq, which is written to `out`, and what the span's keys and values get, which
+    /// is left in `s.dk` and `s.dv`.
+    ///
+    /// # Safety
+    /// No other thread may write dq of this head.
+    unsafe fn span(&self, span: &Span, head: usize, s: &mut Scratch, out: &Output<'_>) {
+        let d = self.head_dim();
+        s.kv.gather(&self.x, self.spans, span, head);
+        s.kv.transpose_values(d);
+        for sums in [&mut s.dk, &mut s.dv] {
+            room(sums, span.keys() * d).fill(0.0);
+        }
+        for tile in self.spans.tiles(span) {
+            self.tile(&tile, head, s);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (h, dq) = (self.x.q.ne[1], &s.rows[..tile.n * d]);
+                store_head(out, d, (head, h), tile.token, dq);
+            }
+        }
+    }
+
+    /// The gradients from a few queries: dq, left in `s.rows`, and what is added to `s.dk` and `s.dv`.
+    fn tile(&self, tile: &Tile, head: usize, s: &mut Scratch) {
+        let (x, d, n, width) = (&self.x, self.head_dim(), tile.n, tile.keys.len());
+        let n_keys = s.kv.k.len() / d;
+        let first = tile.keys.start;
+        let d_o = &self.d_o.values[tile.token * self.d_o.stride[1] + head * d..];
+        let d_o_stride = self.d_o.stride[1];
+        let p = weights(
+            x,
+            self.spans,
+            (tile, head),
+            &s.kv.k_t,
+            &mut s.p,
+            &mut s.slopes,
+        );
+        // dV += P^T dO
+        gemm(
+            true,
+            [width, d, n],
+            Strided::columns(p, width),
+            RowMajor(d_o, d_o_stride),
+            RowMajor(&mut s.dv[first * d..], d),
+        );
+        // dP = dO V^T
+        let ds = room(&mut s.ds, n * width);
+        gemm(
+            false,
+            [n, width, d],
+            Strided::rows(d_o, d_o_stride),
+            RowMajor(&s.kv.v_t[first..], n_keys),
+            RowMajor(ds, width),
+        );
+        softmax_back(self.spans, tile, p, &s.slopes, ds);
+        // dQ = dS K
+        gemm(
+            false,
+            [n, d, width],
+            Strided::rows(ds, width),
+            RowMajor(&s.kv.k[first * d..], d),
+            RowMajor(room(&mut s.rows, n * d), d),
+        );
+        // dK += dS^T Q
+        gemm(
+            true,
+            [width, d, n],
+            Strided::columns(ds, width),
+            RowMajor(x.queries(head, tile.token), x.query_stride()),
+            RowMajor(&mut s.dk[first * d..], d),
+        );
+    }
+
+    /// Adds the rows of a span, `ne = [d, N]`, to those of the prefix and the tokens, `ne = [d, P + T]`.
+    fn scatter(&self, span: &Span, from: &[f32], to: &mut [f32]) {
+        let d = self.head_dim();
+        for (n, row) in from.chunks_exact(d).take(span.keys()).enumerate() {
+            let at = match self.spans.source(span, n) {
+                Source::Prefix(p) => p,
+                Source::Token(t) => self.spans.prefix + t,
+            };
+            add(&mut to[at * d..][..d], row);
+        }
+    }
+}
+
+fn add(a: &mut [f32], b: &[f32]) {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+}
+
+/// Sums dk and dv over the query heads of each group. Operand: the result of [`AttentionBack`]; result, one behind the other:
+/// dk and dv, `ne = [d, Hk, P + T]`.
+struct SumGroups {
+    d: usize,
+    h: usize,
+    group: usize,
+    t: usize,
+}
+
+impl Kernel for SumGroups {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let &Self { d, h, group, t } = self;
+        let parts = &op.operand(0).contiguous()[d * h * t..];
+        let rows = parts.len() / (2 * d * h);
+        let (first, dst) = out.share(2 * rows);
+        for (i, out) in (first..).zip(dst.chunks_exact_mut(d * (h / group))) {
+            let (half, row) = (i / rows, i % rows);
+            for (hk, out) in out.chunks_exact_mut(d).enumerate() {
+                out.fill(0.0);
+                for head in hk * group..(hk + 1) * group {
+                    add(out, &parts[((half * h + head) * rows + row) * d..][..d]);
+                }
+            }
+        }
+    }
+}
+
+/// Gradients of attention with respect to everything it reads.
+pub(crate) struct AttentionGrads {
+    /// `ne = [d, H, T]`.
+    pub(crate) q: Tensor,
+    /// `ne = [d, Hk, T]`.
+    pub(crate) k: Tensor,
+    /// `ne = [d, Hk, T]`.
+    pub(crate) v: Tensor,
+    /// Of the prefix's keys and values, `ne = [d, Hk, P]`.
+    pub(crate) prefix: Option<(Tensor, Tensor)>,
+}
+
+impl Context {
+    /// The derivative of [`Context::packed_attention`], whose output has the gradient `dout`, `ne = [H d, T]`.
+    pub(crate) fn packed_attention_back(
+        &self,
+        spans: &Spans,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        prefix: Option<(&Tensor, &Tensor)>,
+        dout: &Tensor,
+    ) -> AttentionGrads {
+        let [d, h, t, _] = q.ne();
+        let hk = k.ne()[1];
+        let p = spans.prefix;
+        let rows = p + t;
+        let mut srcs = sources(q, k, v, prefix);
+        srcs.push(dout);
+        let all = self.custom(
+            AttentionBack(spans.clone()),
+            &srcs,
+            [d * h * (t + 2 * rows), 1, 1, 1],
+        );
+        let sums = self.custom(
+            SumGroups {
+                d,
+                h,
+                group: h / hk,
+                t,
+            },
+            &[&all],
+            [2 * d * hk * rows, 1, 1, 1],
+        );
+        let heads = |of: &Tensor, heads: usize, n: usize, at: usize| {
+            let (head, row) = (d * size_of::<f32>(), heads * d * size_of::<f32>());
+            self.view(of, [d, heads, n, 1], [head, row, row * n], at * row)
+        };
+        AttentionGrads {
+            q: heads(&all, h, t, 0),
+            k: heads(&sums, hk, t, p),
+            v: heads(&sums, hk, t, rows + p),
+            prefix: (p > 0).then(|| (heads(&sums, hk, p, 0), heads(&sums, hk, p, rows))),
+        }
+    }
+}

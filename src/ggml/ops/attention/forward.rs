@@ -1,0 +1,76 @@
+//! `O = P V`.
+
+use super::operands::Operands;
+use super::spans::{Span, Spans};
+use super::weights::weights;
+use super::{SCRATCH, Scratch, room, sources, store_head};
+use crate::ggml::context::Context;
+use crate::ggml::custom::{Kernel, Op, Output};
+use crate::ggml::kernels::{RowMajor, Strided, gemm};
+use crate::ggml::tensor::Tensor;
+
+/// Operands: q, k, v and with a prefix its k and v -> `ne = [H d, T]`.
+struct Attention(Spans);
+
+impl Kernel for Attention {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let spans = &self.0;
+        let x = Operands::new(op, spans);
+        let h = x.q.ne[1];
+        let list: Vec<_> = spans.spans().collect();
+        SCRATCH.with_borrow_mut(|s| {
+            for unit in op.share(h * list.len()) {
+                // SAFETY: values of one head and one span, which only this unit writes.
+                unsafe { attend(spans, &x, &list[unit / h], unit % h, s, &out) };
+            }
+        });
+    }
+}
+
+/// The output of one head for the tokens of one span.
+///
+/// # Safety
+/// No other thread may write it.
+unsafe fn attend(
+    spans: &Spans,
+    x: &Operands<'_>,
+    span: &Span,
+    head: usize,
+    s: &mut Scratch,
+    out: &Output<'_>,
+) {
+    let [d, h, ..] = x.q.ne;
+    s.kv.gather(x, spans, span, head);
+    for tile in spans.tiles(span) {
+        let p = weights(x, spans, (&tile, head), &s.kv.k_t, &mut s.p, &mut s.slopes);
+        let width = tile.keys.len();
+        let o = room(&mut s.rows, tile.n * d);
+        gemm(
+            false,
+            [tile.n, d, width],
+            Strided::rows(p, width),
+            RowMajor(&s.kv.v[tile.keys.start * d..], d),
+            RowMajor(o, d),
+        );
+        // SAFETY: the caller's promise.
+        unsafe { store_head(out, d, (head, h), tile.token, o) };
+    }
+}
+
+impl Context {
+    /// Scaled dot-product attention over packed rows: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and
+    /// values `ne = [d, Hk, P]` -> `ne = [H d, T]`.
+    pub(crate) fn packed_attention(
+        &self,
+        spans: &Spans,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        prefix: Option<(&Tensor, &Tensor)>,
+    ) -> Tensor {
+        let [d, h, t, _] = q.ne();
+        assert_eq!(spans.n_tokens(), t);
+        let srcs = sources(q, k, v, prefix);
+        self.custom(Attention(spans.clone()), &srcs, [d * h, t, 1, 1])
+    }
+}

@@ -1,0 +1,108 @@
+//! From queries and keys to the attention weights of a few queries.
+
+use super::operands::Operands;
+use super::room;
+use super::spans::{Scoring, Spans, Tile};
+use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm};
+use std::ops::Range;
+
+/// The weights P of a tile's queries for one head, `ne = [keys, queries]`, given the span's keys `k_t`, `ne = [N, d]`: `p` and
+/// `slopes` are memory for them and for the derivatives of the soft cap, which [`softmax_back`] reads.
+pub(super) fn weights<'a>(
+    x: &Operands<'_>,
+    spans: &Spans,
+    (tile, head): (&Tile, usize),
+    k_t: &[f32],
+    p: &'a mut Vec<f32>,
+    slopes: &mut Vec<f32>,
+) -> &'a mut [f32] {
+    let p = room(p, tile.n * tile.keys.len());
+    scores(x, tile, head, k_t, p);
+    let capped = spans.scoring.softcap > 0.0;
+    let slopes = room(slopes, if capped { p.len() } else { 0 });
+    softmax(spans, tile, p, slopes);
+    p
+}
+
+/// `S = Q K^T`, not scaled.
+fn scores(x: &Operands<'_>, tile: &Tile, head: usize, k_t: &[f32], s: &mut [f32]) {
+    let (d, width) = (x.q.ne[0], tile.keys.len());
+    let n_keys = k_t.len() / d;
+    gemm(
+        false,
+        [tile.n, width, d],
+        Strided::rows(x.queries(head, tile.token), x.query_stride()),
+        RowMajor(&k_t[tile.keys.start..], n_keys),
+        RowMajor(s, width),
+    );
+}
+
+/// Replaces S by `P = softmax(cap(scale S))` over what each query sees, and 0 elsewhere. `slopes` takes the derivative of the
+/// cap, where there is one, at what is seen.
+fn softmax(spans: &Spans, tile: &Tile, s: &mut [f32], slopes: &mut [f32]) {
+    let Scoring { scale, softcap } = spans.scoring;
+    let width = tile.keys.len();
+    for (j, row) in s.chunks_exact_mut(width).enumerate() {
+        let seen = seen(spans, tile, j);
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+        if softcap > 0.0 {
+            let slopes = &mut slopes[j * width..][..width];
+            for (s, slope) in row[seen.clone()].iter_mut().zip(&mut slopes[seen.clone()]) {
+                let t = (*s * scale / softcap).tanh();
+                *s = softcap * t;
+                *slope = 1.0 - t * t;
+            }
+        } else {
+            row[seen.clone()].iter_mut().for_each(|s| *s *= scale);
+        }
+        let row = &mut row[seen];
+        let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+        let sum = exp_sub_sum(row, max);
+        row.iter_mut().for_each(|w| *w /= sum);
+    }
+}
+
+/// Columns of S that query `j` of a tile sees.
+fn seen(spans: &Spans, tile: &Tile, j: usize) -> Range<usize> {
+    let seen = spans.visible(tile.at + j);
+    seen.start - tile.keys.start..seen.end - tile.keys.start
+}
+
+/// The way back through [`softmax`]: replaces dP by `dS = P (dP - sum(P dP)) scale slope`.
+pub(super) fn softmax_back(spans: &Spans, tile: &Tile, p: &[f32], slopes: &[f32], dp: &mut [f32]) {
+    let Scoring { scale, softcap } = spans.scoring;
+    let width = tile.keys.len();
+    let rows = p.chunks_exact(width).zip(dp.chunks_exact_mut(width));
+    for (j, (p, dp)) in rows.enumerate() {
+        let dot = dot(p, dp);
+        for (p, dp) in p.iter().zip(dp.iter_mut()) {
+            *dp = p * (*dp - dot) * scale;
+        }
+        if softcap > 0.0 {
+            let slopes = &slopes[j * width..][..width];
+            for ((ds, slope), &p) in dp.iter_mut().zip(slopes).zip(p) {
+                // Slopes of keys out of sight were never computed.
+                *ds *= if p > 0.0 { *slope } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Sum of products in 16 interleaved parts, which the compiler turns into vector instructions.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut parts = [0.0f32; 16];
+    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a16
+        .remainder()
+        .iter()
+        .zip(b16.remainder())
+        .map(|(a, b)| a * b)
+        .sum();
+    for (a, b) in a16.zip(b16) {
+        for ((p, a), b) in parts.iter_mut().zip(a).zip(b) {
+            *p += a * b;
+        }
+    }
+    parts.iter().sum::<f32>() + rest
+}
