@@ -32,9 +32,9 @@ fn shape(
         architecture: architecture.to_owned(),
         n_layer,
         n_embd,
-        n_head,
-        n_head_kv,
-        head_dim,
+        n_head: n_head.into(),
+        n_head_kv: n_head_kv.into(),
+        head_dim: head_dim.into(),
         n_vocab: 320,
         qk_permuted: architecture == "llama",
     }
@@ -61,8 +61,8 @@ fn rows(width: usize, n: usize, seed: f32) -> Rows {
 
 fn prefix_parts(base: &BaseShape, p: usize) -> Parts {
     let layer = |l: usize| PrefixLayer {
-        k: rows(base.kv_width(), p, l as f32),
-        v: rows(base.kv_width(), p, -100.0 - l as f32),
+        k: rows(base.kv_width(l), p, l as f32),
+        v: rows(base.kv_width(l), p, -100.0 - l as f32),
     };
     Parts {
         kind: AdapterKind::Prefix,
@@ -342,7 +342,7 @@ fn new_refuses_parts_that_disagree() {
         AdapterError::TensorShape { tensor, expected: [32, 2], got: [32, 3] } if tensor == "blk.1.prefix_v"
     );
     assert_matches!(
-        prefix(&|p| p.base.head_dim = Some(8)),
+        prefix(&|p| p.base.head_dim = Some(8.into())),
         AdapterError::TensorShape {
             expected: [16, 2],
             got: [32, 2],
@@ -452,14 +452,14 @@ fn check_fits_refuses_other_shapes_always_and_other_weights_unless_overridden() 
             }
         );
         assert_matches!(
-            refuse(&|b| b.head_dim = 8),
+            refuse(&|b| b.head_dim = 8.into()),
             AdapterError::KvWidthMismatch {
                 adapter: 32,
                 base: 16
             }
         );
         assert_matches!(
-            refuse(&|b| (b.n_head_kv, b.head_dim) = (4, 8)),
+            refuse(&|b| (b.n_head_kv, b.head_dim) = (4.into(), 8.into())),
             AdapterError::KvHeadMismatch {
                 adapter: 2,
                 base: 4
@@ -919,7 +919,10 @@ fn prefixes_are_laid_out_and_permuted() {
         let Payload::Prefix { layers } = adapter.payload() else {
             panic!("{path}: a prefix")
         };
-        let (hk, d) = (base.n_head_kv, base.head_dim);
+        let sizes = (base.n_head_kv.uniform(), base.head_dim.uniform());
+        let (Some(hk), Some(d)) = sizes else {
+            panic!("{path}: layers differ")
+        };
         let mut row = vec![0.0; hk * d];
         let mut compared = 0;
         for (l, layer) in layers.iter().enumerate() {
@@ -1441,7 +1444,7 @@ fn folders_for_other_bases_are_refused() {
         }
     );
     assert_matches!(
-        import("peft/llama/prefix", &|b| (b.n_head_kv, b.head_dim) = (4, 8)),
+        import("peft/llama/prefix", &|b| (b.n_head_kv, b.head_dim) = (4.into(), 8.into())),
         AdapterError::KvHeadMismatch {
             adapter: 2,
             base: 4
@@ -1455,7 +1458,7 @@ fn folders_for_other_bases_are_refused() {
         }
     );
     assert_matches!(
-        import("peft/llama/prompt", &|b| b.n_head = 8),
+        import("peft/llama/prompt", &|b| b.n_head = 8.into()),
         AdapterError::HeadMismatch {
             adapter: 4,
             base: 8
@@ -1539,9 +1542,9 @@ fn any_adapter() -> impl Strategy<Value = (Adapter, BaseShape)> {
         let payload = match kind {
             AdapterKind::Prefix => Payload::Prefix {
                 layers: (0..n_layer)
-                    .map(|_| PrefixLayer {
-                        k: rows(base.kv_width()),
-                        v: rows(base.kv_width()),
+                    .map(|il| PrefixLayer {
+                        k: rows(base.kv_width(il)),
+                        v: rows(base.kv_width(il)),
                     })
                     .collect(),
             },

@@ -353,6 +353,8 @@ verbs! {
     scale(a; s: f32 => s) = ggml_scale;
     /// tanh.
     tanh(a) = ggml_tanh;
+    /// `x sigmoid(x)`.
+    silu(a) = ggml_silu;
     /// GELU, tanh approximation.
     gelu(a) = ggml_gelu;
     /// `silu(gate) * up`.
@@ -361,6 +363,8 @@ verbs! {
     geglu(gate, up) = ggml_geglu_split;
     /// `silu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
     swiglu_fused(a) = ggml_swiglu;
+    /// `gelu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
+    geglu_fused(a) = ggml_geglu;
     /// Rows of `a` (any type) picked by `rows` (I32), as F32.
     get_rows(a, rows) = ggml_get_rows;
     /// Writes the rows of `b` (F32) into `a` at `rows` (I64), converting to a's type; the result is a view of `a`.

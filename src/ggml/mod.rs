@@ -24,6 +24,6 @@ pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kernels::gemm;
 pub(crate) use memory::{Buffer, RepackLayout, repackable};
-pub(crate) use ops::{Activated, Gate, Spans, Targets, rotate, visible};
+pub(crate) use ops::{Activation, Gate, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;
 pub(crate) use threadpool::ThreadPool;

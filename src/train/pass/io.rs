@@ -3,7 +3,7 @@
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, Targets, Tensor};
 use crate::graph::{Entry, Inputs, VirtualRows, input};
-use crate::model::HParams;
+use crate::model::{HParams, LayerShape};
 use crate::train::batch::{Packed, Slot};
 use crate::train::variables::Variables;
 use std::sync::Arc;
@@ -22,13 +22,15 @@ impl Leaves {
         match variables {
             Variables::None => Self::None,
             Variables::Prefix { length, layers } => {
-                let leaf = |name, il| {
-                    ctx.new_tensor(GgmlType::F32, &[hp.head_dim, hp.n_head_kv, *length])
-                        .named(name, Some(il))
-                        .input()
+                debug_assert_eq!(layers.len(), hp.n_layer());
+                let pair = |(il, layer): (usize, &LayerShape)| {
+                    ["prefix_k", "prefix_v"].map(|name| {
+                        let ne = [layer.head_dim, layer.n_head_kv, *length];
+                        let leaf = ctx.new_tensor(GgmlType::F32, &ne);
+                        leaf.named(name, Some(il)).input()
+                    })
                 };
-                let pair = |il| [leaf("prefix_k", il), leaf("prefix_v", il)];
-                Self::Prefix((0..layers.len()).map(pair).collect())
+                Self::Prefix(hp.layers.iter().enumerate().map(pair).collect())
             }
             Variables::Virtual { length, .. } => Self::Virtual(input(
                 ctx,
