@@ -345,6 +345,31 @@ fn repacked_weights() {
     });
 }
 
+/// libllama reads files whose layers differ under two architectures' names only, and we under all: a llama of such layers is what
+/// libllama calls a deci.
+#[test]
+fn layers_differ_in_any_architecture() {
+    let deci = FixtureSpec::new(Variant::Deci, GgmlType::F32);
+    let llama = FixtureSpec {
+        variant: Variant::Llama,
+        ..deci.clone()
+    };
+    let setup = Setup {
+        kv: KvType::F32,
+        flash: false,
+        ..PLAIN
+    };
+    for_each(&[llama], |_, path| {
+        let tokens = tokens();
+        let named_deci = path.with_extension("deci");
+        write_fixture(&named_deci, &deci).unwrap();
+        let want = theirs(&mut setup.oracle(&named_deci), &tokens, PROMPT);
+        let got = ours(&mut setup.session(&setup.model(path)), &tokens, PROMPT);
+        assert!(got == want);
+        Ok(())
+    });
+}
+
 /// Contexts within the original length take LongRoPE's short factors; the fixtures above all take the long ones.
 #[test]
 fn longrope_within_the_original_context() {
@@ -486,9 +511,8 @@ fn prefixes() {
             let want = theirs(&mut llama, &tokens, PROMPT);
 
             let model = setup.model(path);
-            let half = |values: &[f32]| {
-                Rows::from_f32(values.len() / VIRTUAL, values.to_vec()).unwrap()
-            };
+            let half =
+                |values: &[f32]| Rows::from_f32(values.len() / VIRTUAL, values.to_vec()).unwrap();
             let layers = rows
                 .iter()
                 .map(|r| PrefixLayer {

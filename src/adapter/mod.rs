@@ -311,9 +311,7 @@ impl BaseSignature {
         let differ = |adapter: Option<&PerLayer>, base: Option<&PerLayer>| {
             adapter.zip(base).and_then(|(a, b)| a.difference(b))
         };
-        if let Some((adapter, base)) =
-            differ(self.kv_width().as_ref(), base.kv_width().as_ref())
-        {
+        if let Some((adapter, base)) = differ(self.kv_width().as_ref(), base.kv_width().as_ref()) {
             return Err(AdapterError::KvWidthMismatch { adapter, base });
         }
         if let Some((adapter, base)) = differ(self.n_head_kv.as_ref(), base.n_head_kv.as_ref()) {

@@ -304,7 +304,9 @@ impl KeyValues for Cached<'_> {
         let (mask, scale) = (self.inputs.mask(layer.window), layer.score_scale);
         let a = b.attention(&q, &k, &v, mask, scale, hp.attn_softcap, self.flash);
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
-        let a = self.rotated(b, KvPart::V, il, &a).named("kqv_out", Some(il));
+        let a = self
+            .rotated(b, KvPart::V, il, &a)
+            .named("kqv_out", Some(il));
         b.demand(&a);
         a
     }

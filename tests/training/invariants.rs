@@ -157,6 +157,7 @@ fn threads_do_not_matter() {
     for (variant, method) in [
         (Variant::Gemma2, AdapterKind::Prefix),
         (Variant::Phi3, AdapterKind::Prompt),
+        (Variant::OpenElm, AdapterKind::Prefix),
     ] {
         let fixture = Fixture::new(variant);
         let mut trainer = fixture.trainer(options(method), &batch());

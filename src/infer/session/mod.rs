@@ -130,8 +130,7 @@ impl Session {
         if options.kv_type == KvType::Q8_0 {
             let head_dims = hp.layers.iter().map(|l| l.head_dim);
             if let Some(d) = head_dims.into_iter().find(|d| !d.is_multiple_of(32)) {
-                let why =
-                    format!("needs a head size that is a multiple of 32, the model's is {d}");
+                let why = format!("needs a head size that is a multiple of 32, the model's is {d}");
                 return Err(bad("KV cache type", "q8_0".into(), &why).into());
             }
             if !flash {

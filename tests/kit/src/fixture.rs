@@ -501,7 +501,9 @@ impl<'a> Builder<'a> {
             _ => {}
         }
         let qk_norms = match spec.variant {
-            Qwen3 | Gemma3 | Gemma3Scaled | OpenElm => Some((vec![spec.head_dim], vec![spec.head_dim])),
+            Qwen3 | Gemma3 | Gemma3Scaled | OpenElm => {
+                Some((vec![spec.head_dim], vec![spec.head_dim]))
+            }
             Olmo2 | Olmo2Swa => Some((vec![q], vec![kv])),
             StableLmParallel => Some((
                 vec![spec.head_dim, sizes.n_head],
