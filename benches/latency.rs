@@ -79,9 +79,8 @@ fn tokens(n: usize) -> Vec<i32> {
 /// A prefix adapter of small random rows.
 fn prefix(model: &Model) -> Adapter {
     let shape = model.shape();
-    let width = shape.kv_width();
     let mut state = 1u32;
-    let mut rows = || {
+    let mut rows = |width| {
         let values = (0..P * width)
             .map(|_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -91,9 +90,9 @@ fn prefix(model: &Model) -> Adapter {
         Matrix::from_f32(width, values).expect("whole rows")
     };
     let layers = (0..shape.n_layer)
-        .map(|_| PrefixLayer {
-            k: rows(),
-            v: rows(),
+        .map(|il| PrefixLayer {
+            k: rows(shape.kv_width(il)),
+            v: rows(shape.kv_width(il)),
         })
         .collect();
     adapter(model, AdapterKind::Prefix, Payload::Prefix { layers })

@@ -6,6 +6,7 @@ use ggraft::adapter::{
     Parts, Payload, Piece, Precision, PrefixLayer, Template, TemplateError, concat, export_peft,
     import_peft,
 };
+use ggraft::file::gguf::{Gguf, Value};
 use ggraft::file::gguf_write::{GgufWriter, MetaValue};
 use ggraft::file::peft::{PeftError, PeftFolder, PeftType};
 use ggraft::file::types::GgmlType;
@@ -32,9 +33,9 @@ fn shape(
         architecture: architecture.to_owned(),
         n_layer,
         n_embd,
-        n_head,
-        n_head_kv,
-        head_dim,
+        n_head: n_head.into(),
+        n_head_kv: n_head_kv.into(),
+        head_dim: head_dim.into(),
         n_vocab: 320,
         qk_permuted: architecture == "llama",
     }
@@ -43,6 +44,15 @@ fn shape(
 /// The base of tests/data/peft/llama.
 fn llama() -> BaseShape {
     shape("llama", 3, [64, 4, 2, 16])
+}
+
+/// A base whose layers differ in their heads.
+fn uneven() -> BaseShape {
+    BaseShape {
+        n_head: [4, 8, 4].into_iter().collect(),
+        n_head_kv: [2, 1, 4].into_iter().collect(),
+        ..llama()
+    }
 }
 
 /// The base of tests/data/peft_bad.
@@ -61,8 +71,8 @@ fn rows(width: usize, n: usize, seed: f32) -> Matrix {
 
 fn prefix_parts(base: &BaseShape, p: usize) -> Parts {
     let layer = |l: usize| PrefixLayer {
-        k: rows(base.kv_width(), p, l as f32),
-        v: rows(base.kv_width(), p, -100.0 - l as f32),
+        k: rows(base.kv_width(l), p, l as f32),
+        v: rows(base.kv_width(l), p, -100.0 - l as f32),
     };
     Parts {
         kind: AdapterKind::Prefix,
@@ -342,7 +352,7 @@ fn new_refuses_parts_that_disagree() {
         AdapterError::TensorShape { tensor, expected: [32, 2], got: [32, 3] } if tensor == "blk.1.prefix_v"
     );
     assert_matches!(
-        prefix(&|p| p.base.head_dim = Some(8)),
+        prefix(&|p| p.base.head_dim = Some(8.into())),
         AdapterError::TensorShape {
             expected: [16, 2],
             got: [32, 2],
@@ -453,14 +463,14 @@ fn check_fits_refuses_other_shapes_always_and_other_weights_unless_overridden() 
             }
         );
         assert_matches!(
-            refuse(&|b| b.head_dim = 8),
+            refuse(&|b| b.head_dim = 8.into()),
             AdapterError::KvWidthMismatch {
                 adapter: 32,
                 base: 16
             }
         );
         assert_matches!(
-            refuse(&|b| (b.n_head_kv, b.head_dim) = (4, 8)),
+            refuse(&|b| (b.n_head_kv, b.head_dim) = (4.into(), 8.into())),
             AdapterError::KvHeadMismatch {
                 adapter: 2,
                 base: 4
@@ -533,6 +543,160 @@ fn files_round_trip_in_both_precisions() {
             Payload::Prefix { layers } => assert_eq!(layers[0].k.precision(), Precision::F16),
         }
     }
+}
+
+/// A size that all layers share is one number in the file, as it always was; sizes of layers that differ are arrays.
+#[test]
+fn sizes_are_arrays_where_layers_differ() {
+    for (base, heads, kv_heads) in [
+        (llama(), vec![4; 3], vec![2; 3]),
+        (uneven(), vec![4, 8, 4], vec![2, 1, 4]),
+    ] {
+        for parts in [
+            prefix_parts(&base, 2),
+            rows_parts(AdapterKind::Prompt, &base, 2),
+        ] {
+            let adapter = Adapter::new(parts).unwrap();
+            let bytes = adapter.to_gguf(Precision::F32);
+            let gguf = Gguf::parse(&bytes).unwrap();
+            let differ = base.n_head.uniform().is_none();
+            for (field, expected) in [("head_count", &heads), ("head_count_kv", &kv_heads)] {
+                let key = format!("ggraft.base.{field}");
+                let found = gguf.get(&key);
+                assert_eq!(matches!(found, Some(Value::Array(_))), differ, "{found:?}");
+                assert_eq!(matches!(found, Some(Value::U32(_))), !differ, "{found:?}");
+                let sizes = gguf.u32_or_array(&bytes, &key, 3).unwrap().unwrap();
+                assert_eq!(&sizes, expected);
+            }
+            assert_eq!(gguf.u32("ggraft.base.head_length"), Ok(Some(16)));
+            let again = Adapter::from_gguf(&bytes).unwrap();
+            assert_eq!(again.parts(), adapter.parts());
+        }
+    }
+    let prefix = Adapter::new(prefix_parts(&uneven(), 2)).unwrap();
+    let Payload::Prefix { layers } = prefix.payload() else {
+        panic!("a prefix")
+    };
+    let widths: Vec<_> = layers.iter().map(|l| (l.k.width(), l.v.width())).collect();
+    assert_eq!(widths, [(32, 32), (16, 16), (64, 64)]);
+    let both = concat(&prefix, &prefix).unwrap();
+    assert_eq!((both.length(), both.base()), (4, prefix.base()));
+}
+
+/// Files that earlier versions have written say the same when they are written again.
+#[test]
+fn files_of_the_repository_are_written_as_they_are() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/adapters");
+    let mut n = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "gguf") {
+            let written = Adapter::load(&path).unwrap().to_gguf(Precision::F16);
+            assert!(
+                written == std::fs::read(&path).unwrap(),
+                "{}",
+                path.display()
+            );
+            n += 1;
+        }
+    }
+    assert!(n > 0);
+}
+
+#[test]
+fn bases_whose_layers_differ_fit_layer_by_layer() {
+    let fp = Fingerprint([7; 32]);
+    let adapter = Adapter::new(prefix_parts(&uneven(), 2)).unwrap();
+    adapter.check_fits(&uneven(), &fp, false).unwrap();
+    let refuse = |n_head_kv: [usize; 3], head_dim: usize| {
+        let base = BaseShape {
+            n_head_kv: n_head_kv.into_iter().collect(),
+            head_dim: head_dim.into(),
+            ..uneven()
+        };
+        let fits = adapter.check_fits(&base, &fp, true);
+        fits.expect_err("must be refused")
+    };
+    for (kv_heads, head_dim, expected) in [
+        ([2, 2, 4], 16, (16, 32)),
+        ([2, 2, 2], 16, (16, 32)),
+        ([2, 1, 3], 16, (64, 48)),
+        ([2, 1, 4], 32, (32, 64)),
+    ] {
+        assert_matches!(
+            refuse(kv_heads, head_dim),
+            AdapterError::KvWidthMismatch { adapter, base } if (adapter, base) == expected
+        );
+    }
+    assert_matches!(
+        refuse([4, 2, 8], 8),
+        AdapterError::KvHeadMismatch {
+            adapter: 2,
+            base: 4
+        }
+    );
+    let uniform = Adapter::new(prefix_parts(&llama(), 2)).unwrap();
+    assert_matches!(
+        uniform.check_fits(&uneven(), &fp, true),
+        Err(AdapterError::KvWidthMismatch {
+            adapter: 32,
+            base: 16
+        })
+    );
+}
+
+#[test]
+fn sizes_of_other_layers_than_there_are() {
+    let refuse = |change: &dyn Fn(&mut BaseSignature)| {
+        let mut parts = prefix_parts(&uneven(), 2);
+        change(&mut parts.base);
+        Adapter::new(parts).expect_err("must be refused")
+    };
+    assert_matches!(
+        refuse(&|b| b.n_head_kv = Some([2, 1].into_iter().collect())),
+        AdapterError::SignatureLayers {
+            field: "head_count_kv",
+            declared: 3,
+            got: 2
+        }
+    );
+    assert_matches!(
+        refuse(&|b| b.n_layer = None),
+        AdapterError::SignatureIncomplete {
+            field: "block_count",
+            ..
+        }
+    );
+    assert_matches!(
+        refuse(&|b| b.n_head = Some([1, 1 << 32, 1].into_iter().collect())),
+        AdapterError::SignatureTooLarge {
+            field: "head_count",
+            ..
+        }
+    );
+    assert_matches!(
+        refuse(&|b| b.n_head_kv = Some([2, 1, 3].into_iter().collect())),
+        AdapterError::TensorShape { tensor, expected: [48, 2], got: [64, 2] } if tensor == "blk.2.prefix_k"
+    );
+    let read = |layers: Option<u32>, heads: &[u32]| {
+        let change = |w: &mut GgufWriter| {
+            if let Some(n) = layers {
+                w.set("ggraft.base.block_count", MetaValue::U32(n));
+            }
+            w.set("ggraft.base.head_count_kv", MetaValue::U32s(heads.to_vec()));
+        };
+        Adapter::from_gguf(&file(change, &[GOOD]))
+    };
+    read(Some(2), &[3, 4]).unwrap();
+    assert_matches!(read(Some(3), &[3, 4]), Err(Error::Gguf { .. }));
+    assert_matches!(read(Some(u32::MAX), &[3, 4]), Err(Error::Gguf { .. }));
+    assert_matches!(
+        adapter_error(read(None, &[3, 4])),
+        AdapterError::SignatureIncomplete {
+            field: "block_count",
+            ..
+        }
+    );
 }
 
 #[test]
@@ -922,7 +1086,10 @@ fn prefixes_are_laid_out_and_permuted() {
         let Payload::Prefix { layers } = adapter.payload() else {
             panic!("{path}: a prefix")
         };
-        let (hk, d) = (base.n_head_kv, base.head_dim);
+        let sizes = (base.n_head_kv.uniform(), base.head_dim.uniform());
+        let (Some(hk), Some(d)) = sizes else {
+            panic!("{path}: layers differ")
+        };
         let mut row = vec![0.0; hk * d];
         let mut compared = 0;
         for (l, layer) in layers.iter().enumerate() {
@@ -1444,7 +1611,8 @@ fn folders_for_other_bases_are_refused() {
         }
     );
     assert_matches!(
-        import("peft/llama/prefix", &|b| (b.n_head_kv, b.head_dim) = (4, 8)),
+        import("peft/llama/prefix", &|b| (b.n_head_kv, b.head_dim) =
+            (4.into(), 8.into())),
         AdapterError::KvHeadMismatch {
             adapter: 2,
             base: 4
@@ -1458,7 +1626,7 @@ fn folders_for_other_bases_are_refused() {
         }
     );
     assert_matches!(
-        import("peft/llama/prompt", &|b| b.n_head = 8),
+        import("peft/llama/prompt", &|b| b.n_head = 8.into()),
         AdapterError::HeadMismatch {
             adapter: 4,
             base: 8
@@ -1507,6 +1675,25 @@ fn export_refuses_templates_and_other_bases() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
+/// PEFT's prefixes are equally wide in all layers; rows at the input do not depend on that.
+#[test]
+fn prefixes_of_uneven_layers_stay_out_of_peft() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = uneven();
+    let prefix = Adapter::new(prefix_parts(&base, 2)).unwrap();
+    let error = export_peft(&prefix, &base, dir.path(), "base").expect_err("uneven layers");
+    assert_matches!(error, Error::Adapter(AdapterError::LayersDiffer));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_matches!(
+        adapter_error(import("peft/llama/prefix", &base)),
+        AdapterError::LayersDiffer
+    );
+    let prompt = import("peft/llama/prompt", &base).unwrap();
+    export_peft(&prompt, &base, dir.path(), "llama").unwrap();
+    let again = import_peft(dir.path(), &base, None, &ImportOptions::default()).unwrap();
+    assert_eq!(values(&again), values(&prompt));
+}
+
 /// An adapter of any kind on a small base of any shape, permuted or not, with any finite values.
 fn any_adapter() -> impl Strategy<Value = (Adapter, BaseShape)> {
     let finite = any::<f32>().prop_filter("finite", |x| x.is_finite());
@@ -1543,9 +1730,9 @@ fn any_adapter() -> impl Strategy<Value = (Adapter, BaseShape)> {
         let payload = match kind {
             AdapterKind::Prefix => Payload::Prefix {
                 layers: (0..n_layer)
-                    .map(|_| PrefixLayer {
-                        k: rows(base.kv_width()),
-                        v: rows(base.kv_width()),
+                    .map(|il| PrefixLayer {
+                        k: rows(base.kv_width(il)),
+                        v: rows(base.kv_width(il)),
                     })
                     .collect(),
             },

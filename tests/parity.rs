@@ -325,18 +325,29 @@ fn k_quantized_models() {
     every_variant(&[GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q6_K]);
 }
 
-/// Where both sides compute the same products of the same F32 values, every bit is equal. Two architectures are not so: libllama
-/// multiplies their queries by 1 / sqrt(d) before the product with the keys, and this factor is no power of two.
+/// Fixtures of F32, and the same with heads twice as wide: of each variant one has a head size d whose square root is no power
+/// of two, so that it shows whether queries or scores are multiplied by 1 / sqrt(d).
+fn f32_specs() -> Vec<FixtureSpec> {
+    let narrow = specs(&[GgmlType::F32]);
+    let wide = narrow.iter().cloned().map(|spec| FixtureSpec {
+        n_embd: 2 * spec.n_embd,
+        head_dim: 2 * spec.head_dim,
+        ..spec
+    });
+    let both: Vec<_> = narrow.iter().cloned().chain(wide).collect();
+    for &variant in all_variants() {
+        let mut of = both.iter().filter(|s| s.variant == variant);
+        assert!(of.any(|s| !s.head_dim.ilog2().is_multiple_of(2)));
+    }
+    both
+}
+
+/// Both sides compute the same products of the same F32 values: every bit is equal.
 #[test]
 fn f32_cache() {
-    for_each(&specs(&[GgmlType::F32]), |spec, path| {
-        let scaled_before = matches!(spec.variant, Variant::Gemma | Variant::Gemma2);
-        assert!(!scaled_before || !spec.head_dim.ilog2().is_multiple_of(2));
+    for_each(&f32_specs(), |spec, path| {
         // Our fused attention reads an F32 cache as it is, in another order of sums.
-        for (flash, limit) in [
-            (false, if scaled_before { 1e-4 } else { 0.0 }),
-            (true, 3e-4),
-        ] {
+        for (flash, limit) in [(false, 0.0), (true, 3e-4)] {
             let setup = Setup {
                 kv: KvType::F32,
                 flash,
@@ -404,6 +415,31 @@ fn repacked_weights() {
                 ..PLAIN
             },
         )
+    });
+}
+
+/// libllama reads files whose layers differ under two architectures' names only, and we under all: a llama of such layers is what
+/// libllama calls a deci.
+#[test]
+fn layers_differ_in_any_architecture() {
+    let deci = FixtureSpec::new(Variant::Deci, GgmlType::F32);
+    let llama = FixtureSpec {
+        variant: Variant::Llama,
+        ..deci.clone()
+    };
+    let setup = Setup {
+        kv: KvType::F32,
+        flash: false,
+        ..PLAIN
+    };
+    for_each(&[llama], |_, path| {
+        let tokens = tokens();
+        let named_deci = path.with_extension("deci");
+        write_fixture(&named_deci, &deci).unwrap();
+        let want = theirs(&mut setup.oracle(&named_deci), &tokens, PROMPT);
+        let got = ours(&mut setup.session(&setup.model(path)), &tokens, PROMPT);
+        assert!(got == want);
+        Ok(())
     });
 }
 
@@ -523,11 +559,13 @@ fn virtual_tokens_inside_the_text() {
 #[test]
 fn prefixes() {
     for_each(&specs(&[GgmlType::F32, GgmlType::Q8_0]), |spec, path| {
-        let width = spec.n_head_kv * spec.head_dim;
-        let rows: Vec<KvRows> = (0..spec.n_layer as u32)
-            .map(|il| KvRows {
-                k: noise(VIRTUAL * width, 1.0, 2 * il + 10),
-                v: noise(VIRTUAL * width, 1.0, 2 * il + 11),
+        let rows: Vec<KvRows> = (0..spec.n_layer)
+            .map(|il| {
+                let noise = |salt| noise(VIRTUAL * spec.kv_width(il), 1.0, 2 * il as u32 + salt);
+                KvRows {
+                    k: noise(10),
+                    v: noise(11),
+                }
             })
             .collect();
         for setup in [
@@ -547,7 +585,8 @@ fn prefixes() {
             let want = theirs(&mut llama, &tokens, PROMPT);
 
             let model = setup.model(path);
-            let half = |values: &[f32]| Matrix::from_f32(width, values.to_vec()).unwrap();
+            let half =
+                |values: &[f32]| Matrix::from_f32(values.len() / VIRTUAL, values.to_vec()).unwrap();
             let layers = rows
                 .iter()
                 .map(|r| PrefixLayer {
@@ -593,14 +632,17 @@ fn prefixes_in_a_rotated_cache() {
     let heads: Vec<_> = specs.iter().map(|s| s.head_dim).collect();
     assert!(heads.contains(&64) && heads.contains(&128), "{heads:?}");
     for_each(&specs, |spec, path| {
-        let width = spec.n_head_kv * spec.head_dim;
         let model = PLAIN.model(path);
         let prefix = |k: &dyn Fn(Vec<f32>) -> Vec<f32>, v: &dyn Fn(Vec<f32>) -> Vec<f32>| {
-            let rows = |values| Matrix::from_f32(width, values).unwrap();
-            let layers = (0..spec.n_layer as u32)
-                .map(|il| PrefixLayer {
-                    k: rows(k(noise(VIRTUAL * width, 1.0, 2 * il + 10))),
-                    v: rows(v(noise(VIRTUAL * width, 1.0, 2 * il + 11))),
+            let layers = (0..spec.n_layer)
+                .map(|il| {
+                    let width = spec.kv_width(il);
+                    let noise = |salt| noise(VIRTUAL * width, 1.0, 2 * il as u32 + salt);
+                    let rows = |values| Matrix::from_f32(width, values).unwrap();
+                    PrefixLayer {
+                        k: rows(k(noise(10))),
+                        v: rows(v(noise(11))),
+                    }
                 })
                 .collect();
             adapter(

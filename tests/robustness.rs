@@ -363,12 +363,12 @@ fn adapters() -> [Vec<u8>; 2] {
     let model = open(&data("bad/control.gguf")).unwrap();
     let shape = model.shape();
     let rows = |width| Matrix::from_f32(width, vec![0.25; 3 * width]).unwrap();
-    let layer = || PrefixLayer {
-        k: rows(shape.kv_width()),
-        v: rows(shape.kv_width()),
+    let layer = |il| PrefixLayer {
+        k: rows(shape.kv_width(il)),
+        v: rows(shape.kv_width(il)),
     };
     let prefix = Payload::Prefix {
-        layers: (0..shape.n_layer).map(|_| layer()).collect(),
+        layers: (0..shape.n_layer).map(layer).collect(),
     };
     [
         (AdapterKind::Prefix, prefix, None),

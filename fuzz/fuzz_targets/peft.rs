@@ -21,9 +21,9 @@ fuzz_target!(|input: &[u8]| {
         architecture: "llama".to_owned(),
         n_layer: config.num_layers,
         n_embd: config.token_dim,
-        n_head: config.num_attention_heads,
-        n_head_kv: config.num_attention_heads,
-        head_dim: config.token_dim / config.num_attention_heads,
+        n_head: config.num_attention_heads.into(),
+        n_head_kv: config.num_attention_heads.into(),
+        head_dim: (config.token_dim / config.num_attention_heads).into(),
         n_vocab: 1,
         qk_permuted: true,
     };

@@ -53,12 +53,16 @@ pub fn concat(a: &Adapter, b: &Adapter) -> Result<Adapter, AdapterError> {
     for (known, other) in [
         (&mut base.n_layer, b.base().n_layer),
         (&mut base.n_embd, b.base().n_embd),
-        (&mut base.n_head, b.base().n_head),
-        (&mut base.n_head_kv, b.base().n_head_kv),
-        (&mut base.head_dim, b.base().head_dim),
         (&mut base.n_vocab, b.base().n_vocab),
     ] {
         *known = known.or(other);
+    }
+    for (known, other) in [
+        (&mut base.n_head, &b.base().n_head),
+        (&mut base.n_head_kv, &b.base().n_head_kv),
+        (&mut base.head_dim, &b.base().head_dim),
+    ] {
+        *known = known.take().or_else(|| other.clone());
     }
     Adapter::new(Parts {
         kind,

@@ -78,6 +78,16 @@ pub enum AdapterError {
         /// Its value.
         got: usize,
     },
+    /// Sizes of layers that are more or fewer than the layers.
+    #[error("the base has {declared} layers, but its {field} is stated for {got}")]
+    SignatureLayers {
+        /// Which size.
+        field: &'static str,
+        /// L of the signature.
+        declared: usize,
+        /// Layers that the size is stated for.
+        got: usize,
+    },
     /// A template on a kind that has none.
     #[error("a {kind} adapter has no template, only p_tuning adapters do")]
     TemplateKind {
@@ -289,6 +299,12 @@ pub enum AdapterError {
         /// d.
         head_dim: usize,
     },
+    /// PEFT's prefixes have one width for all layers.
+    #[error(
+        "PEFT's prefixes are equally wide in all layers, and the layers of this base differ in their key/value heads; \
+         its prefix adapters stay in ggraft's own format"
+    )]
+    LayersDiffer,
     /// PEFT has no templates.
     #[error(
         "PEFT cannot place virtual tokens by a template ({template}); only adapters with all tokens in front export"

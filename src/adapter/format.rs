@@ -9,6 +9,7 @@ use crate::file::gguf::{Gguf, TensorInfo, Value};
 use crate::file::gguf_write::{GgufWriter, MetaValue};
 use crate::file::read::read_capped;
 use crate::file::types::GgmlType;
+use crate::model::PerLayer;
 use half::{bf16, f16};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -67,7 +68,7 @@ impl Adapter {
         let kind = read_kind(&gguf)?;
         let length = to_usize(gguf.require_u32(key::LENGTH)?);
         super::check_length(length)?;
-        let base = read_signature(&gguf)?;
+        let base = read_signature(bytes, &gguf, kind)?;
         let payload = read_payload(bytes, &gguf, kind, length, &base)?;
         let text = |key| Ok::<_, crate::Error>(gguf.str(key)?.map(str::to_owned));
         let fingerprint = match gguf.str(key::FINGERPRINT)? {
@@ -116,8 +117,7 @@ impl Adapter {
         let mut writer = GgufWriter::new();
         let parts = self.parts();
         let text = |s: &str| MetaValue::String(s.to_owned());
-        let number =
-            |n: usize| MetaValue::U32(u32::try_from(n).expect("Adapter::new checks the sizes"));
+        let number = |n: usize| u32::try_from(n).expect("Adapter::new checks the sizes");
         writer.set(key::TYPE, text("adapter"));
         writer.set(key::ARCHITECTURE, text(&parts.base.architecture));
         if let Some(name) = &parts.name {
@@ -125,16 +125,20 @@ impl Adapter {
         }
         writer.set(key::KIND, text(parts.kind.name()));
         writer.set(key::VERSION, MetaValue::U32(FORMAT_VERSION));
-        writer.set(key::LENGTH, number(self.length()));
+        writer.set(key::LENGTH, MetaValue::U32(number(self.length())));
         if let Some(template) = &parts.template {
             writer.set(key::TEMPLATE, text(&template.to_string()));
         }
         if let Some(fingerprint) = &parts.fingerprint {
             writer.set(key::FINGERPRINT, text(&fingerprint.to_string()));
         }
-        for (field, size) in parts.base.sizes() {
-            if let Some(size) = size {
-                writer.set(format!("{}{field}", key::BASE), number(size));
+        for (field, sizes) in parts.base.sizes() {
+            if let Some(sizes) = sizes {
+                let value = match sizes.uniform() {
+                    Some(size) => MetaValue::U32(number(size)),
+                    None => MetaValue::U32s(sizes.values().iter().map(|&n| number(n)).collect()),
+                };
+                writer.set(format!("{}{field}", key::BASE), value);
             }
         }
         for (name, value) in &parts.provenance {
@@ -188,16 +192,29 @@ fn read_kind(gguf: &Gguf) -> Result<AdapterKind> {
     )
 }
 
-fn read_signature(gguf: &Gguf) -> Result<BaseSignature> {
-    let size =
-        |field| Ok::<_, crate::Error>(gguf.u32(&format!("{}{field}", key::BASE))?.map(to_usize));
+fn read_signature(bytes: &[u8], gguf: &Gguf, kind: AdapterKind) -> Result<BaseSignature> {
+    let name = |field| format!("{}{field}", key::BASE);
+    let size = |field| Ok::<_, crate::Error>(gguf.u32(&name(field))?.map(to_usize));
+    let n_layer = size("block_count")?;
+    let per_layer = |field| -> Result<Option<PerLayer>> {
+        let name = name(field);
+        if !matches!(gguf.get(&name), Some(Value::Array(_))) {
+            return Ok(gguf.u32(&name)?.map(|n| to_usize(n).into()));
+        }
+        let n_layer = n_layer.ok_or(AdapterError::SignatureIncomplete {
+            kind,
+            field: "block_count",
+        })?;
+        let sizes = gguf.u32_or_array(bytes, &name, n_layer)?;
+        Ok(sizes.map(|sizes| sizes.into_iter().map(to_usize).collect()))
+    };
     Ok(BaseSignature {
         architecture: gguf.require_str(key::ARCHITECTURE)?.to_owned(),
-        n_layer: size("block_count")?,
+        n_layer,
         n_embd: size("embedding_length")?,
-        n_head: size("head_count")?,
-        n_head_kv: size("head_count_kv")?,
-        head_dim: size("head_length")?,
+        n_head: per_layer("head_count")?,
+        n_head_kv: per_layer("head_count_kv")?,
+        head_dim: per_layer("head_length")?,
         n_vocab: size("vocab_size")?,
     })
 }
@@ -223,11 +240,13 @@ fn read_payload(
                 kind,
                 field: "block_count",
             })?;
+            let widths = base.kv_width();
             // A declared count beyond the file ends at the first missing tensor.
             let mut layers = Vec::new();
             for i in 0..n_layer {
-                let k = take(k_name(i), base.kv_width())?;
-                let v = take(v_name(i), base.kv_width())?;
+                let width = widths.as_ref().and_then(|w| w.get(i));
+                let k = take(k_name(i), width)?;
+                let v = take(v_name(i), width)?;
                 layers.push(PrefixLayer { k, v });
             }
             Payload::Prefix { layers }

@@ -30,7 +30,7 @@ pub use peft::{ImportOptions, export_peft, import_peft};
 pub(crate) use peft::{layers_from_peft, layers_to_peft};
 pub use template::{Piece, Template, TemplateError};
 
-use crate::model::{BaseShape, Fingerprint};
+use crate::model::{BaseShape, Fingerprint, PerLayer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl fmt::Display for AdapterKind {
 /// The trained rows of one layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrefixLayer {
-    /// Keys, `ne = [Hk*d, P]`, after RoPE and any k norm, in the base file's own row order.
+    /// Keys, `ne = [Hk*d, P]` (Hk and d of this layer), after RoPE and any k norm, in the base file's own row order.
     pub k: Matrix,
     /// Values, `ne = [Hk*d, P]`.
     pub v: Matrix,
@@ -112,18 +112,15 @@ impl Payload {
         layers: Vec<[Vec<f32>; 2]>,
         base: &BaseShape,
     ) -> Result<Self, AdapterError> {
-        let rows = |values| Matrix::from_f32(base.kv_width(), values);
-        let layer = |[k, v]: [Vec<f32>; 2]| {
+        let layer = |([k, v], width): ([Vec<f32>; 2], usize)| {
             Ok(PrefixLayer {
-                k: rows(k)?,
-                v: rows(v)?,
+                k: Matrix::from_f32(width, k)?,
+                v: Matrix::from_f32(width, v)?,
             })
         };
+        let layers = layers.into_iter().zip(base.kv_widths()).map(layer);
         Ok(Self::Prefix {
-            layers: layers
-                .into_iter()
-                .map(layer)
-                .collect::<Result<_, AdapterError>>()?,
+            layers: layers.collect::<Result<_, AdapterError>>()?,
         })
     }
 
@@ -153,11 +150,11 @@ pub struct BaseSignature {
     /// D. Required of prompt and P-tuning adapters.
     pub n_embd: Option<usize>,
     /// H.
-    pub n_head: Option<usize>,
+    pub n_head: Option<PerLayer>,
     /// Hk. Required of prefix adapters.
-    pub n_head_kv: Option<usize>,
+    pub n_head_kv: Option<PerLayer>,
     /// d. Required of prefix adapters.
-    pub head_dim: Option<usize>,
+    pub head_dim: Option<PerLayer>,
     /// V.
     pub n_vocab: Option<usize>,
 }
@@ -168,9 +165,9 @@ impl From<&BaseShape> for BaseSignature {
             architecture: base.architecture.clone(),
             n_layer: Some(base.n_layer),
             n_embd: Some(base.n_embd),
-            n_head: Some(base.n_head),
-            n_head_kv: Some(base.n_head_kv),
-            head_dim: Some(base.head_dim),
+            n_head: Some(base.n_head.clone()),
+            n_head_kv: Some(base.n_head_kv.clone()),
+            head_dim: Some(base.head_dim.clone()),
             n_vocab: Some(base.n_vocab),
         }
     }
@@ -311,30 +308,60 @@ impl BaseSignature {
         if let Some((adapter, base)) = differ(self.n_embd, base.n_embd) {
             return Err(AdapterError::EmbeddingMismatch { adapter, base });
         }
-        if let Some((adapter, base)) = differ(self.kv_width(), base.kv_width()) {
+        let differ = |adapter: Option<&PerLayer>, base: Option<&PerLayer>| {
+            adapter.zip(base).and_then(|(a, b)| a.difference(b))
+        };
+        if let Some((adapter, base)) = differ(self.kv_width().as_ref(), base.kv_width().as_ref()) {
             return Err(AdapterError::KvWidthMismatch { adapter, base });
         }
-        if let Some((adapter, base)) = differ(self.n_head_kv, base.n_head_kv) {
+        if let Some((adapter, base)) = differ(self.n_head_kv.as_ref(), base.n_head_kv.as_ref()) {
             return Err(AdapterError::KvHeadMismatch { adapter, base });
         }
         Ok(())
     }
 
     /// All sizes, by their names in adapter files after `ggraft.base.`.
-    fn sizes(&self) -> [(&'static str, Option<usize>); 6] {
+    fn sizes(&self) -> [(&'static str, Option<PerLayer>); 6] {
         [
-            ("block_count", self.n_layer),
-            ("embedding_length", self.n_embd),
-            ("head_count", self.n_head),
-            ("head_count_kv", self.n_head_kv),
-            ("head_length", self.head_dim),
-            ("vocab_size", self.n_vocab),
+            ("block_count", self.n_layer.map(PerLayer::from)),
+            ("embedding_length", self.n_embd.map(PerLayer::from)),
+            ("head_count", self.n_head.clone()),
+            ("head_count_kv", self.n_head_kv.clone()),
+            ("head_length", self.head_dim.clone()),
+            ("vocab_size", self.n_vocab.map(PerLayer::from)),
         ]
     }
 
-    /// Width of a K or V row, Hk*d; `None` if unknown or beyond any address space.
-    fn kv_width(&self) -> Option<usize> {
-        self.n_head_kv?.checked_mul(self.head_dim?)
+    /// Widths of K and V rows, Hk*d; `None` if unknown or beyond any address space.
+    fn kv_width(&self) -> Option<PerLayer> {
+        self.n_head_kv.as_ref()?.product(self.head_dim.as_ref()?)
+    }
+
+    /// Sizes that fit the file format, and one for each layer where layers differ.
+    fn check(&self, kind: AdapterKind) -> Result<(), AdapterError> {
+        for (field, sizes) in self.sizes() {
+            let Some(sizes) = sizes else { continue };
+            let too_large = |&&n: &&usize| u32::try_from(n).is_err();
+            if let Some(&got) = sizes.values().iter().find(too_large) {
+                return Err(AdapterError::SignatureTooLarge { field, got });
+            }
+            if sizes.uniform().is_some() {
+                continue;
+            }
+            let declared = self.n_layer.ok_or(AdapterError::SignatureIncomplete {
+                kind,
+                field: "block_count",
+            })?;
+            let got = sizes.values().len();
+            if got != declared {
+                return Err(AdapterError::SignatureLayers {
+                    field,
+                    declared,
+                    got,
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -352,42 +379,35 @@ fn validate(parts: &Parts) -> Result<usize, AdapterError> {
         provenance,
         ..
     } = parts;
-    for (field, size) in base.sizes() {
-        if let Some(got) = size.filter(|&n| u32::try_from(n).is_err()) {
-            return Err(AdapterError::SignatureTooLarge { field, got });
-        }
-    }
-    let need = |field, value: Option<usize>| {
-        value.ok_or(AdapterError::SignatureIncomplete { kind: *kind, field })
-    };
-    let (width, length) = match (kind, payload) {
+    base.check(*kind)?;
+    let incomplete = |field| AdapterError::SignatureIncomplete { kind: *kind, field };
+    // Widths of the tensors of each layer.
+    let (widths, length) = match (kind, payload) {
         (AdapterKind::Prefix, Payload::Prefix { layers }) => {
-            let declared = need("block_count", base.n_layer)?;
-            let kv_heads = need("head_count_kv", base.n_head_kv)?;
-            let head_dim = need("head_length", base.head_dim)?;
+            let declared = base.n_layer.ok_or(incomplete("block_count"))?;
+            base.n_head_kv.as_ref().ok_or(incomplete("head_count_kv"))?;
+            let head_dim = base.head_dim.as_ref().ok_or(incomplete("head_length"))?;
             let Some(first) = layers.first().filter(|_| layers.len() == declared) else {
                 return Err(AdapterError::LayerCount {
                     declared,
                     got: layers.len(),
                 });
             };
-            (
-                kv_heads
-                    .checked_mul(head_dim)
-                    .ok_or(AdapterError::SignatureTooLarge {
-                        field: "head_length",
-                        got: head_dim,
-                    })?,
-                first.k.n_rows(),
-            )
+            let widths = base.kv_width().ok_or(AdapterError::SignatureTooLarge {
+                field: "head_length",
+                got: head_dim.values().iter().copied().max().unwrap_or(0),
+            })?;
+            (widths, first.k.n_rows())
         }
         (AdapterKind::Prompt | AdapterKind::PTuning, Payload::VirtualTokens(rows)) => {
-            (need("embedding_length", base.n_embd)?, rows.n_rows())
+            let width = base.n_embd.ok_or(incomplete("embedding_length"))?;
+            (PerLayer::from(width), rows.n_rows())
         }
         _ => return Err(AdapterError::PayloadKind { kind: *kind }),
     };
     check_length(length)?;
-    for (tensor, rows) in payload.tensors() {
+    for (i, (tensor, rows)) in payload.tensors().into_iter().enumerate() {
+        let width = widths.get(i / 2).expect("one or as many as layers");
         let (expected, got) = ([width, length], [rows.width(), rows.n_rows()]);
         if got != expected {
             return Err(AdapterError::TensorShape {

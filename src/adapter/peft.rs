@@ -134,11 +134,15 @@ pub fn export_peft(adapter: &Adapter, base: &BaseShape, dir: &Path, base_name: &
     };
     let (token_dim, heads, values) = match adapter.payload() {
         Payload::Prefix { layers } => {
+            let (width, heads) = prefix_width(base)?;
             let layers: Vec<_> = layers.iter().map(PrefixLayer::to_f32).collect();
-            let values = layers_to_peft(&layers, base)?;
-            (base.kv_width(), base.n_head_kv, values)
+            (width, heads, layers_to_peft(&layers, base)?)
         }
-        Payload::VirtualTokens(rows) => (base.n_embd, base.n_head, rows.to_f32()),
+        Payload::VirtualTokens(rows) => {
+            // Only prefixes depend on it; PEFT wants a number.
+            let heads = base.n_head.get(0).unwrap_or(1);
+            (base.n_embd, heads, rows.to_f32())
+        }
     };
     let config = PeftConfig {
         peft_type,
@@ -160,17 +164,19 @@ fn check_base(config: &PeftConfig, base: &BaseShape) -> Result<(), AdapterError>
         return Err(AdapterError::LayerMismatch { adapter, base });
     }
     if config.peft_type.is_prefix() {
-        if let Some((adapter, base)) = check(config.token_dim, base.kv_width()) {
+        let (width, heads) = prefix_width(base)?;
+        if let Some((adapter, base)) = check(config.token_dim, width) {
             return Err(AdapterError::KvWidthMismatch { adapter, base });
         }
-        if let Some((adapter, base)) = check(config.num_attention_heads, base.n_head_kv) {
+        if let Some((adapter, base)) = check(config.num_attention_heads, heads) {
             return Err(AdapterError::KvHeadMismatch { adapter, base });
         }
     } else {
         if let Some((adapter, base)) = check(config.token_dim, base.n_embd) {
             return Err(AdapterError::EmbeddingMismatch { adapter, base });
         }
-        if let Some((adapter, base)) = check(config.num_attention_heads, base.n_head) {
+        let heads = base.n_head.uniform();
+        if let Some((adapter, base)) = differ(Some(config.num_attention_heads), heads) {
             return Err(AdapterError::HeadMismatch { adapter, base });
         }
     }
@@ -227,22 +233,27 @@ fn compose_task(
     Ok(())
 }
 
-/// W `ne = [2*L*Hk*d, P]` to keys and values `ne = [Hk*d, P]` of each layer in the base's order:
-/// K[l][t] = W[t][2l * Hk*d..], V[l][t] = W[t][(2l+1) * Hk*d..].
+/// W `ne = [sum of 2*Hk*d over the layers, P]` to keys and values `ne = [Hk*d, P]` of each layer in the base's order: each row of
+/// W holds the first layer's keys, its values, the second layer's keys and so on. In PEFT all layers are of one width.
 pub(crate) fn layers_from_peft(
     values: &[f32],
     base: &BaseShape,
 ) -> Result<Vec<[Vec<f32>; 2]>, AdapterError> {
-    let (width, order) = (base.kv_width(), key_order(base)?);
-    let take = |slot: usize, order: &dyn Fn(usize) -> usize| -> Vec<f32> {
-        let rows = values
-            .chunks_exact(2 * base.n_layer * width)
-            .map(|row| &row[slot * width..][..width]);
-        rows.flat_map(|row| (0..width).map(|i| row[order(i)]))
-            .collect()
-    };
-    let layer = |l: usize| [take(2 * l, &|i| order[i]), take(2 * l + 1, &|i| i)];
-    Ok((0..base.n_layer).map(layer).collect())
+    let row_width = 2 * base.kv_widths().sum::<usize>();
+    let mut start = 0;
+    let mut layers = Vec::with_capacity(base.n_layer);
+    for (il, width) in base.kv_widths().enumerate() {
+        let order = key_order(base, il)?;
+        let take = |start: usize, order: &dyn Fn(usize) -> usize| -> Vec<f32> {
+            let rows = values.chunks_exact(row_width);
+            let rows = rows.map(|row| &row[start..][..width]);
+            rows.flat_map(|row| (0..width).map(|i| row[order(i)]))
+                .collect()
+        };
+        layers.push([take(start, &|i| order[i]), take(start + width, &|i| i)]);
+        start += 2 * width;
+    }
+    Ok(layers)
 }
 
 /// The inverse of [`layers_from_peft`].
@@ -250,30 +261,40 @@ pub(crate) fn layers_to_peft(
     layers: &[[Vec<f32>; 2]],
     base: &BaseShape,
 ) -> Result<Vec<f32>, AdapterError> {
-    let (width, order) = (base.kv_width(), key_order(base)?);
-    let row_width = 2 * layers.len() * width;
+    let row_width = 2 * base.kv_widths().sum::<usize>();
     let mut out = vec![0.0; layers.iter().flatten().map(Vec::len).sum()];
-    for (l, [keys, values]) in layers.iter().enumerate() {
+    let mut start = 0;
+    for (il, ([keys, values], width)) in layers.iter().zip(base.kv_widths()).enumerate() {
+        let order = key_order(base, il)?;
         let pairs = keys.chunks_exact(width).zip(values.chunks_exact(width));
         for (row, (k, v)) in out.chunks_exact_mut(row_width).zip(pairs) {
-            let (k_out, v_out) = row[2 * l * width..][..2 * width].split_at_mut(width);
+            let (k_out, v_out) = row[start..][..2 * width].split_at_mut(width);
             order.iter().zip(k).for_each(|(&from, &x)| k_out[from] = x);
             v_out.copy_from_slice(v);
         }
+        start += 2 * width;
     }
     Ok(out)
 }
 
-/// For each element of a key row in the base's order, its index in PEFT's: per KV head new[2i+j] = old[j*d/2 + i], j in {0, 1},
+/// Width of a K or V row, and the heads it consists of: PEFT knows one of each for all layers.
+fn prefix_width(base: &BaseShape) -> Result<(usize, usize), AdapterError> {
+    let sizes = base.n_head_kv.uniform().zip(base.head_dim.uniform());
+    let (heads, head_dim) = sizes.ok_or(AdapterError::LayersDiffer)?;
+    Ok((heads * head_dim, heads))
+}
+
+/// For each element of a key row of layer `il` in the base's order, its index in PEFT's: per KV head new[2i+j] = old[j*d/2 + i], j in {0, 1},
 /// where the converter permuted the rows of q and k.
-fn key_order(base: &BaseShape) -> Result<Vec<usize>, AdapterError> {
-    let (d, half) = (base.head_dim, base.head_dim / 2);
+fn key_order(base: &BaseShape, il: usize) -> Result<Vec<usize>, AdapterError> {
+    let width = base.kv_width(il);
     if !base.qk_permuted {
-        return Ok((0..base.kv_width()).collect());
+        return Ok((0..width).collect());
     }
+    let d = base.head_dim.get(il).expect("a layer of the base");
     if !d.is_multiple_of(2) {
         return Err(AdapterError::OddHeadSize { head_dim: d });
     }
-    let in_head = |i: usize| i / d * d + i % 2 * half + i % d / 2;
-    Ok((0..base.kv_width()).map(in_head).collect())
+    let in_head = |i: usize| i / d * d + i % 2 * (d / 2) + i % d / 2;
+    Ok((0..width).map(in_head).collect())
 }

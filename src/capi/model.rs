@@ -6,7 +6,7 @@ use super::status::ggraft_status::GGRAFT_ERROR_ARGUMENT;
 use super::status::{Failure, c_string, call, call_number, ggraft_status};
 use ggraft::model::chat::ChatMessage;
 use ggraft::model::vocab::ChatOptions;
-use ggraft::model::{Kernels, Model, ModelOptions};
+use ggraft::model::{Kernels, Model, ModelOptions, PerLayer};
 use std::ffi::{CString, c_char};
 
 /// A frozen base model, mapped from its file. May be used by any number of threads at once.
@@ -83,11 +83,11 @@ pub struct ggraft_model_info {
     pub n_layer: u32,
     /// Embedding width.
     pub n_embd: u32,
-    /// Attention heads.
+    /// Attention heads; 0 if layers differ.
     pub n_head: u32,
-    /// Key and value heads.
+    /// Key and value heads; 0 if layers differ.
     pub n_head_kv: u32,
-    /// Width of a head.
+    /// Width of a head; 0 if layers differ.
     pub head_dim: u32,
     /// Rows of the embedding table: the number of logits.
     pub n_vocab: u32,
@@ -217,9 +217,9 @@ pub unsafe extern "C" fn ggraft_model_get_info(
                 .map_or(std::ptr::null(), |t| t.as_ptr()),
             n_layer: count(shape.n_layer),
             n_embd: count(shape.n_embd),
-            n_head: count(shape.n_head),
-            n_head_kv: count(shape.n_head_kv),
-            head_dim: count(shape.head_dim),
+            n_head: per_layer(&shape.n_head),
+            n_head_kv: per_layer(&shape.n_head_kv),
+            head_dim: per_layer(&shape.head_dim),
             n_vocab: count(shape.n_vocab),
             n_tokens: count(vocab.n_tokens()),
             n_ctx_train: count(handle.model.n_ctx_train()),
@@ -232,6 +232,11 @@ pub unsafe extern "C" fn ggraft_model_get_info(
         // SAFETY: the caller's promise.
         unsafe { params::write(info, size, value) }
     })
+}
+
+/// A size of all layers, 0 if they differ.
+fn per_layer(sizes: &PerLayer) -> u32 {
+    sizes.uniform().map_or(0, count)
 }
 
 /// Sizes of a model come from 32-bit fields of its file.

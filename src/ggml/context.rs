@@ -237,6 +237,8 @@ verbs! {
     scale(a; s: f32 => s) = ggml_scale;
     /// tanh.
     tanh(a) = ggml_tanh;
+    /// `x sigmoid(x)`.
+    silu(a) = ggml_silu;
     /// GELU, tanh approximation.
     gelu(a) = ggml_gelu;
     /// `silu(gate) * up`.
@@ -245,6 +247,8 @@ verbs! {
     geglu(gate, up) = ggml_geglu_split;
     /// `silu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
     swiglu_fused(a) = ggml_swiglu;
+    /// `gelu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
+    geglu_fused(a) = ggml_geglu;
     /// Rows of `a` (any type) picked by `rows` (I32), as F32.
     get_rows(a, rows) = ggml_get_rows;
     /// A contiguous copy.

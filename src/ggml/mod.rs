@@ -29,7 +29,7 @@ pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kernels::{FEWEST_ROWS, RowMajor, Strided, gemm, has_mul_mat, packs_faster};
 pub(crate) use memory::Buffer;
-pub(crate) use ops::{Activated, Gate, Scoring, Spans, Targets, rotate, visible};
+pub(crate) use ops::{Activation, Gate, Scoring, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;
 pub(crate) use repack::RepackLayout;
 pub(crate) use tensor::Tensor;

@@ -3,9 +3,9 @@
 
 use super::tape::Tape;
 use crate::ggml::{
-    Activated, Context, FEWEST_ROWS, Gate, GraphShape, Rope, Scoring, Spans, Tensor,
+    Activation, Context, FEWEST_ROWS, Gate, GraphShape, Rope, Scoring, Spans, Tensor,
 };
-use crate::model::{Activation, Layer, Linear, Norm, NormKind};
+use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -231,49 +231,40 @@ impl Builder {
         y
     }
 
-    /// The feed-forward network behind its norm: x `ne = [D, T]` -> `ne = [D, T]`.
-    pub(crate) fn feed_forward(&self, activation: Activation, layer: &Layer, x: &Tensor) -> Tensor {
-        let up = self.linear(&layer.ffn_up, x);
-        let h = match (activation, &layer.ffn_gate) {
-            (Activation::Gelu, _) => {
-                let h = self.ctx.gelu(&up);
+    /// The feed-forward network behind its norm, with activation `f`: x `ne = [D, T]` -> `ne = [D, T]`.
+    pub(crate) fn feed_forward(&self, f: Activation, layer: &Layer, x: &Tensor) -> Tensor {
+        let h = match &layer.ffn_in {
+            FeedForward::Plain(up) => {
+                let up = self.linear(up, x);
+                let h = self.ctx.activation(f, &up);
                 let input = up.clone();
                 self.note(&[&up], &h, move |c, dh| {
-                    vec![c.activation_back(Activated::Gelu, &input, dh)]
+                    vec![c.activation_back(f, &input, dh)]
                 });
                 h
             }
-            (Activation::SwiGlu, None) => {
-                let h = self.ctx.swiglu_fused(&up);
-                let both = up.clone();
-                self.note(&[&up], &h, move |c, dh| {
-                    vec![c.gated_back(Activated::Silu, Gate::Fused(&both), dh).0]
+            FeedForward::Gated { gate, up } => {
+                let up = self.linear(up, x);
+                let gate = self.linear(gate, x);
+                let h = self.ctx.gated(f, Gate::Split(&gate, &up));
+                let (g, u) = (gate.clone(), up.clone());
+                self.note(&[&gate, &up], &h, move |c, dh| {
+                    let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh);
+                    vec![dgate, dup.expect("two operands")]
                 });
                 h
             }
-            (Activation::SwiGlu, Some(gate)) => {
-                let gate = self.linear(gate, x);
-                let h = self.ctx.swiglu(&gate, &up);
-                self.note_gated(Activated::Silu, &gate, &up, &h);
+            FeedForward::Fused(both) => {
+                let both = self.linear(both, x);
+                let h = self.ctx.gated(f, Gate::Fused(&both));
+                let input = both.clone();
+                self.note(&[&both], &h, move |c, dh| {
+                    vec![c.gated_back(f, Gate::Fused(&input), dh).0]
+                });
                 h
             }
-            (Activation::GeGlu, Some(gate)) => {
-                let gate = self.linear(gate, x);
-                let h = self.ctx.geglu(&gate, &up);
-                self.note_gated(Activated::Gelu, &gate, &up, &h);
-                h
-            }
-            (Activation::GeGlu, None) => unreachable!("weights are loaded with a gate"),
         };
         self.linear(&layer.ffn_down, &h)
-    }
-
-    fn note_gated(&self, f: Activated, gate: &Tensor, up: &Tensor, h: &Tensor) {
-        let (g, u) = (gate.clone(), up.clone());
-        self.note(&[gate, up], h, move |c, dh| {
-            let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh);
-            vec![dgate, dup.expect("two operands")]
-        });
     }
 
     /// Attention over packed rows, for training: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and values

@@ -50,7 +50,7 @@ impl<'a> Decoder<'a> {
         kv: &mut impl KeyValues,
     ) -> Option<Tensor> {
         let mut x = self.embed(b, topology.entry);
-        let last = self.hp.n_layer - 1;
+        let last = self.hp.n_layer() - 1;
         for il in 0..last {
             x = self.layer(b, il, &x, None, kv);
         }
@@ -81,7 +81,7 @@ impl<'a> Decoder<'a> {
         b.named("inp_scaled", None, x)
     }
 
-    /// Rotated queries `ne = [d, H, T]`, keys and values `ne = [d, Hk, T]` of layer `il`, and what they were computed from.
+    /// Rotated and scaled queries `ne = [d, H, T]`, keys and values `ne = [d, Hk, T]` of layer `il`, and what they were computed from.
     fn queries_keys_values(
         &self,
         b: &Builder,
@@ -89,8 +89,9 @@ impl<'a> Decoder<'a> {
         x: &Tensor,
     ) -> (Tensor, Tensor, Tensor, Tensor) {
         let (hp, layer, at) = (self.hp, &self.w.layers[il], Some(il));
-        let (norm, eps, d) = (hp.arch.norm, hp.norm_eps, hp.head_dim);
-        let (q_width, kv_width) = (hp.n_head * d, hp.kv_width());
+        let shape = &hp.layers[il];
+        let (norm, eps, d) = (hp.arch.norm, hp.norm_eps, shape.head_dim);
+        let (q_width, kv_width) = (shape.q_width(), shape.kv_width());
         let h = match &layer.attn_norm {
             Some(n) => b.named("attn_norm", at, b.norm(norm, eps, n, x)),
             None => x.clone(),
@@ -118,16 +119,17 @@ impl<'a> Decoder<'a> {
         let mut k = head_norm(k, layer.k_norm.as_ref(), kv_width);
         let v = b.named("Vcur", at, b.heads(&v, d));
         // Rotary positions (Su et al. 2021).
-        if let Some(rope) = hp.layer_rope(il) {
+        if let Some(rope) = &shape.rope {
             q = b.rope(&q, &self.inp.positions, self.rope_factors, rope);
             k = b.rope(&k, &self.inp.positions, self.rope_factors, rope);
         }
-        (b.named("Qcur", at, q), b.named("Kcur", at, k), v, h)
+        let q = b.scale(&b.named("Qcur", at, q), shape.query_scale);
+        (q, b.named("Kcur", at, k), v, h)
     }
 
     /// Keys and values of the last layer, for a step that only fills the cache.
     fn last_keys(&self, b: &mut Builder, x: &Tensor, kv: &mut impl KeyValues) {
-        let il = self.hp.n_layer - 1;
+        let il = self.hp.n_layer() - 1;
         let (_, k, v, _) = self.queries_keys_values(b, il, x);
         kv.store(b, il, &k, &v);
     }

@@ -76,10 +76,8 @@ impl Inputs {
 pub(crate) struct CacheInputs {
     /// I64 `ne = [T]`: rows of the KV cache that the tokens' keys and values are written to.
     pub(crate) cells: Tensor,
-    /// F16 `ne = [N, T/S, 1, S]`: 0 or -inf.
-    pub(crate) mask: Tensor,
-    /// The same for sliding-window layers.
-    pub(crate) window_mask: Option<Tensor>,
+    /// For each of the windows that layers have, F16 `ne = [N, T/S, 1, S]`: 0 or -inf.
+    pub(crate) masks: Vec<(Option<usize>, Tensor)>,
 }
 
 impl CacheInputs {
@@ -91,12 +89,26 @@ impl CacheInputs {
             n_streams: s,
             ..
         } = *topology;
-        let mask = |name| ctx.input(GgmlType::F16, &[n_kv, t / s, 1, s], name);
+        let mask = |window: Option<usize>| {
+            let name = match window {
+                None => "inp_mask",
+                Some(_) => "inp_window_mask",
+            };
+            (window, ctx.input(GgmlType::F16, &[n_kv, t / s, 1, s], name))
+        };
         Self {
             cells: ctx.input(GgmlType::I64, &[t], "inp_cells"),
-            mask: mask("inp_mask"),
-            window_mask: hp.window.is_some().then(|| mask("inp_window_mask")),
+            masks: hp.windows().into_iter().map(mask).collect(),
         }
+    }
+
+    /// The mask of layers with this window.
+    ///
+    /// # Panics
+    /// If no layer has it.
+    pub(crate) fn mask(&self, window: Option<usize>) -> &Tensor {
+        let found = self.masks.iter().find(|(w, _)| *w == window);
+        &found.expect("made for every window of the model").1
     }
 }
 

@@ -188,7 +188,6 @@ impl Core {
         start: usize,
         outputs: Range<usize>,
     ) -> Result<(), SessionError> {
-        let hp = self.model.hparams();
         let Built {
             topology,
             graph,
@@ -214,22 +213,13 @@ impl Core {
         {
             *cell = self.cache.row_index(0, start + i);
         }
-        let masks = [
-            (Some(&cache_inputs.mask), None),
-            (
-                cache_inputs.window_mask.as_ref(),
-                hp.window.as_ref().map(|w| w.size),
-            ),
-        ];
-        for (mask, window) in masks {
-            if let Some(mask) = mask
-                && graph.has_memory(mask)
-            {
+        for (window, mask) in &cache_inputs.masks {
+            if graph.has_memory(mask) {
                 causal_mask(
                     graph.slice_mut::<f16>(mask),
                     topology.n_kv,
                     &positions,
-                    window,
+                    *window,
                 );
             }
         }

@@ -33,13 +33,19 @@ impl KvBlock {
     }
 
     fn from_prefix(layers: &[PrefixLayer], ty: KvType, hp: &HParams) -> Self {
-        let encode = |part, rows: &Matrix| match (ty, rows.as_f16()) {
+        let encode = |part, layer, rows: &Matrix| match (ty, rows.as_f16()) {
             (KvType::F16, Some(values)) => bytemuck::cast_slice(values).to_vec(),
-            _ => ty.encode(part, hp, rows.to_f32()),
+            _ => ty.encode(part, layer, rows.to_f32()),
         };
         let halves = layers
             .iter()
-            .map(|l| [encode(KvPart::K, &l.k), encode(KvPart::V, &l.v)])
+            .zip(&hp.layers)
+            .map(|(l, shape)| {
+                [
+                    encode(KvPart::K, shape, &l.k),
+                    encode(KvPart::V, shape, &l.v),
+                ]
+            })
             .collect();
         Self {
             n_rows: layers[0].k.n_rows(),
@@ -58,7 +64,7 @@ impl KvBlock {
         let n_rows = rows.n_rows();
         let mut core = Core::new(model, mode, n_rows, model.pool(n_threads))?;
         core.run_embeddings(&rows.to_f32(), 0)?;
-        let halves = (0..model.hparams().n_layer)
+        let halves = (0..model.hparams().n_layer())
             .map(|il| {
                 [KvPart::K, KvPart::V].map(|part| core.cache.rows(part, il, 0, 0, n_rows).to_vec())
             })

@@ -3,7 +3,7 @@
 use crate::file::types::GgmlType;
 use crate::ggml::{Buffer, Scoring, Tensor, quantize_rows, rotate};
 use crate::graph::{Builder, CacheInputs, KeyValues, Topology};
-use crate::model::HParams;
+use crate::model::{HParams, LayerShape};
 use half::f16;
 use memmap2::MmapMut;
 use std::sync::Arc;
@@ -52,10 +52,10 @@ impl KvType {
         })
     }
 
-    /// Converts rows of `hp`'s width, `ne = [Hk d, n]`, into the cache's own form, rotated and rounded as the graph's own
-    /// writes are.
-    pub(crate) fn encode(self, part: KvPart, hp: &HParams, mut values: Vec<f32>) -> Vec<u8> {
-        if let Some(n) = self.rotation(part, hp.head_dim) {
+    /// Converts rows of a layer, `ne = [Hk d, n]`, into the cache's own form, rotated and rounded as the graph's own writes
+    /// are.
+    pub(crate) fn encode(self, part: KvPart, layer: &LayerShape, mut values: Vec<f32>) -> Vec<u8> {
+        if let Some(n) = self.rotation(part, layer.head_dim) {
             rotate(&mut values, n);
         }
         let mut out = Vec::new();
@@ -64,7 +64,7 @@ impl KvType {
             Self::F16 => values
                 .iter()
                 .for_each(|&v| out.extend_from_slice(&f16::from_f32(v).to_le_bytes())),
-            Self::Q8_0 => quantize_rows(GgmlType::Q8_0, &values, hp.kv_width(), &mut out),
+            Self::Q8_0 => quantize_rows(GgmlType::Q8_0, &values, layer.kv_width(), &mut out),
         }
         out
     }
@@ -88,12 +88,18 @@ pub(crate) struct KvCache {
     ty: KvType,
     cells: usize,
     streams: usize,
-    row_bytes: usize,
-    /// Layers of K, then layers of V.
-    tensors: Vec<Tensor>,
+    layers: Vec<LayerRows>,
     /// First byte of the memory behind the tensors, which these keep.
     base: *mut u8,
-    layer_bytes: usize,
+    bytes: usize,
+}
+
+/// The rows of one layer: K, then V.
+struct LayerRows {
+    tensors: [Tensor; 2],
+    /// Where they start in the cache's memory.
+    starts: [usize; 2],
+    row_bytes: usize,
 }
 
 // SAFETY: the memory is exclusively this cache's: it is written here and by graphs that the owning session runs, both of
@@ -111,41 +117,49 @@ impl KvCache {
         cells: usize,
         streams: usize,
     ) -> std::io::Result<Self> {
-        let width = hp.kv_width();
-        let row_bytes = ty.row_bytes(width);
         let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
-        let layer_bytes = row_bytes
-            .checked_mul(cells)
-            .and_then(|n| n.checked_mul(streams))
-            .and_then(|n| n.checked_next_multiple_of(ALIGN))
-            .ok_or_else(too_large)?;
-        let bytes = layer_bytes
-            .checked_mul(2 * hp.n_layer)
-            .ok_or_else(too_large)?;
+        // Where K and V of each layer start, and where the last one ends.
+        let mut bytes = 0usize;
+        let mut starts = Vec::with_capacity(hp.n_layer());
+        for layer in &hp.layers {
+            let part_bytes = ty
+                .row_bytes(layer.kv_width())
+                .checked_mul(cells)
+                .and_then(|n| n.checked_mul(streams))
+                .and_then(|n| n.checked_next_multiple_of(ALIGN))
+                .ok_or_else(too_large)?;
+            let mut next = || {
+                let start = bytes;
+                bytes = bytes.checked_add(part_bytes)?;
+                Some(start)
+            };
+            starts.push([next().ok_or_else(too_large)?, next().ok_or_else(too_large)?]);
+        }
         let mut map = MmapMut::map_anon(bytes)?;
         let (base, size) = (map.as_mut_ptr(), map.len());
         // SAFETY: the map moves into the owner without moving its pages and lives as long as the buffer. The tensors are this
         // cache's alone: see `Send` for who uses their bytes.
         let buffer = unsafe { Buffer::writable(base, size, Arc::new(map)) };
-        let tensors = (0..2 * hp.n_layer)
-            .map(|i| {
-                let (part, il) = if i < hp.n_layer {
-                    ("k", i)
-                } else {
-                    ("v", i - hp.n_layer)
-                };
+        let layer = |(il, starts): (usize, [usize; 2])| {
+            let width = hp.layers[il].kv_width();
+            let tensor = |part: &str, start: usize| {
                 let (ne, name) = ([width, cells, streams], format!("cache_{part}-{il}"));
-                buffer.tensor(ty.ggml(), &ne, &name, i * layer_bytes)
-            })
-            .collect();
+                buffer.tensor(ty.ggml(), &ne, &name, start)
+            };
+            LayerRows {
+                tensors: [tensor("k", starts[0]), tensor("v", starts[1])],
+                starts,
+                row_bytes: ty.row_bytes(width),
+            }
+        };
+        let layers = starts.into_iter().enumerate().map(layer).collect();
         Ok(Self {
             ty,
             cells,
             streams,
-            row_bytes,
-            tensors,
+            layers,
             base,
-            layer_bytes,
+            bytes,
         })
     }
 
@@ -156,18 +170,11 @@ impl KvCache {
 
     /// Bytes of all rows.
     pub(crate) fn bytes(&self) -> usize {
-        self.layer_bytes * self.tensors.len()
+        self.bytes
     }
 
-    fn n_layer(&self) -> usize {
-        self.tensors.len() / 2
-    }
-
-    fn index(&self, part: KvPart, il: usize) -> usize {
-        match part {
-            KvPart::K => il,
-            KvPart::V => self.n_layer() + il,
-        }
+    fn tensor(&self, part: KvPart, il: usize) -> &Tensor {
+        &self.layers[il].tensors[part as usize]
     }
 
     /// Byte range of `n` rows from `cell` on.
@@ -179,10 +186,11 @@ impl KvCache {
         cell: usize,
         n: usize,
     ) -> (usize, usize) {
-        assert!(il < self.n_layer() && stream < self.streams && cell + n <= self.cells);
-        let start =
-            self.index(part, il) * self.layer_bytes + (stream * self.cells + cell) * self.row_bytes;
-        (start, n * self.row_bytes)
+        assert!(stream < self.streams && cell + n <= self.cells);
+        let layer = &self.layers[il];
+        let row = stream * self.cells + cell;
+        let start = layer.starts[part as usize] + row * layer.row_bytes;
+        (start, n * layer.row_bytes)
     }
 
     /// Rows of a layer.
@@ -231,8 +239,9 @@ pub(crate) struct Cached<'a> {
 impl Cached<'_> {
     /// `x`, whose rows are heads or consist of them, turned as the cache's `part` is. Rotations keep scalar products:
     /// scores of rotated queries with rotated keys are those of the queries and keys themselves.
-    fn rotated(&self, b: &Builder, part: KvPart, x: &Tensor) -> Tensor {
-        match self.cache.ty.rotation(part, self.hp.head_dim) {
+    fn rotated(&self, b: &Builder, part: KvPart, il: usize, x: &Tensor) -> Tensor {
+        let head_dim = self.hp.layers[il].head_dim;
+        match self.cache.ty.rotation(part, head_dim) {
             Some(n) => b.ctx().rotate_runs(x, n),
             None => x.clone(),
         }
@@ -240,19 +249,20 @@ impl Cached<'_> {
 
     /// What attention reads of a layer: `ne = [d, Hk, N, S]`.
     fn read(&self, b: &Builder, part: KvPart, il: usize) -> Tensor {
-        let c = self.cache;
+        let (c, shape) = (self.cache, &self.hp.layers[il]);
         let Topology {
             n_kv,
             stream,
             n_streams,
             ..
         } = self.topology;
-        let head_bytes = c.ty.row_bytes(self.hp.head_dim);
-        let stream_bytes = c.cells * c.row_bytes;
+        let head_bytes = c.ty.row_bytes(shape.head_dim);
+        let row_bytes = c.layers[il].row_bytes;
+        let stream_bytes = c.cells * row_bytes;
         b.ctx().view(
-            &c.tensors[c.index(part, il)],
-            [self.hp.head_dim, self.hp.n_head_kv, n_kv, n_streams],
-            [head_bytes, c.row_bytes, stream_bytes],
+            c.tensor(part, il),
+            [shape.head_dim, shape.n_head_kv, n_kv, n_streams],
+            [head_bytes, row_bytes, stream_bytes],
             stream * stream_bytes,
         )
     }
@@ -261,9 +271,9 @@ impl Cached<'_> {
 impl KeyValues for Cached<'_> {
     fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor) {
         let c = self.cache;
-        let width = self.hp.kv_width();
+        let width = self.hp.layers[il].kv_width();
         for (part, rows) in [(KvPart::K, k), (KvPart::V, v)] {
-            let rows = self.rotated(b, part, rows);
+            let rows = self.rotated(b, part, il, rows);
             let nb = rows.nb();
             let rows = b
                 .ctx()
@@ -271,33 +281,30 @@ impl KeyValues for Cached<'_> {
             // All streams as one list of rows, so that one write serves tokens of several streams.
             let all = b
                 .ctx()
-                .reshape(&c.tensors[c.index(part, il)], &[width, c.cells * c.streams]);
+                .reshape(c.tensor(part, il), &[width, c.cells * c.streams]);
             let written = b.ctx().set_rows(&all, &rows, &self.inputs.cells);
             b.demand(&written);
         }
     }
 
     fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
-        let hp = self.hp;
+        let (hp, layer) = (self.hp, &self.hp.layers[il]);
         let (k, v) = (self.read(b, KvPart::K, il), self.read(b, KvPart::V, il));
         let [d, h, t, _] = q.ne();
         let s = self.topology.n_streams;
-        let q = self.rotated(b, KvPart::K, q);
+        let q = self.rotated(b, KvPart::K, il, q);
         let nb = q.nb();
         let q = b
             .ctx()
             .view(&q, [d, h, t / s, s], [nb[1], nb[2], nb[2] * (t / s)], 0);
-        let mask = match (&hp.window, &self.inputs.window_mask) {
-            (Some(w), Some(mask)) if w.layers[il] => mask,
-            _ => &self.inputs.mask,
-        };
+        let mask = self.inputs.mask(layer.window);
         let scoring = Scoring {
-            scale: hp.attn_scale,
+            scale: layer.score_scale,
             softcap: hp.attn_softcap,
         };
         let a = b.attention(&q, &k, &v, mask, scoring, self.flash);
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
-        let a = b.named("kqv_out", Some(il), self.rotated(b, KvPart::V, &a));
+        let a = b.named("kqv_out", Some(il), self.rotated(b, KvPart::V, il, &a));
         b.demand(&a);
         a
     }

@@ -1,7 +1,7 @@
 //! The architectures, one row of plain data each. What the file itself can answer is not in the table: a bias, a q/k
 //! norm or a fused projection exists if its tensor exists, the output is tied if `output.weight` is absent.
 
-use crate::ggml::RopeKind;
+use crate::ggml::{Activation, RopeKind};
 
 /// Normalization of the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,17 +10,6 @@ pub(crate) enum NormKind {
     Rms,
     /// Mean and variance (Ba et al. 2016).
     Layer,
-}
-
-/// Activation of the feed-forward network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activation {
-    /// `silu(gate) * up` (Shazeer 2020).
-    SwiGlu,
-    /// `gelu(gate) * up`.
-    GeGlu,
-    /// `gelu(up)`, no gate.
-    Gelu,
 }
 
 /// Whether a tensor must be in the file.
@@ -50,9 +39,16 @@ pub(crate) struct ArchSpec {
     /// `general.architecture`.
     pub(crate) name: &'static str,
     pub(crate) norm: NormKind,
+    /// Of the feed-forward network.
     pub(crate) activation: Activation,
+    /// The activation is that of a gate, which multiplies the rest (Shazeer 2020): `f(gate) * up` instead of `f(up)`.
+    pub(crate) gated: bool,
+    /// Gate and up may be one matrix, the gate in the first half: they are where `ffn_gate` is absent.
+    pub(crate) may_fuse_gate: bool,
     /// `None`: no rotary embedding (learned positions).
     pub(crate) rope: Option<RopeKind>,
+    /// The file may switch the rotary embedding off (`rope.scaling.finetuned` is false).
+    pub(crate) optional_rope: bool,
     /// Norm in front of attention and of the feed-forward network.
     pub(crate) pre_norm: bool,
     /// The norm in front of the feed-forward network may be missing: attention and feed-forward network then read the
@@ -65,15 +61,19 @@ pub(crate) struct ArchSpec {
     pub(crate) positions: Need,
     /// Token embeddings are multiplied by sqrt(D). Virtual tokens are not: PEFT trains them behind that factor.
     pub(crate) scale_tokens: bool,
+    /// Queries are multiplied by the scale of attention before their product with the keys. Elsewhere the scores are: equal but
+    /// for rounding.
+    pub(crate) scale_queries: bool,
     pub(crate) window: Option<WindowSpec>,
     /// Layer count at which attention is scaled by 1/sqrt(D/H) instead of 1/sqrt(d) (Gemma 27B).
     pub(crate) wide_attn_scale_at: Option<usize>,
     /// Every n-th layer has no rotary embedding (SmolLM3).
     pub(crate) nope_step: Option<usize>,
-    /// Soft caps of attention scores and of logits when the file names none; `None`: attention is never capped, and logits
-    /// only if the file says so.
-    pub(crate) softcaps: Option<(f32, f32)>,
-    /// Granite's four multipliers, read from the file.
+    /// Soft cap of attention scores where the file names none (0: no cap); `None`: there is never one.
+    pub(crate) attn_softcap: Option<f32>,
+    /// The same of logits.
+    pub(crate) logit_softcap: Option<f32>,
+    /// The file may set factors of embeddings, of what layers add, of attention scores and of logits.
     pub(crate) multipliers: bool,
     /// The converter permuted q and k rows into interleaved rope pairs.
     pub(crate) qk_permuted: bool,
@@ -83,18 +83,23 @@ pub(crate) struct ArchSpec {
 const BASE: ArchSpec = ArchSpec {
     name: "",
     norm: NormKind::Rms,
-    activation: Activation::SwiGlu,
+    activation: Activation::Silu,
+    gated: true,
+    may_fuse_gate: false,
     rope: Some(RopeKind::Neox),
+    optional_rope: false,
     pre_norm: true,
     may_be_parallel: false,
     post_norm: false,
     qk_norm: Need::Absent,
     positions: Need::Absent,
     scale_tokens: false,
+    scale_queries: false,
     window: None,
     wide_attn_scale_at: None,
     nope_step: None,
-    softcaps: None,
+    attn_softcap: None,
+    logit_softcap: None,
     multipliers: false,
     qk_permuted: false,
 };
@@ -107,13 +112,18 @@ const INTERLEAVED: ArchSpec = ArchSpec {
 
 const GEMMA: ArchSpec = ArchSpec {
     name: "gemma",
-    activation: Activation::GeGlu,
+    activation: Activation::Gelu,
     scale_tokens: true,
+    scale_queries: true,
     ..BASE
 };
 
 /// Every supported architecture, by name.
 pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
+    ArchSpec {
+        name: "deci",
+        ..INTERLEAVED
+    },
     GEMMA,
     ArchSpec {
         name: "gemma2",
@@ -125,7 +135,8 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
             rope_scaled: true,
         }),
         wide_attn_scale_at: Some(46),
-        softcaps: Some((50.0, 30.0)),
+        attn_softcap: Some(50.0),
+        logit_softcap: Some(30.0),
         ..GEMMA
     },
     ArchSpec {
@@ -139,18 +150,21 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
             rope_scaled: false,
         }),
         wide_attn_scale_at: Some(62),
+        logit_softcap: Some(0.0),
         ..GEMMA
     },
     ArchSpec {
         name: "gpt2",
         norm: NormKind::Layer,
         activation: Activation::Gelu,
+        gated: false,
         rope: None,
         positions: Need::Required,
         ..BASE
     },
     ArchSpec {
         name: "granite",
+        optional_rope: true,
         multipliers: true,
         ..INTERLEAVED
     },
@@ -172,7 +186,14 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         ..BASE
     },
     ArchSpec {
+        name: "openelm",
+        qk_norm: Need::Required,
+        ..BASE
+    },
+    ArchSpec {
         name: "phi3",
+        may_fuse_gate: true,
+        scale_queries: true,
         ..BASE
     },
     ArchSpec {
@@ -200,6 +221,7 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         name: "starcoder2",
         norm: NormKind::Layer,
         activation: Activation::Gelu,
+        gated: false,
         ..BASE
     },
 ];

@@ -26,12 +26,6 @@ pub enum ModelError {
     /// Mixture-of-experts models are not supported.
     #[error("mixture-of-experts models are not supported")]
     MixtureOfExperts,
-    /// Layers of different shapes are not supported.
-    #[error("'{key}' differs between layers, which is not supported")]
-    LayersDiffer {
-        /// The metadata key.
-        key: String,
-    },
     /// A metadata value is out of range or contradicts another one.
     #[error("'{key}' is {value}: {why}")]
     BadValue {

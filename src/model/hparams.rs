@@ -1,34 +1,19 @@
 //! Hyper-parameters of a base model, read from its metadata and checked once.
 
-use super::ModelError;
-use super::arch::{self, ArchSpec};
+use super::arch::{self, ArchSpec, NormKind};
+use super::keys::{Keys, MAX_SIZE};
+use super::rope::{read_rope, read_window};
+use super::{BaseShape, ModelError};
+use crate::file::gguf::Gguf;
 use crate::file::mmap::Part;
 use crate::ggml::Rope;
 
 /// llama.cpp's own limit of layers.
 const MAX_LAYERS: usize = 512;
-/// Larger than any published model, small enough that products of two of them fit 64 bits by far.
-const MAX_DIM: usize = 1 << 24;
 
-/// Sliding-window layers.
+/// What one layer looks like. Letters as in the design: H, Hk, d, F.
 #[derive(Clone, Debug)]
-pub(crate) struct Window {
-    /// A token at position p sees positions above `p - size`.
-    pub(crate) size: usize,
-    /// Per layer: windowed or not.
-    pub(crate) layers: Vec<bool>,
-    /// RoPE of windowed layers.
-    pub(crate) rope: Option<Rope>,
-}
-
-/// What the decoder needs to know. Letters as in the design: L layers, D, H, Hk, d, F, V.
-#[derive(Clone, Debug)]
-pub(crate) struct HParams {
-    pub(crate) arch: &'static ArchSpec,
-    /// L.
-    pub(crate) n_layer: usize,
-    /// D.
-    pub(crate) n_embd: usize,
+pub(crate) struct LayerShape {
     /// H.
     pub(crate) n_head: usize,
     /// Hk.
@@ -37,14 +22,39 @@ pub(crate) struct HParams {
     pub(crate) head_dim: usize,
     /// F.
     pub(crate) n_ff: usize,
+    /// `None`: positions are learned, or the layer knows of none.
+    pub(crate) rope: Option<Rope>,
+    /// A token at position p sees positions above `p - window`; `None`: all before it.
+    pub(crate) window: Option<usize>,
+    /// Factor of queries before their product with the keys, 1 where the scores have one.
+    pub(crate) query_scale: f32,
+    /// Factor of attention scores, 1 where the queries have one.
+    pub(crate) score_scale: f32,
+}
+
+impl LayerShape {
+    /// Width of a row of queries: H * d.
+    pub(crate) fn q_width(&self) -> usize {
+        self.n_head * self.head_dim
+    }
+
+    /// Width of a row of K or V: Hk * d.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.n_head_kv * self.head_dim
+    }
+}
+
+/// What the decoder needs to know. Letters as in the design: L layers, D, V.
+#[derive(Clone, Debug)]
+pub(crate) struct HParams {
+    pub(crate) arch: &'static ArchSpec,
+    /// D.
+    pub(crate) n_embd: usize,
+    /// L of them, one at least.
+    pub(crate) layers: Vec<LayerShape>,
     /// Context length of the training.
     pub(crate) n_ctx_train: usize,
     pub(crate) norm_eps: f32,
-    /// `None`: learned positions.
-    pub(crate) rope: Option<Rope>,
-    pub(crate) window: Option<Window>,
-    /// Scale of attention scores.
-    pub(crate) attn_scale: f32,
     /// Soft cap of attention scores, 0 is none.
     pub(crate) attn_softcap: f32,
     /// Soft cap of logits, 0 is none.
@@ -62,147 +72,27 @@ pub(crate) struct HParams {
 impl HParams {
     /// Reads and checks the metadata of the model's first file.
     pub(crate) fn read(part: &Part) -> Result<Self, ModelError> {
-        let gguf = &part.gguf;
-        let name = gguf.require_str("general.architecture")?;
-        let arch = arch::find(name).ok_or_else(|| ModelError::UnsupportedArchitecture {
-            architecture: name.to_owned(),
-            supported: arch::names(),
-        })?;
-        let key = |k: &str| format!("{name}.{k}");
-        let dim = |k: &str, max: usize| -> Result<usize, ModelError> {
-            let key = key(k);
-            in_range(&key, gguf.require_u32(&key)? as usize, 1, max)
-        };
-        let optional = |k: &str| gguf.f32(&key(k));
-
-        if gguf.u32(&key("expert_count"))?.unwrap_or(0) > 0 {
+        let arch = architecture(&part.gguf)?;
+        let keys = Keys::new(part, arch.name);
+        if keys.integer("expert_count")?.unwrap_or(0) > 0 {
             return Err(ModelError::MixtureOfExperts);
         }
-        let n_layer = dim("block_count", MAX_LAYERS)?;
-        let n_embd = dim("embedding_length", MAX_DIM)?;
-        let per_layer = |k: &str, default: Option<usize>| -> Result<usize, ModelError> {
-            let key = key(k);
-            let values = match (gguf.u32_or_array(part.bytes(), &key, n_layer)?, default) {
-                (Some(values), _) => values,
-                (None, Some(default)) => return Ok(default),
-                (None, None) => return Err(crate::file::gguf::GgufError::KeyMissing { key }.into()),
-            };
-            let first = values[0] as usize;
-            if values.iter().any(|&v| v as usize != first) {
-                return Err(ModelError::LayersDiffer { key });
-            }
-            in_range(&key, first, 1, MAX_DIM)
+        let n_embd = keys.size("embedding_length", MAX_SIZE)?;
+        let n_ctx_train = keys.size("context_length", i32::MAX as usize)?;
+        let layers = read_layers(keys, arch, n_embd, n_ctx_train)?;
+        let softcap = |key: &str, default: Option<f32>| match default {
+            Some(default) => Ok(keys.not_negative(key)?.unwrap_or(default)),
+            None => Ok::<_, ModelError>(0.0),
         };
-        let n_head = per_layer("attention.head_count", None)?;
-        let n_head_kv = per_layer("attention.head_count_kv", Some(n_head))?;
-        let n_ff = per_layer("feed_forward_length", None)?;
-        let divides = |what: &str, n: usize, by: usize, other: &str| {
-            if n.is_multiple_of(by) {
-                Ok(n / by)
-            } else {
-                Err(ModelError::BadValue {
-                    key: key(what),
-                    value: by.to_string(),
-                    why: format!("must divide {other} = {n}"),
-                })
-            }
-        };
-        divides(
-            "attention.head_count_kv",
-            n_head,
-            n_head_kv,
-            "the head count",
-        )?;
-        let head_dim = match gguf.u32(&key("attention.key_length"))? {
-            Some(d) => in_range(&key("attention.key_length"), d as usize, 1, MAX_DIM)?,
-            None => divides(
-                "attention.head_count",
-                n_embd,
-                n_head,
-                "the embedding length",
-            )?,
-        };
-        if let Some(v) = gguf.u32(&key("attention.value_length"))?
-            && v as usize != head_dim
-        {
-            return Err(ModelError::BadValue {
-                key: key("attention.value_length"),
-                value: v.to_string(),
-                why: format!("differs from the key length {head_dim}, which is not supported"),
-            });
-        }
-        in_range(&key("attention.head_count"), n_head * head_dim, 1, MAX_DIM)?;
-        let n_ctx_train = dim("context_length", i32::MAX as usize)?;
-        let norm_eps = gguf.require_f32(&key(match arch.norm {
-            arch::NormKind::Rms => "attention.layer_norm_rms_epsilon",
-            arch::NormKind::Layer => "attention.layer_norm_epsilon",
-        }))?;
-        if !(0.0..1.0).contains(&norm_eps) {
-            return Err(ModelError::BadValue {
-                key: key("attention.layer_norm_(rms_)epsilon"),
-                value: norm_eps.to_string(),
-                why: "must be at least 0 and below 1".into(),
-            });
-        }
-
-        let rope = read_rope(part, arch, head_dim, n_ctx_train)?;
-        let window = read_window(part, arch, n_layer, rope)?;
-        // Granite marks models without RoPE with this key.
-        let rope = if arch.multipliers && gguf.bool(&key("rope.scaling.finetuned"))? == Some(false)
-        {
-            None
-        } else {
-            rope
-        };
-
-        let attn_scale = if arch.wide_attn_scale_at == Some(n_layer) {
-            ((n_embd / n_head) as f32).sqrt().recip()
-        } else {
-            (head_dim as f32).sqrt().recip()
-        };
-        let multiplier = |k: &str| -> Result<Option<f32>, ModelError> {
-            if !arch.multipliers {
-                return Ok(None);
-            }
-            // llama.cpp reads 0 as "not set".
-            let value = optional(k)?.filter(|&v| v != 0.0);
-            value.map(|v| finite(&key(k), v)).transpose()
-        };
-        let (attn_cap, logit_cap) = arch.softcaps.unwrap_or((0.0, 0.0));
-        let softcap = |k: &str, default: f32| -> Result<f32, ModelError> {
-            let v = finite(&key(k), optional(k)?.unwrap_or(default))?;
-            if v < 0.0 {
-                return Err(ModelError::BadValue {
-                    key: key(k),
-                    value: v.to_string(),
-                    why: "must not be negative".into(),
-                });
-            }
-            Ok(v)
-        };
+        let multiplier = |key: &str| read_multiplier(keys, arch, key);
         Ok(Self {
             arch,
-            n_layer,
             n_embd,
-            n_head,
-            n_head_kv,
-            head_dim,
-            n_ff,
+            layers,
             n_ctx_train,
-            norm_eps,
-            rope,
-            window,
-            attn_scale: multiplier("attention.scale")?.unwrap_or(attn_scale),
-            attn_softcap: if arch.softcaps.is_some() {
-                softcap("attn_logit_softcapping", attn_cap)?
-            } else {
-                0.0
-            },
-            logit_softcap: if arch.scale_tokens {
-                softcap("final_logit_softcapping", logit_cap)?
-            } else {
-                0.0
-            },
+            norm_eps: read_norm_eps(keys, arch)?,
+            attn_softcap: softcap("attn_logit_softcapping", arch.attn_softcap)?,
+            logit_softcap: softcap("final_logit_softcapping", arch.logit_softcap)?,
             token_scale: if arch.scale_tokens {
                 (n_embd as f32).sqrt()
             } else {
@@ -214,201 +104,153 @@ impl HParams {
         })
     }
 
-    /// RoPE of layer `il`, if it has one.
-    pub(crate) fn layer_rope(&self, il: usize) -> Option<&Rope> {
-        if self
-            .arch
-            .nope_step
-            .is_some_and(|step| (il + 1).is_multiple_of(step))
-        {
-            return None;
+    /// L.
+    pub(crate) fn n_layer(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// RoPE of the first layer that has one: rotated dimensions and original context length are the same in all.
+    pub(crate) fn rope(&self) -> Option<&Rope> {
+        self.layers.iter().find_map(|l| l.rope.as_ref())
+    }
+
+    /// The windows that layers have, each once, in order of the first layer that has it; `None` is that of layers without.
+    pub(crate) fn windows(&self) -> Vec<Option<usize>> {
+        let mut found = Vec::new();
+        for layer in &self.layers {
+            if !found.contains(&layer.window) {
+                found.push(layer.window);
+            }
         }
-        match &self.window {
-            Some(w) if w.layers[il] => w.rope.as_ref(),
-            _ => self.rope.as_ref(),
+        found
+    }
+
+    /// What an adapter must know of the model, whose vocabulary has `n_vocab` tokens.
+    pub(crate) fn base_shape(&self, n_vocab: usize) -> BaseShape {
+        let sizes = |of: fn(&LayerShape) -> usize| self.layers.iter().map(of).collect();
+        BaseShape {
+            architecture: self.arch.name.to_owned(),
+            n_layer: self.n_layer(),
+            n_embd: self.n_embd,
+            n_head: sizes(|l| l.n_head),
+            n_head_kv: sizes(|l| l.n_head_kv),
+            head_dim: sizes(|l| l.head_dim),
+            n_vocab,
+            qk_permuted: self.arch.qk_permuted,
         }
     }
-
-    /// Width of a K or V row: Hk * d.
-    pub(crate) fn kv_width(&self) -> usize {
-        self.n_head_kv * self.head_dim
-    }
 }
 
-fn in_range(key: &str, value: usize, min: usize, max: usize) -> Result<usize, ModelError> {
-    if (min..=max).contains(&value) {
-        Ok(value)
-    } else {
-        Err(ModelError::BadValue {
-            key: key.to_owned(),
-            value: value.to_string(),
-            why: format!("must be {min} to {max}"),
-        })
-    }
+fn architecture(gguf: &Gguf) -> Result<&'static ArchSpec, ModelError> {
+    let name = gguf.require_str("general.architecture")?;
+    arch::find(name).ok_or_else(|| ModelError::UnsupportedArchitecture {
+        architecture: name.to_owned(),
+        supported: arch::names(),
+    })
 }
 
-fn finite(key: &str, value: f32) -> Result<f32, ModelError> {
-    if value.is_finite() {
-        Ok(value)
-    } else {
-        Err(ModelError::BadValue {
-            key: key.to_owned(),
-            value: value.to_string(),
-            why: "must be finite".into(),
-        })
-    }
-}
-
-/// RoPE with its context extension: none, linear (kaiokendev), YaRN (Peng et al. 2023) or long factors (LongRoPE).
-fn read_rope(
-    part: &Part,
+/// The layers, first to last.
+fn read_layers(
+    keys: Keys<'_>,
     arch: &ArchSpec,
-    head_dim: usize,
+    n_embd: usize,
     n_ctx_train: usize,
-) -> Result<Option<Rope>, ModelError> {
-    let gguf = &part.gguf;
-    let Some(kind) = arch.rope else {
-        return Ok(None);
+) -> Result<Vec<LayerShape>, ModelError> {
+    let n_layer = keys.size("block_count", MAX_LAYERS)?;
+    let per_layer = |key: &str| keys.size_per_layer(key, n_layer);
+    let (head_count, kv_count) = ("attention.head_count", "attention.head_count_kv");
+    let n_head = keys.required(head_count, per_layer(head_count)?)?;
+    let n_head_kv = per_layer(kv_count)?.unwrap_or_else(|| n_head.clone());
+    let n_ff = keys.required("feed_forward_length", per_layer("feed_forward_length")?)?;
+    let head_dim = read_head_dim(keys, n_embd, n_head[0])?;
+    for (&h, &hk) in n_head.iter().zip(&n_head_kv) {
+        if !h.is_multiple_of(hk) {
+            return Err(keys.bad(kv_count, hk, format!("must divide the head count = {h}")));
+        }
+        if h * head_dim > MAX_SIZE {
+            let why = format!("the head size is {head_dim}, their product must be 1 to {MAX_SIZE}");
+            return Err(keys.bad(head_count, h, why));
+        }
+    }
+
+    let rope = read_rope(keys, arch, head_dim, n_ctx_train)?;
+    let window = read_window(keys, arch, n_layer, rope)?;
+    let scale = read_attn_scale(keys, arch, n_layer, n_embd / n_head[0], head_dim)?;
+    let (query_scale, score_scale) = if arch.scale_queries {
+        (scale, 1.0)
+    } else {
+        (1.0, scale)
     };
-    let key = |k: &str| format!("{}.rope.{k}", arch.name);
-    let n_rot = gguf
-        .u32(&key("dimension_count"))?
-        .map_or(head_dim, |n| n as usize);
-    if n_rot == 0 || n_rot > head_dim || n_rot % 2 != 0 {
-        return Err(ModelError::BadValue {
-            key: key("dimension_count"),
-            value: n_rot.to_string(),
-            why: format!("must be even and 2 to the head size {head_dim}"),
-        });
-    }
-    let freq_base = finite(
-        &key("freq_base"),
-        gguf.f32(&key("freq_base"))?.unwrap_or(10_000.0),
-    )?;
-    if freq_base <= 0.0 {
-        return Err(ModelError::BadValue {
-            key: key("freq_base"),
-            value: freq_base.to_string(),
-            why: "must be positive".into(),
-        });
-    }
-    let scaling = gguf.str(&key("scaling.type"))?.unwrap_or("linear");
-    let yarn = match scaling {
-        "none" | "linear" | "longrope" => false,
-        "yarn" => true,
-        other => {
-            return Err(ModelError::BadValue {
-                key: key("scaling.type"),
-                value: other.to_owned(),
-                why: "must be none, linear, yarn or longrope".into(),
-            });
+    let layer = |il: usize| {
+        let window = window.as_ref().filter(|w| w.layers[il]);
+        let no_rope = arch.nope_step.is_some_and(|n| (il + 1).is_multiple_of(n));
+        LayerShape {
+            n_head: n_head[il],
+            n_head_kv: n_head_kv[il],
+            head_dim,
+            n_ff: n_ff[il],
+            rope: window.map_or(rope, |w| w.rope).filter(|_| !no_rope),
+            window: window.map(|w| w.size),
+            query_scale,
+            score_scale,
         }
     };
-    let factor = match gguf.f32(&key("scaling.factor"))? {
-        Some(f) => f,
-        // The key's name before scaling types existed.
-        None => gguf.f32(&key("scale_linear"))?.unwrap_or(0.0),
-    };
-    let factor = finite(&key("scaling.factor"), factor)?;
-    if factor < 0.0 {
-        return Err(ModelError::BadValue {
-            key: key("scaling.factor"),
-            value: factor.to_string(),
-            why: "must not be negative".into(),
-        });
-    }
-    let freq_scale = if factor == 0.0 || scaling == "none" {
-        1.0
-    } else {
-        factor.recip()
-    };
-    // ggml multiplies YaRN's magnitude by 1 + 0.1 ln(factor) itself, and that is the value wanted for factors above 1:
-    // what is handed over is 1, or its inverse where the magnitude must stay 1.
-    let magnitude = if yarn && freq_scale > 1.0 {
-        1.0 / (1.0 - 0.1 * freq_scale.ln())
-    } else {
-        1.0
-    };
-    let attn_factor = finite(
-        &key("scaling.attn_factor"),
-        gguf.f32(&key("scaling.attn_factor"))?.unwrap_or(1.0),
-    )?;
-    Ok(Some(Rope {
-        kind,
-        n_rot,
-        n_ctx_orig: match gguf.u32(&key("scaling.original_context_length"))? {
-            Some(n) if n > 0 => n as usize,
-            _ => n_ctx_train,
-        },
-        freq_base,
-        freq_scale,
-        ext_factor: if yarn { 1.0 } else { 0.0 },
-        attn_factor: attn_factor * magnitude,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-    }))
+    Ok((0..n_layer).map(layer).collect())
 }
 
-fn read_window(
-    part: &Part,
+/// d: as the file says, or D divided by the first layer's heads.
+fn read_head_dim(keys: Keys<'_>, n_embd: usize, n_head: usize) -> Result<usize, ModelError> {
+    let head_dim = match keys.optional_size("attention.key_length")? {
+        Some(d) => d,
+        None if n_embd.is_multiple_of(n_head) => n_embd / n_head,
+        None => {
+            let why = format!("must divide the embedding length = {n_embd}");
+            return Err(keys.bad("attention.head_count", n_head, why));
+        }
+    };
+    match keys.integer("attention.value_length")? {
+        Some(v) if v != head_dim => {
+            let why = format!("differs from the key length {head_dim}, which is not supported");
+            Err(keys.bad("attention.value_length", v, why))
+        }
+        _ => Ok(head_dim),
+    }
+}
+
+/// Scale of attention, whether of queries or of scores; `share` is what each of the first layer's heads has of D.
+fn read_attn_scale(
+    keys: Keys<'_>,
     arch: &ArchSpec,
     n_layer: usize,
-    rope: Option<Rope>,
-) -> Result<Option<Window>, ModelError> {
-    let gguf = &part.gguf;
-    let Some(spec) = arch.window else {
-        return Ok(None);
+    share: usize,
+    head_dim: usize,
+) -> Result<f32, ModelError> {
+    let width = if arch.wide_attn_scale_at == Some(n_layer) {
+        share
+    } else {
+        head_dim
     };
-    let key = |k: &str| format!("{}.{k}", arch.name);
-    let size = match gguf.u32(&key("attention.sliding_window"))? {
-        Some(n) => n as usize,
-        None => spec.default_window.unwrap_or(0),
-    };
-    if size == 0 {
+    let given = read_multiplier(keys, arch, "attention.scale")?;
+    Ok(given.unwrap_or_else(|| (width as f32).sqrt().recip()))
+}
+
+/// One of the factors that the file may set.
+fn read_multiplier(keys: Keys<'_>, arch: &ArchSpec, key: &str) -> Result<Option<f32>, ModelError> {
+    if !arch.multipliers {
         return Ok(None);
     }
-    // A period, or the layers one by one.
-    let pattern_key = key("attention.sliding_window_pattern");
-    let layers = match gguf.get(&pattern_key) {
-        Some(crate::file::gguf::Value::Array(_)) => {
-            let layers = gguf
-                .u32_array(part.bytes(), &pattern_key)?
-                .unwrap_or_default();
-            if layers.len() < n_layer {
-                return Err(ModelError::BadValue {
-                    key: pattern_key,
-                    value: format!("{} entries", layers.len()),
-                    why: format!("the model has {n_layer} layers"),
-                });
-            }
-            layers[..n_layer].iter().map(|&w| w != 0).collect()
-        }
-        _ => {
-            let period = gguf.u32(&pattern_key)?.map_or(spec.pattern, |n| n as usize);
-            (0..n_layer)
-                .map(|il| period == 0 || il % period < period - 1)
-                .collect()
-        }
+    // llama.cpp reads 0 as "not set".
+    Ok(keys.number(key)?.filter(|&v| v != 0.0))
+}
+
+fn read_norm_eps(keys: Keys<'_>, arch: &ArchSpec) -> Result<f32, ModelError> {
+    let key = match arch.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
     };
-    let base = match gguf.f32(&key("rope.freq_base_swa"))? {
-        Some(b) => Some(finite(&key("rope.freq_base_swa"), b)?),
-        None => spec.rope_base,
-    };
-    let rope = rope.map(|r| {
-        let r = Rope {
-            freq_base: base.unwrap_or(r.freq_base),
-            ..r
-        };
-        if spec.rope_scaled {
-            r
-        } else {
-            Rope {
-                freq_scale: 1.0,
-                ext_factor: 0.0,
-                attn_factor: 1.0,
-                ..r
-            }
-        }
-    });
-    Ok(Some(Window { size, layers, rope }))
+    let eps = keys.required(key, keys.not_negative(key)?)?;
+    if eps >= 1.0 {
+        return Err(keys.bad(key, eps, "must be at least 0 and below 1"));
+    }
+    Ok(eps)
 }

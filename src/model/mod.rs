@@ -4,15 +4,17 @@ mod arch;
 pub mod chat;
 mod error;
 mod hparams;
+mod keys;
+mod rope;
 mod shape;
 pub mod vocab;
 mod weights;
 
-pub(crate) use arch::{Activation, NormKind};
+pub(crate) use arch::NormKind;
 pub use error::ModelError;
-pub(crate) use hparams::HParams;
-pub use shape::{BaseShape, Fingerprint};
-pub(crate) use weights::{Layer, Linear, Norm, Qkv, Weights};
+pub(crate) use hparams::{HParams, LayerShape};
+pub use shape::{BaseShape, Fingerprint, PerLayer};
+pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 
 use crate::error::{Error, Result};
 use crate::file::mmap::MappedGguf;
@@ -126,16 +128,7 @@ impl Model {
                 source,
             });
         }
-        let shape = BaseShape {
-            architecture: hp.arch.name.to_owned(),
-            n_layer: hp.n_layer,
-            n_embd: hp.n_embd,
-            n_head: hp.n_head,
-            n_head_kv: hp.n_head_kv,
-            head_dim: hp.head_dim,
-            n_vocab,
-            qk_permuted: hp.arch.qk_permuted,
-        };
+        let shape = hp.base_shape(n_vocab);
         let fingerprint = fingerprint(&file, &shape);
         Ok(Self(Arc::new(Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -216,7 +209,7 @@ impl Model {
     pub(crate) fn has_long_context(&self, n_ctx: usize) -> bool {
         let (hp, w) = (self.hparams(), self.weights());
         (w.rope_long.is_some() || w.rope_short.is_some())
-            && hp.rope.is_some_and(|r| n_ctx > r.n_ctx_orig)
+            && hp.rope().is_some_and(|r| n_ctx > r.n_ctx_orig)
     }
 
     pub(crate) fn weights(&self) -> &Weights {
@@ -242,15 +235,18 @@ fn fingerprint(file: &MappedGguf, shape: &BaseShape) -> Fingerprint {
     hash.update(b"ggraft fingerprint 1\0");
     hash.update(shape.architecture.as_bytes());
     hash.update([0]);
-    for n in [
-        shape.n_layer,
-        shape.n_embd,
-        shape.n_head,
-        shape.n_head_kv,
-        shape.head_dim,
-        shape.n_vocab,
+    let one = |n: usize| PerLayer::from(n);
+    for sizes in [
+        &one(shape.n_layer),
+        &one(shape.n_embd),
+        &shape.n_head,
+        &shape.n_head_kv,
+        &shape.head_dim,
+        &one(shape.n_vocab),
     ] {
-        hash.update((n as u64).to_le_bytes());
+        for &n in sizes.values() {
+            hash.update((n as u64).to_le_bytes());
+        }
     }
     let mut norms: Vec<_> = file
         .tensors()

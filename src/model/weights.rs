@@ -1,7 +1,7 @@
 //! Weights in place: tensor descriptions that point into the mapped file. Every tensor of the file is claimed by the
 //! decoder or the load fails.
 
-use super::arch::{Activation, Need};
+use super::arch::Need;
 use super::hparams::HParams;
 use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
@@ -74,6 +74,16 @@ pub(crate) enum Qkv {
     Split { q: Linear, k: Linear, v: Linear },
 }
 
+/// What the activation of a feed-forward network reads.
+pub(crate) enum FeedForward {
+    /// `ne = [D, F]`.
+    Plain(Linear),
+    /// `ne = [D, F]` each.
+    Gated { gate: Linear, up: Linear },
+    /// Gate and up in one matrix, the gate in the first half: `ne = [D, 2F]`.
+    Fused(Linear),
+}
+
 /// One layer.
 pub(crate) struct Layer {
     pub(crate) attn_norm: Option<Norm>,
@@ -86,10 +96,7 @@ pub(crate) struct Layer {
     pub(crate) attn_out: Linear,
     pub(crate) attn_post_norm: Option<Norm>,
     pub(crate) ffn_norm: Option<Norm>,
-    /// `ne = [D, F]`.
-    pub(crate) ffn_gate: Option<Linear>,
-    /// `ne = [D, F]`, or [D, 2F] with the gate in the first half.
-    pub(crate) ffn_up: Linear,
+    pub(crate) ffn_in: FeedForward,
     /// `ne = [F, D]`.
     pub(crate) ffn_down: Linear,
     pub(crate) ffn_post_norm: Option<Norm>,
@@ -102,10 +109,14 @@ impl Layer {
             Qkv::Fused(l) => vec![l],
             Qkv::Split { q, k, v } => vec![q, k, v],
         };
+        let ffn_in = match &mut self.ffn_in {
+            FeedForward::Plain(l) | FeedForward::Fused(l) => vec![l],
+            FeedForward::Gated { gate, up } => vec![gate, up],
+        };
         qkv.into_iter()
             .chain([&mut self.attn_out])
-            .chain(&mut self.ffn_gate)
-            .chain([&mut self.ffn_up, &mut self.ffn_down])
+            .chain(ffn_in)
+            .chain([&mut self.ffn_down])
     }
 }
 
@@ -170,7 +181,7 @@ impl Weights {
             Need::Absent => None,
             _ => Some(l.table("position_embd.weight", [d, hp.n_ctx_train])?),
         };
-        let layers = (0..hp.n_layer)
+        let layers = (0..hp.n_layer())
             .map(|il| l.layer(il, hp))
             .collect::<Result<_, _>>()?;
         let output_norm = l.norm("output_norm", d, Need::Required)?.expect("required");
@@ -180,7 +191,7 @@ impl Weights {
             let w = l.table("token_embd.weight", [d, n_vocab])?;
             Linear::new(w, l.vector("output.bias", &[n_vocab], Need::Optional)?)
         };
-        let half = hp.rope.map_or(0, |r| r.n_rot / 2);
+        let half = hp.rope().map_or(0, |r| r.n_rot / 2);
         let mut factors = |name: &str| {
             if half == 0 {
                 Ok(None)
@@ -357,8 +368,8 @@ impl Loader<'_> {
     fn layer(&mut self, il: usize, hp: &HParams) -> Result<Layer, ModelError> {
         let arch = hp.arch;
         let name = |part: &str| format!("blk.{il}.{part}");
-        let (d, f) = (hp.n_embd, hp.n_ff);
-        let (q_width, kv_width) = (hp.n_head * hp.head_dim, hp.kv_width());
+        let (d, shape) = (hp.n_embd, &hp.layers[il]);
+        let (q_width, kv_width) = (shape.q_width(), shape.kv_width());
         let pre = if arch.pre_norm {
             Need::Required
         } else {
@@ -369,7 +380,6 @@ impl Loader<'_> {
         } else {
             Need::Absent
         };
-        let gated = arch.activation != Activation::Gelu;
 
         let attn_norm = self.norm(&name("attn_norm"), d, pre)?;
         let qkv = if self.has(&name("attn_qkv.weight")) {
@@ -381,13 +391,11 @@ impl Loader<'_> {
                 v: self.linear(&name("attn_v"), [d, kv_width])?,
             }
         };
-        let q_norm = self.head_norm(&name("attn_q_norm"), hp.head_dim, hp.n_head, arch.qk_norm)?;
-        let k_norm = self.head_norm(
-            &name("attn_k_norm"),
-            hp.head_dim,
-            hp.n_head_kv,
-            arch.qk_norm,
-        )?;
+        let mut head_norm = |part: &str, heads: usize| {
+            self.head_norm(&name(part), shape.head_dim, heads, arch.qk_norm)
+        };
+        let q_norm = head_norm("attn_q_norm", shape.n_head)?;
+        let k_norm = head_norm("attn_k_norm", shape.n_head_kv)?;
         let attn_out = self.linear(&name("attn_output"), [q_width, d])?;
         let attn_post_norm = self.norm(&name("post_attention_norm"), d, post)?;
         let ffn_pre = if arch.may_be_parallel {
@@ -396,15 +404,8 @@ impl Loader<'_> {
             pre
         };
         let ffn_norm = self.norm(&name("ffn_norm"), d, ffn_pre)?;
-        // phi3 stores gate and up as one matrix.
-        let fused = arch.activation == Activation::SwiGlu && !self.has(&name("ffn_gate.weight"));
-        let ffn_gate = if gated && !fused {
-            Some(self.linear(&name("ffn_gate"), [d, f])?)
-        } else {
-            None
-        };
-        let ffn_up = self.linear(&name("ffn_up"), [d, if fused { 2 * f } else { f }])?;
-        let ffn_down = self.linear(&name("ffn_down"), [f, d])?;
+        let ffn_in = self.feed_forward(il, hp)?;
+        let ffn_down = self.linear(&name("ffn_down"), [shape.n_ff, d])?;
         let ffn_post_norm = self.norm(&name("post_ffw_norm"), d, post)?;
         Ok(Layer {
             attn_norm,
@@ -414,10 +415,24 @@ impl Loader<'_> {
             attn_out,
             attn_post_norm,
             ffn_norm,
-            ffn_gate,
-            ffn_up,
+            ffn_in,
             ffn_down,
             ffn_post_norm,
+        })
+    }
+
+    fn feed_forward(&mut self, il: usize, hp: &HParams) -> Result<FeedForward, ModelError> {
+        let (d, f) = (hp.n_embd, hp.layers[il].n_ff);
+        let (gate, up) = (format!("blk.{il}.ffn_gate"), format!("blk.{il}.ffn_up"));
+        if !hp.arch.gated {
+            return self.linear(&up, [d, f]).map(FeedForward::Plain);
+        }
+        if hp.arch.may_fuse_gate && !self.has(&format!("{gate}.weight")) {
+            return self.linear(&up, [d, 2 * f]).map(FeedForward::Fused);
+        }
+        Ok(FeedForward::Gated {
+            gate: self.linear(&gate, [d, f])?,
+            up: self.linear(&up, [d, f])?,
         })
     }
 }

@@ -52,7 +52,7 @@ pub(super) fn start(
     let mut rng = Rng::new(o.seed, Stream::Init);
     let reparam = o.effective_reparam();
     let width = match o.method {
-        AdapterKind::Prefix => 2 * shape.n_layer * shape.kv_width(),
+        AdapterKind::Prefix => 2 * shape.kv_widths().sum::<usize>(),
         AdapterKind::Prompt | AdapterKind::PTuning => shape.n_embd,
     };
     let variables = match init {
@@ -89,7 +89,8 @@ pub(super) fn start(
             return Ok(Encoder::rows(rows, length, width, o.freeze_first));
         }
         (AdapterKind::Prefix, _) => {
-            let input = shape.kv_width();
+            // PEFT's width of a layer.
+            let input = shape.kv_widths().max().expect("a model has layers");
             Encoder::prefix_mlp(length, input, o.hidden.unwrap_or(input), width, &mut rng)
         }
         (_, Reparam::Mlp) => {
@@ -136,11 +137,11 @@ fn mean_rows(
     passes: &mut Passes,
     rng: &mut Rng,
 ) -> Result<Variables> {
-    let width = model.shape().kv_width();
+    let shape = model.shape();
     // Keys, then values of each layer, one token behind the other.
-    let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); model.shape().n_layer];
+    let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); shape.n_layer];
     for example in train {
-        let left = MEAN_TOKENS - seen[0][0].len() / width;
+        let left = MEAN_TOKENS - seen[0][0].len() / shape.kv_width(0);
         if left == 0 {
             break;
         }
@@ -155,7 +156,8 @@ fn mean_rows(
             continue;
         }
         // The first token is the attention sink, like no other.
-        for (all, new) in seen.iter_mut().zip(passes.keys_values(&ids)?) {
+        let found = seen.iter_mut().zip(passes.keys_values(&ids)?);
+        for ((all, new), width) in found.zip(shape.kv_widths()) {
             for (all, new) in all.iter_mut().zip(new) {
                 all.extend(&new[width..]);
             }
@@ -164,7 +166,7 @@ fn mean_rows(
     if seen[0][0].is_empty() {
         return Err(TrainError::EmptyInit.into());
     }
-    let layers = seen.into_iter().map(|kv| {
+    let layers = seen.into_iter().zip(shape.kv_widths()).map(|(kv, width)| {
         let [k, v] = kv.map(|tokens| Moments::of(&tokens, width));
         let mut rows = |around: &[f32], deviation: f32| -> Vec<f32> {
             let around = around.iter().cycle().take(length * width);
@@ -175,7 +177,7 @@ fn mean_rows(
         let k = rows(&k.mean, k.deviation);
         [k, rows(&[0.0], v.deviation)]
     });
-    Ok(Variables::prefix(model.shape(), layers.collect()))
+    Ok(Variables::prefix(shape, layers.collect()))
 }
 
 /// Mean and spread of rows.

@@ -24,7 +24,7 @@ impl Variables {
     /// Keys and values of each layer of a base of this shape, at least one row of each.
     pub(super) fn prefix(base: &BaseShape, layers: Vec<[Vec<f32>; 2]>) -> Self {
         Self::Prefix {
-            length: layers[0][0].len() / base.kv_width(),
+            length: layers[0][0].len() / base.kv_width(0),
             layers,
         }
     }
@@ -143,9 +143,9 @@ mod tests {
             architecture: "llama".to_owned(),
             n_layer: 2,
             n_embd: 6,
-            n_head: 2,
-            n_head_kv: 1,
-            head_dim: 4,
+            n_head: 2.into(),
+            n_head_kv: 1.into(),
+            head_dim: 4.into(),
             n_vocab: 8,
             qk_permuted: true,
         }
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn there_and_back() {
         let base = base();
-        let width = 2 * base.n_layer * base.kv_width();
+        let width = 2 * base.kv_widths().sum::<usize>();
         let rows: Vec<f32> = (0..3 * width).map(|i| i as f32).collect();
         let v = Variables::from_encoder(AdapterKind::Prefix, &base, &rows).unwrap();
         let Variables::Prefix { length, layers } = &v else {

@@ -1,7 +1,7 @@
 //! What must not change a result: packing, recomputation, threads, accumulation, cancelling.
 
 use crate::{
-    Fixture, LENGTH, METHODS, assert_close, batch, bits, corpus, distance, example, flat, model,
+    Fixture, LENGTH, METHODS, MODELS, assert_close, batch, bits, corpus, distance, example, flat,
     options, values,
 };
 use ggraft::adapter::{AdapterKind, Precision};
@@ -157,6 +157,7 @@ fn threads_do_not_matter() {
     for (variant, method) in [
         (Variant::Gemma2, AdapterKind::Prefix),
         (Variant::Phi3, AdapterKind::Prompt),
+        (Variant::OpenElm, AdapterKind::Prefix),
     ] {
         let fixture = Fixture::new(variant);
         let mut trainer = fixture.trainer(options(method), &batch());

@@ -2,11 +2,12 @@
 
 use crate::{Fixture, LENGTH, METHODS, batch, corpus, example, model, options, values};
 use ggraft::adapter::{Adapter, AdapterKind, Payload, Precision, Template};
+use ggraft::infer::{ExistingText, FlashAttention, KvType};
 use ggraft::train::data::Example;
 use ggraft::train::{
     Finish, Init, Objective, OptimizerKind, Reparam, Schedule, TrainError, TrainOptions, Trainer,
 };
-use ggraft::{Error, Model};
+use ggraft::{Error, Model, Session, SessionOptions};
 use ggraft_testkit::fixture::Variant;
 
 fn loss(trainer: &mut Trainer, rows: &[Example]) -> f64 {
@@ -105,6 +106,65 @@ fn every_method_encoder_and_start_learns() {
         n += 1;
     }
     assert_eq!(n, 6 + 5 + 6 + 6 + 5 + 5);
+}
+
+/// Rows of each layer are as wide as its heads, wherever they come from, and a session makes of them what training did.
+#[test]
+fn prefixes_of_uneven_layers_start_anywhere() {
+    let fixture = Fixture::new(Variant::Deci);
+    let shape = fixture.model.shape();
+    assert_eq!(shape.n_head_kv.uniform(), None);
+    for init in [
+        Init::Random,
+        Init::Zeros,
+        Init::Prompts,
+        Init::Text("Yes".to_owned()),
+        Init::Mean,
+    ] {
+        let mut o = options(AdapterKind::Prefix);
+        o.init = Some(init.clone());
+        let mut trainer = fixture.trainer(o, &batch());
+        let before = loss(&mut trainer, &batch());
+        for _ in 0..5 {
+            trainer.step().unwrap().unwrap();
+        }
+        let after = loss(&mut trainer, &batch());
+        assert!(after < before, "{init:?}: {before} -> {after}");
+        let file = trainer.adapter().unwrap().to_gguf(Precision::F32);
+        let adapter = Adapter::from_gguf(&file).unwrap();
+        let Payload::Prefix { layers } = adapter.payload() else {
+            panic!("a prefix")
+        };
+        for (il, layer) in layers.iter().enumerate() {
+            assert_eq!(layer.k.width(), shape.kv_width(il));
+        }
+
+        let row = &batch()[0];
+        let one = loss(&mut trainer, std::slice::from_ref(row));
+        let session = SessionOptions::default()
+            .n_ctx(64)
+            .n_threads(1)
+            .kv_type(KvType::F32)
+            .flash_attention(FlashAttention::Off);
+        let mut session = Session::new(&fixture.model, &session).unwrap();
+        session.attach(&adapter, ExistingText::Drop).unwrap();
+        let mut ids = row.given.clone();
+        ids.extend(row.then.iter().map(|t| t.0));
+        let mut logits = Vec::new();
+        session
+            .feed_with_logits(&ids, |_, l| logits.push(l.to_vec()))
+            .unwrap();
+        let mut losses = Vec::new();
+        for (i, &(id, counts)) in row.then.iter().enumerate() {
+            if counts {
+                let l = &logits[row.given.len() + i - 1];
+                let sum: f64 = l.iter().map(|&x| f64::from(x).exp()).sum();
+                losses.push(sum.ln() - f64::from(l[id as usize]));
+            }
+        }
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        assert!((mean - one).abs() < 1e-5 * one, "{init:?}: {mean} {one}");
+    }
 }
 
 #[test]
@@ -248,8 +308,9 @@ fn a_run_that_diverges_keeps_its_last_good_rows() {
 /// On a base that does not round its activations the loss goes on where it was, through every encoder.
 #[test]
 fn a_trained_adapter_goes_on_where_it_was() {
-    let fixture = Fixture::new(Variant::Llama);
-    for (method, reparam) in ENCODERS {
+    // The second one's layers differ in their heads.
+    let fixtures = [Variant::Llama, Variant::Deci].map(Fixture::new);
+    for (fixture, (method, reparam)) in fixtures.iter().flat_map(|f| ENCODERS.map(|e| (f, e))) {
         let mut o = options(method);
         o.reparam = Some(reparam);
         o.steps = Some(5);

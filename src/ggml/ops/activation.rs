@@ -1,4 +1,4 @@
-//! Derivatives of the activations.
+//! Activations and their derivatives.
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
@@ -8,14 +8,14 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activated {
+pub(crate) enum Activation {
     /// `x sigmoid(x)`.
     Silu,
     /// `x Phi(x)`, tanh approximation.
     Gelu,
 }
 
-impl Activated {
+impl Activation {
     /// Value and derivative.
     #[inline(always)]
     fn value_and_slope(self, x: f32) -> (f32, f32) {
@@ -48,7 +48,7 @@ pub(crate) enum Gate<'a> {
 }
 
 /// `dx` of `y = f(x)`. Operands: x, dy.
-struct ActivationBack(Activated);
+struct ActivationBack(Activation);
 
 impl Kernel for ActivationBack {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
@@ -66,7 +66,7 @@ impl Kernel for ActivationBack {
 /// activations of a layer. Operands: gate, up, dy; or gate-up `ne = [2F, T]`, dy. The result is the gradient of the first
 /// operand in its memory; that of up is written to up's own.
 struct GatedBack {
-    f: Activated,
+    f: Activation,
     fused: bool,
 }
 
@@ -127,8 +127,26 @@ impl Kernel for SoftcapBack {
 }
 
 impl Context {
+    /// `f(x)`.
+    pub(crate) fn activation(&self, f: Activation, x: &Tensor) -> Tensor {
+        match f {
+            Activation::Silu => self.silu(x),
+            Activation::Gelu => self.gelu(x),
+        }
+    }
+
+    /// `f(gate) * up`, `ne = [F, T]`.
+    pub(crate) fn gated(&self, f: Activation, gate: Gate<'_>) -> Tensor {
+        match (f, gate) {
+            (Activation::Silu, Gate::Split(gate, up)) => self.swiglu(gate, up),
+            (Activation::Gelu, Gate::Split(gate, up)) => self.geglu(gate, up),
+            (Activation::Silu, Gate::Fused(both)) => self.swiglu_fused(both),
+            (Activation::Gelu, Gate::Fused(both)) => self.geglu_fused(both),
+        }
+    }
+
     /// Gradient of `f(x)` with respect to x.
-    pub(crate) fn activation_back(&self, f: Activated, x: &Tensor, dy: &Tensor) -> Tensor {
+    pub(crate) fn activation_back(&self, f: Activation, x: &Tensor, dy: &Tensor) -> Tensor {
         self.custom(ActivationBack(f), &[x, dy], x.ne())
     }
 
@@ -136,7 +154,7 @@ impl Context {
     /// these: no operation that comes later may read them.
     pub(crate) fn gated_back(
         &self,
-        f: Activated,
+        f: Activation,
         gate: Gate<'_>,
         dy: &Tensor,
     ) -> (Tensor, Option<Tensor>) {

@@ -10,7 +10,7 @@ mod norm;
 mod product;
 mod rows;
 
-pub(crate) use activation::{Activated, Gate};
+pub(crate) use activation::{Activation, Gate};
 pub(crate) use attention::{Scoring, Spans, visible};
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::Targets;

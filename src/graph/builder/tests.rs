@@ -3,7 +3,7 @@
 use super::*;
 use crate::file::types::GgmlType;
 use crate::ggml::{Graph, GraphMemory, RopeKind, ThreadPool};
-use crate::model::Qkv;
+use crate::model::{FeedForward, Qkv};
 
 /// Differences are taken with this step and twice of it.
 const STEP: f64 = 1e-2;
@@ -347,14 +347,16 @@ fn feed_forward_networks() {
     const D: usize = 6;
     const F: usize = 10;
     // ggml may look GELU up in a table of F16, whose steps no difference survives: the reference is computed here.
-    for (activation, gated) in [
-        (Activation::Gelu, false),
-        (Activation::SwiGlu, false),
-        (Activation::SwiGlu, true),
-        (Activation::GeGlu, true),
-    ] {
-        let fused = activation == Activation::SwiGlu && !gated;
-        let up = if fused { 2 * F } else { F };
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
+        Plain,
+        Gated,
+        Fused,
+    }
+    use Kind::*;
+    let kinds = [Plain, Gated, Fused].into_iter();
+    for (f, kind) in kinds.flat_map(|k| [(Activation::Silu, k), (Activation::Gelu, k)]) {
+        let up = if kind == Fused { 2 * F } else { F };
         let leaves = [
             Leaf::Variable(
                 vec![D, 4],
@@ -370,19 +372,21 @@ fn feed_forward_networks() {
         let forward = |leaves: &[Leaf]| {
             let x = wide(values(&leaves[0]));
             let part = |i: usize, x: &[f64]| product(values(&leaves[i]), values(&leaves[i + 1]), x);
-            let up = part(1, &x);
-            let gates = if gated { part(3, &x) } else { Vec::new() };
-            let multiply = |f: fn(f64) -> f64, gates: &[f64], up: &[f64]| {
-                let both = gates.iter().zip(up).map(|(&g, u)| f(g) * u);
+            let value = match f {
+                Activation::Silu => silu,
+                Activation::Gelu => gelu,
+            };
+            let multiply = |gates: &[f64], up: &[f64]| {
+                let both = gates.iter().zip(up).map(|(&g, u)| value(g) * u);
                 both.collect::<Vec<f64>>()
             };
-            let h: Vec<f64> = match activation {
-                Activation::Gelu => up.iter().map(|&x| gelu(x)).collect(),
-                Activation::GeGlu => multiply(gelu, &gates, &up),
-                Activation::SwiGlu if gated => multiply(silu, &gates, &up),
-                Activation::SwiGlu => up
+            let up = part(1, &x);
+            let h: Vec<f64> = match kind {
+                Plain => up.iter().map(|&x| value(x)).collect(),
+                Gated => multiply(&part(3, &x), &up),
+                Fused => up
                     .chunks_exact(2 * F)
-                    .flat_map(|row| multiply(silu, &row[..F], &row[F..]))
+                    .flat_map(|row| multiply(&row[..F], &row[F..]))
                     .collect(),
             };
             part(5, &h)
@@ -397,14 +401,20 @@ fn feed_forward_networks() {
                 attn_out: linear(1),
                 attn_post_norm: None,
                 ffn_norm: None,
-                ffn_gate: gated.then(|| linear(3)),
-                ffn_up: linear(1),
+                ffn_in: match kind {
+                    Plain => FeedForward::Plain(linear(1)),
+                    Gated => FeedForward::Gated {
+                        gate: linear(3),
+                        up: linear(1),
+                    },
+                    Fused => FeedForward::Fused(linear(1)),
+                },
                 ffn_down: linear(5),
                 ffn_post_norm: None,
             };
-            b.feed_forward(activation, &layer, &t[0])
+            b.feed_forward(f, &layer, &t[0])
         };
-        check_against(&format!("{activation:?} {gated}"), &leaves, verb, forward);
+        check_against(&format!("{f:?} {kind:?}"), &leaves, verb, forward);
     }
 }
 

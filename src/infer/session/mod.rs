@@ -128,11 +128,9 @@ impl Session {
             FlashAttention::Off => false,
         };
         if options.kv_type == KvType::Q8_0 {
-            if !hp.head_dim.is_multiple_of(32) {
-                let why = format!(
-                    "needs a head size that is a multiple of 32, the model's is {}",
-                    hp.head_dim
-                );
+            let head_dims = hp.layers.iter().map(|l| l.head_dim);
+            if let Some(d) = head_dims.into_iter().find(|d| !d.is_multiple_of(32)) {
+                let why = format!("needs a head size that is a multiple of 32, the model's is {d}");
                 return Err(bad("KV cache type", "q8_0".into(), &why).into());
             }
             if !flash {

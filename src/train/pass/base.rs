@@ -38,7 +38,7 @@ impl Passes {
             .map(|mut found| found.remove(0))
     }
 
-    /// Keys and values that the base computes for a text, for each layer `ne = [Hk d, n]`.
+    /// Keys and values that the base computes for a text, for each layer keys, then values `ne = [Hk d, n]`.
     pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let mut b = Builder::new(Context::new());
@@ -50,7 +50,7 @@ impl Passes {
         };
         let decoder = Decoder::new(hp, w, &inputs, self.long_context);
         let mut x = decoder.embed(&b, Entry::Tokens);
-        for il in 0..hp.n_layer {
+        for il in 0..hp.n_layer() {
             x = decoder.layer(&mut b, il, &x, None, &mut kv);
         }
         let seen = kv.seen.iter();

@@ -4,44 +4,42 @@ use super::io::{Io, Leaves};
 use super::recompute::Passed;
 use crate::ggml::{Scoring, Spans, Tensor};
 use crate::graph::{Builder, Decoder, Entry, KeyValues, Tape};
-use crate::model::HParams;
+use crate::model::{HParams, LayerShape};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Keys and values of the tokens at hand, behind a trained prefix.
 pub(super) struct PackedKeys<'a> {
     leaves: &'a Leaves,
-    hp: &'a HParams,
-    /// Who sees whom, in layers without and with a sliding window.
-    spans: [Arc<Spans>; 2],
+    /// Who sees whom in each layer.
+    spans: Vec<Arc<Spans>>,
     stored: Option<(Tensor, Tensor)>,
 }
 
 impl<'a> PackedKeys<'a> {
     /// Rows of text as in a batch, each behind `shared` tokens that are behind `prefix` rows.
     pub(super) fn new(
-        hp: &'a HParams,
+        hp: &HParams,
         leaves: &'a Leaves,
         prefix: usize,
         shared: usize,
         rows: &[Range<usize>],
     ) -> Self {
-        let spans = [None, hp.window.as_ref().map(|w| w.size)].map(|window| {
+        let spans = |layer: &LayerShape| {
             Arc::new(Spans {
                 prefix,
                 shared,
                 rows: rows.to_vec(),
-                window,
+                window: layer.window,
                 scoring: Scoring {
-                    scale: hp.attn_scale,
+                    scale: layer.score_scale,
                     softcap: hp.attn_softcap,
                 },
             })
-        });
+        };
         Self {
             leaves,
-            hp,
-            spans,
+            spans: hp.layers.iter().map(spans).collect(),
             stored: None,
         }
     }
@@ -57,10 +55,8 @@ impl KeyValues for PackedKeys<'_> {
             .stored
             .take()
             .expect("a layer stores before it attends");
-        let windowed = self.hp.window.as_ref().is_some_and(|w| w.layers[il]);
-        let spans = &self.spans[usize::from(windowed)];
         let prefix = self.leaves.prefix(il).map(|[k, v]| (k, v));
-        b.packed_attention(spans, q, &k, &v, prefix)
+        b.packed_attention(&self.spans[il], q, &k, &v, prefix)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, Targets, Tensor};
 use crate::graph::{Entry, Inputs, VirtualTokens};
-use crate::model::HParams;
+use crate::model::{HParams, LayerShape};
 use crate::train::batch::{Packed, Slot};
 use crate::train::variables::Variables;
 
@@ -21,10 +21,14 @@ impl Leaves {
         match variables {
             Variables::None => Self::None,
             Variables::Prefix { length, layers } => {
-                let ne = [hp.head_dim, hp.n_head_kv, *length];
-                let leaf = |part, il| ctx.input(GgmlType::F32, &ne, &format!("prefix_{part}-{il}"));
-                let pair = |il| [leaf("k", il), leaf("v", il)];
-                Self::Prefix((0..layers.len()).map(pair).collect())
+                debug_assert_eq!(layers.len(), hp.n_layer());
+                let pair = |(il, layer): (usize, &LayerShape)| {
+                    ["k", "v"].map(|part| {
+                        let ne = [layer.head_dim, layer.n_head_kv, *length];
+                        ctx.input(GgmlType::F32, &ne, &format!("prefix_{part}-{il}"))
+                    })
+                };
+                Self::Prefix(hp.layers.iter().enumerate().map(pair).collect())
             }
             Variables::Virtual { length, .. } => {
                 Self::Virtual(ctx.input(GgmlType::F32, &[hp.n_embd, *length], "inp_virtual"))

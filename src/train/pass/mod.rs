@@ -158,7 +158,7 @@ impl Passes {
             Goal::Losses | Goal::Predictions(_) => graph(0),
             Goal::Gradients => {
                 let fits = |graph: &Planned| graph.shape.memory_needed() <= self.budget;
-                fewest(self.model.hparams().n_layer, graph, fits)
+                fewest(self.model.hparams().n_layer(), graph, fits)
             }
         }
     }
@@ -179,7 +179,7 @@ impl Passes {
         let decoder = Decoder::new(hp, w, &io.inputs, self.long_context);
         let prefix = variables.prefix_length();
         let kv = PackedKeys::new(hp, &io.leaves, prefix, batch.shared, &batch.rows);
-        let mut stack = Stack::new(&decoder, &io, hp.n_layer, kv);
+        let mut stack = Stack::new(&decoder, &io, hp.n_layer(), kv);
         let head = Head {
             decoder: &decoder,
             chunks: &chunks,
@@ -188,7 +188,7 @@ impl Passes {
 
         let backward = goal == Goal::Gradients;
         let taped = if backward {
-            recomputed..hp.n_layer
+            recomputed..hp.n_layer()
         } else {
             0..0
         };

@@ -267,7 +267,7 @@ fn a_graph_that_is_used_again_computes_the_same() {
     let prefix = |scale: f32| {
         let values = |salt: usize| -> Vec<f32> {
             let value = |i: usize| scale * ((i * 7 + salt) % 13) as f32 - 0.3;
-            (0..2 * shape.kv_width()).map(value).collect()
+            (0..2 * shape.kv_width(0)).map(value).collect()
         };
         Variables::Prefix {
             length: 2,

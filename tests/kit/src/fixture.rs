@@ -58,6 +58,10 @@ pub enum Variant {
     Granite,
     /// smollm3: no rope in every fourth layer.
     SmolLm3,
+    /// deci: llama whose layers differ in heads, KV heads and feed-forward width.
+    Deci,
+    /// openelm: fused qkv, per-head q/k norms, and layers that differ as those of deci.
+    OpenElm,
 }
 
 /// Every variant, for tests that loop over them.
@@ -87,6 +91,8 @@ pub fn all_variants() -> &'static [Variant] {
         Starcoder2,
         Granite,
         SmolLm3,
+        Deci,
+        OpenElm,
     ]
 }
 
@@ -128,6 +134,8 @@ impl Variant {
             Starcoder2 => "starcoder2",
             Granite => "granite",
             SmolLm3 => "smollm3",
+            Deci => "deci",
+            OpenElm => "openelm",
         }
     }
 
@@ -149,6 +157,8 @@ impl Variant {
             Starcoder2 => "starcoder2",
             Granite => "granite",
             SmolLm3 => "smollm3",
+            Deci => "deci",
+            OpenElm => "openelm",
         }
     }
 
@@ -173,6 +183,17 @@ impl Variant {
     }
 }
 
+/// Sizes in which layers may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSizes {
+    /// H.
+    pub n_head: usize,
+    /// Hk.
+    pub n_head_kv: usize,
+    /// F.
+    pub n_ff: usize,
+}
+
 /// What to write. Letters as in the design: L, D, H, Hk, d, F, V.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FixtureSpec {
@@ -190,6 +211,9 @@ pub struct FixtureSpec {
     pub head_dim: usize,
     /// F.
     pub n_ff: usize,
+    /// H, Hk and F of each layer, instead of those above; empty: all layers are alike. libllama reads such files of the
+    /// architectures deci and openelm only.
+    pub layers: Vec<LayerSizes>,
     /// V, at least 268.
     pub n_vocab: usize,
     /// Context length the model says it was trained for.
@@ -219,7 +243,18 @@ impl FixtureSpec {
             Variant::Gemma3 => 7,
             Variant::Gemma2 | Variant::Gemma3Scaled => 3,
             Variant::Olmo2Swa | Variant::SmolLm3 => 4,
+            Variant::Deci | Variant::OpenElm => 3,
             _ => 2,
+        };
+        let layers = match variant {
+            Variant::Deci | Variant::OpenElm => [(4, 2, n_ff), (8, 1, 2 * n_ff), (4, 4, 3 * n_ff)]
+                .map(|(n_head, n_head_kv, n_ff)| LayerSizes {
+                    n_head,
+                    n_head_kv,
+                    n_ff,
+                })
+                .to_vec(),
+            _ => Vec::new(),
         };
         Self {
             variant,
@@ -229,12 +264,27 @@ impl FixtureSpec {
             n_head_kv,
             head_dim,
             n_ff,
+            layers,
             n_vocab: 288,
             n_ctx: 256,
             weight_type,
             rounded_to: None,
             seed: 1,
         }
+    }
+
+    /// Sizes of layer `il`.
+    pub fn layer(&self, il: usize) -> LayerSizes {
+        self.layers.get(il).copied().unwrap_or(LayerSizes {
+            n_head: self.n_head,
+            n_head_kv: self.n_head_kv,
+            n_ff: self.n_ff,
+        })
+    }
+
+    /// Width of the K and V rows of layer `il`: Hk * d.
+    pub fn kv_width(&self, il: usize) -> usize {
+        self.layer(il).n_head_kv * self.head_dim
     }
 
     /// Rotated dimensions per head.
@@ -304,9 +354,9 @@ impl<'a> Builder<'a> {
         self.u32("context_length", spec.n_ctx);
         self.u32("embedding_length", spec.n_embd);
         self.u32("block_count", spec.n_layer);
-        self.u32("feed_forward_length", spec.n_ff);
-        self.u32("attention.head_count", spec.n_head);
-        self.u32("attention.head_count_kv", spec.n_head_kv);
+        self.per_layer("feed_forward_length", spec.n_ff, |l| l.n_ff);
+        self.per_layer("attention.head_count", spec.n_head, |l| l.n_head);
+        self.per_layer("attention.head_count_kv", spec.n_head_kv, |l| l.n_head_kv);
         if spec.variant.has_layer_norms() {
             self.f32("attention.layer_norm_epsilon", 1e-5);
         } else {
@@ -423,17 +473,18 @@ impl<'a> Builder<'a> {
     fn attention(&mut self, layer: usize) {
         use Variant::*;
         let spec = self.spec;
+        let sizes = spec.layer(layer);
         let (d, q, kv) = (
             spec.n_embd,
-            spec.n_head * spec.head_dim,
-            spec.n_head_kv * spec.head_dim,
+            sizes.n_head * spec.head_dim,
+            spec.kv_width(layer),
         );
         let name = |part: &str| format!("blk.{layer}.{part}");
         if !matches!(spec.variant, Olmo2 | Olmo2Swa) {
             self.norm(&name("attn_norm"));
         }
         let fan_in = |n: usize| GAIN / (n as f32).sqrt();
-        if matches!(spec.variant, Phi3 | Phi3LongRope | Gpt2) {
+        if matches!(spec.variant, Phi3 | Phi3LongRope | Gpt2 | OpenElm) {
             self.matrix(&name("attn_qkv.weight"), d, q + 2 * kv, fan_in(d));
         } else {
             self.matrix(&name("attn_q.weight"), d, q, fan_in(d));
@@ -450,11 +501,13 @@ impl<'a> Builder<'a> {
             _ => {}
         }
         let qk_norms = match spec.variant {
-            Qwen3 | Gemma3 | Gemma3Scaled => Some((vec![spec.head_dim], vec![spec.head_dim])),
+            Qwen3 | Gemma3 | Gemma3Scaled | OpenElm => {
+                Some((vec![spec.head_dim], vec![spec.head_dim]))
+            }
             Olmo2 | Olmo2Swa => Some((vec![q], vec![kv])),
             StableLmParallel => Some((
-                vec![spec.head_dim, spec.n_head],
-                vec![spec.head_dim, spec.n_head_kv],
+                vec![spec.head_dim, sizes.n_head],
+                vec![spec.head_dim, sizes.n_head_kv],
             )),
             _ => None,
         };
@@ -477,7 +530,7 @@ impl<'a> Builder<'a> {
     fn feed_forward(&mut self, layer: usize) {
         use Variant::*;
         let spec = self.spec;
-        let (d, f) = (spec.n_embd, spec.n_ff);
+        let (d, f) = (spec.n_embd, spec.layer(layer).n_ff);
         let name = |part: &str| format!("blk.{layer}.{part}");
         if !matches!(spec.variant, Olmo2 | Olmo2Swa | StableLmParallel) {
             self.norm(&name("ffn_norm"));
@@ -553,6 +606,15 @@ impl<'a> Builder<'a> {
 
     fn u32(&mut self, key: &str, value: usize) {
         self.set(key, MetaValue::U32(value as u32));
+    }
+
+    /// One number for all layers, or one for each if they differ.
+    fn per_layer(&mut self, key: &str, all: usize, each: fn(&LayerSizes) -> usize) {
+        if self.spec.layers.is_empty() {
+            return self.u32(key, all);
+        }
+        let numbers = self.spec.layers.iter().map(|l| each(l) as u32);
+        self.set(key, MetaValue::U32s(numbers.collect()));
     }
 
     fn f32(&mut self, key: &str, value: f32) {
