@@ -1018,7 +1018,7 @@ fn text_and_tokens_use_the_buffer_protocol() {
                 ..params
             };
             let mut model = null_mut();
-            let path = c(&model_path());
+            let path = c(model_path());
             fails(
                 ggraft_model_open(path.as_ptr(), &wrong, &mut model),
                 GGRAFT_ERROR_ARGUMENT,
