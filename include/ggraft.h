@@ -453,11 +453,11 @@ typedef struct {
   uint32_t n_layer;
   // Embedding width.
   uint32_t n_embd;
-  // Attention heads.
+  // Attention heads; 0 if layers differ.
   uint32_t n_head;
-  // Key and value heads.
+  // Key and value heads; 0 if layers differ.
   uint32_t n_head_kv;
-  // Width of a head.
+  // Width of a head; 0 if layers differ.
   uint32_t head_dim;
   // Rows of the embedding table: the number of logits.
   uint32_t n_vocab;

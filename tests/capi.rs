@@ -1,6 +1,8 @@
 //! The C ABI: the header is current and clean, the C example runs, and each function keeps its promises.
 
+use ggraft::file::types::GgmlType;
 use ggraft_capi::{ggraft_status::*, *};
+use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -1070,6 +1072,21 @@ fn text_and_tokens_use_the_buffer_protocol() {
         );
         assert_eq!(ggraft_token_is_end(model, info.eos), 1);
         assert_eq!(ggraft_token_is_end(model, 100), 0);
+        ggraft_model_free(model);
+    }
+}
+
+#[test]
+fn a_size_in_which_layers_differ_is_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("uneven.gguf");
+    write_fixture(&path, &FixtureSpec::new(Variant::Deci, GgmlType::F32)).unwrap();
+    let model = open(path.to_str().unwrap());
+    // SAFETY: a live handle and a place for the result.
+    unsafe {
+        let info = info(model, ggraft_model_get_info);
+        let heads = (info.n_head, info.n_head_kv, info.head_dim);
+        assert_eq!((info.n_layer, heads), (3, (0, 0, 16)));
         ggraft_model_free(model);
     }
 }

@@ -606,6 +606,7 @@ fn unlikely_numbers_in_the_metadata() {
             Olmo2Swa,
             StableLmParallel,
             Granite,
+            Deci,
         ] {
             let bytes = fixture_bytes(&FixtureSpec::new(variant, GgmlType::F32));
             let outcomes = watch.try_all(unlikely_numbers(variant.name(), &bytes), |b| {
@@ -634,6 +635,58 @@ fn tensors_of_unlikely_types() {
             watch.try_all(files, |b| use_model(b, dir.path()));
         }
     });
+}
+
+/// Metadata of layers that cannot be: the message names key, layer and what is wrong.
+#[test]
+fn layers_that_no_decoder_has() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("layers.gguf");
+    let refuse = |heads: MetaValue, kv_heads: MetaValue, ff: MetaValue| {
+        let mut file = GgufWriter::new();
+        file.set("general.architecture", MetaValue::String("deci".into()));
+        for (key, value) in [
+            ("context_length", MetaValue::U32(64)),
+            ("embedding_length", MetaValue::U32(32)),
+            ("block_count", MetaValue::U32(3)),
+            ("attention.head_count", heads),
+            ("attention.head_count_kv", kv_heads),
+            ("feed_forward_length", ff),
+        ] {
+            file.set(format!("deci.{key}"), value);
+        }
+        fs::write(&path, file.to_bytes(|_, _| {})).unwrap();
+        open(&path).expect_err("must be refused").to_string()
+    };
+    let (one, each) = (MetaValue::U32, |n: &[u32]| MetaValue::U32s(n.to_vec()));
+    for (message, expected) in [
+        (
+            refuse(each(&[4, 0, 4]), one(4), one(8)),
+            "'deci.attention.head_count' is 0 in layer 1: must be 1 to 16777216",
+        ),
+        (
+            refuse(one(4), each(&[4, 2, 0]), one(8)),
+            "'deci.attention.head_count_kv' is 0 in layer 2: must be 1 to 16777216",
+        ),
+        (
+            refuse(each(&[4, 6, 4]), each(&[4, 4, 2]), one(8)),
+            "'deci.attention.head_count_kv' is 4 in layer 1: must divide the head count = 6",
+        ),
+        (
+            refuse(each(&[4, 1 << 24, 4]), one(1), one(8)),
+            "'deci.attention.head_count' is 16777216 in layer 1: times the head size 8 must be 1 to 16777216",
+        ),
+        (
+            refuse(one(4), one(4), MetaValue::I32s(vec![8, -1, 8])),
+            "deci.feed_forward_length",
+        ),
+        (
+            refuse(one(4), one(4), each(&[8, 8])),
+            "deci.feed_forward_length",
+        ),
+    ] {
+        assert!(message.contains(expected), "{message}");
+    }
 }
 
 /// A model without tokenizer whose matrices are all of type `ty` and zero, and whose norms are one.

@@ -163,13 +163,14 @@ fn read_layers(
     let n_head_kv = per_layer(kv_count)?.unwrap_or_else(|| n_head.clone());
     let n_ff = keys.required("feed_forward_length", per_layer("feed_forward_length")?)?;
     let head_dim = read_head_dim(keys, n_embd, n_head[0])?;
-    for (&h, &hk) in n_head.iter().zip(&n_head_kv) {
+    for (il, (&h, &hk)) in n_head.iter().zip(&n_head_kv).enumerate() {
         if !h.is_multiple_of(hk) {
-            return Err(keys.bad(kv_count, hk, format!("must divide the head count = {h}")));
+            let why = format!("must divide the head count = {h}");
+            return Err(keys.bad_in_layer(kv_count, hk, il, why));
         }
         if h * head_dim > MAX_SIZE {
-            let why = format!("the head size is {head_dim}, their product must be 1 to {MAX_SIZE}");
-            return Err(keys.bad(head_count, h, why));
+            let why = format!("times the head size {head_dim} must be 1 to {MAX_SIZE}");
+            return Err(keys.bad_in_layer(head_count, h, il, why));
         }
     }
 

@@ -23,7 +23,7 @@ impl<'a> Keys<'a> {
         format!("{}.{key}", self.architecture)
     }
 
-    /// The error for a value that cannot be: it `why`, such as "must be positive".
+    /// The error for a value that cannot be: `why` it cannot.
     pub(super) fn bad(
         &self,
         key: &str,
@@ -35,6 +35,17 @@ impl<'a> Keys<'a> {
             value: value.to_string(),
             why: why.into(),
         }
+    }
+
+    /// The same for a value of layer `il`.
+    pub(super) fn bad_in_layer(
+        &self,
+        key: &str,
+        value: usize,
+        il: usize,
+        why: impl Into<String>,
+    ) -> ModelError {
+        self.bad(key, format!("{value} in layer {il}"), why)
     }
 
     /// Any integer.
@@ -67,10 +78,7 @@ impl<'a> Keys<'a> {
         };
         let check = |(il, n): (usize, u32)| match n as usize {
             n if (1..=MAX_SIZE).contains(&n) => Ok(n),
-            n => {
-                let value = format!("{n} in layer {il}");
-                Err(self.bad(key, value, format!("must be 1 to {MAX_SIZE}")))
-            }
+            n => Err(self.bad_in_layer(key, n, il, format!("must be 1 to {MAX_SIZE}"))),
         };
         let sizes = values.into_iter().enumerate().map(check);
         sizes.collect::<Result<_, _>>().map(Some)
