@@ -1,6 +1,7 @@
 //! Rows of text packed into one sequence: no padding, and what all rows begin with is computed once.
 
 use std::borrow::Borrow;
+use std::iter::Peekable;
 use std::ops::Range;
 
 /// Tokens in one graph, if the rows are not longer: enough to multiply matrices at full speed. Larger batches are computed
@@ -119,10 +120,10 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// Packs sequences, none of them empty.
-    pub(crate) fn new(sequences: &[&Sequence]) -> Self {
+    pub(crate) fn new<S: Borrow<Sequence>>(sequences: &[S]) -> Self {
         let shared = shared_start(sequences);
         let mut packed = Self {
-            slots: sequences[0].slots[..shared].to_vec(),
+            slots: sequences[0].borrow().slots[..shared].to_vec(),
             positions: (0..shared).collect(),
             shared,
             rows: Vec::new(),
@@ -130,7 +131,7 @@ impl Packed {
             targets: Vec::new(),
             weights: Vec::new(),
         };
-        for s in sequences {
+        for s in sequences.iter().map(Borrow::borrow) {
             let start = packed.slots.len();
             packed.slots.extend_from_slice(&s.slots[shared..]);
             packed.positions.extend(shared..s.slots.len());
@@ -160,9 +161,9 @@ impl Packed {
 }
 
 /// Slots that all sequences begin with; every sequence keeps at least one of its own.
-fn shared_start(sequences: &[&Sequence]) -> usize {
+fn shared_start<S: Borrow<Sequence>>(sequences: &[S]) -> usize {
     let (first, rest) = sequences.split_first().expect("a batch has a sequence");
-    let shared = |s: &&Sequence| shared_by(first, s);
+    let shared = |s: &S| shared_by(first.borrow(), s.borrow());
     rest.iter().map(shared).min().unwrap_or(0)
 }
 
@@ -173,35 +174,34 @@ fn shared_by(a: &Sequence, b: &Sequence) -> usize {
     (0..longest).take_while(equal).count()
 }
 
-/// The first of `sequences` that fit into one graph of `limit` tokens, and at least one. What all of them begin with counts
+/// Takes the first of `sequences` that fit into one graph of `limit` tokens, and at least one. What all of them begin with counts
 /// once.
 pub(crate) fn first_group<S: Borrow<Sequence>>(
-    sequences: impl IntoIterator<Item = S>,
+    sequences: &mut Peekable<impl Iterator<Item = S>>,
     limit: usize,
 ) -> Vec<S> {
     let mut group: Vec<S> = Vec::new();
     let (mut slots, mut shared) = (0, usize::MAX);
-    for s in sequences {
+    let mut fits = |group: &[S], s: &S| {
         slots += s.borrow().slots.len();
-        let first = group.first().unwrap_or(&s).borrow();
+        let first = group.first().unwrap_or(s).borrow();
         shared = shared.min(shared_by(first, s.borrow()));
-        if !group.is_empty() && slots - group.len() * shared > limit {
-            break;
-        }
+        group.is_empty() || slots - group.len() * shared <= limit
+    };
+    while let Some(s) = sequences.next_if(|s| fits(&group, s)) {
         group.push(s);
     }
     group
 }
 
 /// All of `sequences`, divided as [`first_group`] does it.
-pub(crate) fn groups<'a>(
-    sequences: &[&'a Sequence],
+pub(crate) fn groups<S: Borrow<Sequence>>(
+    sequences: impl IntoIterator<Item = S>,
     limit: usize,
-) -> impl Iterator<Item = Vec<&'a Sequence>> {
-    let mut rest = sequences;
+) -> impl Iterator<Item = Vec<S>> {
+    let mut rest = sequences.into_iter().peekable();
     std::iter::from_fn(move || {
-        let group = first_group(rest.iter().copied(), limit);
-        rest = &rest[group.len()..];
+        let group = first_group(&mut rest, limit);
         (!group.is_empty()).then_some(group)
     })
 }
@@ -247,8 +247,7 @@ mod tests {
     fn what_a_graph_holds() {
         let lengths = |rows: &[&[i32]], limit| -> Vec<usize> {
             let rows: Vec<_> = rows.iter().map(|ids| sequence(ids, &[], 1.0)).collect();
-            let rows: Vec<_> = rows.iter().collect();
-            let packed = groups(&rows, limit).inspect(|g| {
+            let packed = groups(rows, limit).inspect(|g| {
                 assert!(g.len() == 1 || Packed::new(g).n_tokens() <= limit);
             });
             packed.map(|g| g.len()).collect()

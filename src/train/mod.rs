@@ -15,6 +15,7 @@ mod pass;
 mod report;
 mod rng;
 mod schedule;
+mod sequences;
 mod start;
 mod teacher;
 mod trainer;

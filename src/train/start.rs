@@ -1,6 +1,6 @@
 //! The encoder before the first step.
 
-use super::data::Example;
+use super::data::Examples;
 use super::encoder::{Encoder, normal_rows};
 use super::pass::Passes;
 use super::rng::{Rng, Stream};
@@ -46,7 +46,7 @@ pub(super) fn start(
     init: &Init,
     length: usize,
     passes: &mut Passes,
-    train: &[Example],
+    train: &Examples,
 ) -> Result<Encoder> {
     let shape = model.shape();
     let mut rng = Rng::new(o.seed, Stream::Init);
@@ -76,8 +76,8 @@ pub(super) fn start(
             Some(text_rows(model, o.method, length, &ids, passes)?)
         }
         Init::Prompts => {
-            let ids: Vec<i32> = train.iter().flat_map(Example::ids).take(length).collect();
-            Some(text_rows(model, o.method, length, &ids, passes)?)
+            let ids = &train.ids()[..length.min(train.ids().len())];
+            Some(text_rows(model, o.method, length, ids, passes)?)
         }
         Init::Mean => Some(mean_rows(model, length, train, passes, &mut rng)?),
     };
@@ -133,14 +133,14 @@ fn adapter_rows(
 fn mean_rows(
     model: &Model,
     length: usize,
-    train: &[Example],
+    train: &Examples,
     passes: &mut Passes,
     rng: &mut Rng,
 ) -> Result<Variables> {
     let shape = model.shape();
     // Keys, then values of each layer, one token behind the other.
     let mut seen: Vec<[Vec<f32>; 2]> = vec![Default::default(); shape.n_layer];
-    for example in train {
+    for example in train.iter() {
         let left = MEAN_TOKENS - seen[0][0].len() / shape.kv_width(0);
         if left == 0 {
             break;

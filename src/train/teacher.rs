@@ -3,28 +3,24 @@
 
 use super::TrainError;
 use super::batch::{Expected, MAX_TOKENS, Packed, Sequence, Slot, Target, first_group};
-use super::data::Example;
+use super::layout::Layout;
 use super::pass::Passes;
+use super::sequences::Sequences;
 use crate::error::Result;
 use crate::model::Model;
-use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-/// The base that reads a context, with the rows that wait for its predictions.
+/// The base that reads a context.
 pub(super) struct Teacher {
     model: Model,
     context: Vec<i32>,
     top_k: usize,
-    /// What the sequences of each set were made from.
-    examples: [Vec<Example>; 2],
-    /// Sequences of each set that have no targets of it yet.
-    waiting: [Range<usize>; 2],
     /// Tokens in one graph, if the rows are not longer.
     limit: usize,
 }
 
 impl Teacher {
-    /// Of the sets `sequences`, which were made from `examples`.
+    /// For the sequences of `sets`.
     ///
     /// # Errors
     /// If the context cannot be tokenized, or does not fit into the model's context together with the longest row.
@@ -32,23 +28,23 @@ impl Teacher {
         model: &Model,
         context: &str,
         top_k: usize,
-        examples: [Vec<Example>; 2],
-        sequences: [&[Sequence]; 2],
+        layout: &Layout,
+        sets: [&Sequences; 2],
     ) -> Result<Self> {
         let context = model.vocab().tokenize_start(context)?;
         let teacher = Self {
             model: model.clone(),
             top_k: top_k.min(model.shape().n_vocab),
-            examples,
-            waiting: sequences.map(|s| 0..s.len()),
             // The context is computed once in each graph: the more rows share it, the better.
             limit: MAX_TOKENS.max(2 * context.len()),
             context,
         };
         let n_ctx = model.n_ctx_train();
-        let too_long = |(set, s): (usize, &Sequence)| teacher.read(set, s).slots.len() > n_ctx;
-        let mut all = (0..2).flat_map(|set| sequences[set].iter().map(move |s| (set, s)));
-        if all.any(too_long) {
+        let too_long = |set: &Sequences| {
+            let mut read = (0..set.len()).map(|i| teacher.read(layout, set, i));
+            read.any(|s| s.slots.len() > n_ctx)
+        };
+        if sets.into_iter().any(too_long) {
             return Err(TrainError::Option {
                 option: "context to distill",
                 value: format!("{} tokens long", teacher.context.len()),
@@ -59,45 +55,40 @@ impl Teacher {
         Ok(teacher)
     }
 
-    /// Sequences that wait.
-    pub(super) fn left(&self) -> usize {
-        self.waiting.iter().map(ExactSizeIterator::len).sum()
-    }
-
-    /// Replaces the targets of some of `sequences` that wait by what the base predicts there.
+    /// Replaces the targets of some sequences that were not taught yet by what the base predicts there.
     ///
     /// # Errors
     /// [`TrainError::Cancelled`], [`TrainError::OutOfMemory`]; nothing has changed then.
     pub(super) fn teach(
         &mut self,
         passes: &mut Passes,
-        sequences: [&mut [Sequence]; 2],
+        layout: &Layout,
+        sets: [&mut Sequences; 2],
         cancel: &AtomicBool,
     ) -> Result<()> {
-        let Some(set) = (0..2).find(|&set| !self.waiting[set].is_empty()) else {
+        let Some(set) = sets.into_iter().find(|set| set.n_taught() < set.len()) else {
             return Ok(());
         };
-        let rest = &mut sequences[set][self.waiting[set].clone()];
-        let (n, packed) = loop {
-            let read = first_group(rest.iter().map(|s| self.read(set, s)), self.limit);
-            let packed = Packed::new(&read.iter().collect::<Vec<_>>());
+        let (read, packed) = loop {
+            let rest = (set.n_taught()..set.len()).map(|i| self.read(layout, set, i));
+            let read = first_group(&mut rest.peekable(), self.limit);
+            let packed = Packed::new(&read);
             if read.len() == 1 || passes.can_predict(&packed, self.top_k) {
-                break (read.len(), packed);
+                break (read, packed);
             }
             self.limit /= 2;
         };
         let mut found = passes.predict(&packed, self.top_k, cancel)?.into_iter();
-        for target in rest[..n].iter_mut().flat_map(|s| &mut s.targets) {
-            let tokens = found.next().expect("one prediction per target");
-            target.tokens = Expected::Many(tokens.into());
+        for s in read {
+            let targets = found.by_ref().take(s.targets.len());
+            set.teach(targets.map(|t| Expected::Many(t.into())).collect());
         }
-        self.waiting[set].start += n;
         Ok(())
     }
 
-    /// What the base reads, and where it has to predict, for a sequence of the adapter.
-    fn read(&self, set: usize, s: &Sequence) -> Sequence {
-        let example = &self.examples[set][s.example];
+    /// What the base reads, and where it has to predict, for sequence `i` of the adapter.
+    fn read(&self, layout: &Layout, set: &Sequences, i: usize) -> Sequence {
+        let (s, example) = (set.get(layout, i), set.example(i));
         let bos = self.model.vocab().leading_bos_if(example.bos);
         let given = bos.iter().chain(&self.context).chain(&example.given);
         let mut slots: Vec<_> = given.map(|&id| Slot::Token(id)).collect();

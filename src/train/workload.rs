@@ -1,6 +1,8 @@
 //! What a run will compute, told before it does.
 
-use super::batch::{Sequence, Slot};
+use super::batch::Slot;
+use super::layout::Layout;
+use super::sequences::Sequences;
 use super::{TrainOptions, Trainer};
 
 /// A set of rows as they will be computed.
@@ -51,8 +53,8 @@ impl Trainer {
     pub fn workload(&self) -> Workload {
         let rows_per_step = self.rows_per_step();
         Workload {
-            train: SetWorkload::of(&self.train),
-            valid: (!self.valid.is_empty()).then(|| SetWorkload::of(&self.valid)),
+            train: SetWorkload::of(&self.train, &self.layout),
+            valid: (!self.valid.is_empty()).then(|| SetWorkload::of(&self.valid, &self.layout)),
             steps: self.steps,
             rows_per_step,
             epochs: self.steps as f64 * rows_per_step as f64 / self.train.len() as f64,
@@ -63,7 +65,7 @@ impl Trainer {
 
     /// The positions of a training row as they will be computed, and which example it is made of; `None` behind the last row.
     pub fn positions(&self, row: usize) -> Option<(usize, Vec<Position>)> {
-        let sequence = self.train.get(row)?;
+        let sequence = (row < self.train.len()).then(|| self.train.get(&self.layout, row))?;
         let mut positions: Vec<_> = sequence
             .slots
             .iter()
@@ -83,13 +85,18 @@ impl Trainer {
 }
 
 impl SetWorkload {
-    fn of(rows: &[Sequence]) -> Self {
-        let tokens = |s: &Sequence| s.slots.len() as u64;
-        Self {
-            rows: rows.len(),
-            tokens: rows.iter().map(tokens).sum(),
-            targets: rows.iter().map(|s| s.targets.len() as u64).sum(),
-            longest: rows.iter().map(|s| s.slots.len()).max().unwrap_or(0),
+    fn of(set: &Sequences, layout: &Layout) -> Self {
+        let mut sums = Self {
+            rows: set.len(),
+            tokens: 0,
+            targets: 0,
+            longest: 0,
+        };
+        for s in set.iter(layout) {
+            sums.tokens += s.slots.len() as u64;
+            sums.targets += s.targets.len() as u64;
+            sums.longest = sums.longest.max(s.slots.len());
         }
+        sums
     }
 }

@@ -1,9 +1,9 @@
 //! Rows of a JSONL file, one after the other.
 
 use crate::failure::{Failure, Result};
-use ggraft::train::data::{Dataset, Row};
+use ggraft::train::data::{Dataset, Examples, ExamplesBuilder, Row, for_each_row};
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 /// What rows look like, for the help of the commands that read them.
@@ -21,20 +21,47 @@ messages stays text, unless --parse-special; in prompt, completion and text it b
 
 /// The rows of a file; `-` is stdin.
 pub(crate) fn read(path: &Path) -> Result<Dataset> {
-    Ok(match path == Path::new("-") {
-        true => Dataset::from_reader(std::io::stdin().lock(), "standard input")?,
-        false => {
-            let file = File::open(path).map_err(|source| Failure::File {
-                path: path.to_owned(),
-                source,
-            })?;
-            let size = file.metadata().map_or(0, |meta| meta.len());
-            let progress = crate::io::reading(path, size);
-            let rows = Dataset::from_reader(BufReader::new(progress.wrap_read(file)), path);
-            progress.finish_and_clear();
-            rows?
-        }
+    with_reader(path, |from, name| Dataset::from_reader(from, name))
+}
+
+/// The tokens of the rows of a file, as `builder` makes them; `-` is stdin. `first` sees the first row.
+pub(crate) fn read_tokens(
+    path: &Path,
+    mut builder: ExamplesBuilder<'_>,
+    first: impl FnOnce(&Row),
+) -> Result<Examples> {
+    let mut first = Some(first);
+    with_reader(path, |from, name| {
+        for_each_row(from, name, |row| {
+            if let Some(first) = first.take() {
+                first(&row);
+            }
+            builder.push(row)
+        })?;
+        builder.finish()
     })
+}
+
+/// Opens a file, or stdin for `-`; `read` gets it and its name in messages. Shows how far it is.
+fn with_reader<T>(
+    path: &Path,
+    read: impl FnOnce(&mut dyn BufRead, &Path) -> ggraft::Result<T>,
+) -> Result<T> {
+    if path == Path::new("-") {
+        return Ok(read(
+            &mut std::io::stdin().lock(),
+            Path::new("standard input"),
+        )?);
+    }
+    let file = File::open(path).map_err(|source| Failure::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    let size = file.metadata().map_or(0, |meta| meta.len());
+    let progress = crate::io::reading(path, size);
+    let done = read(&mut BufReader::new(progress.wrap_read(file)), path);
+    progress.finish_and_clear();
+    Ok(done?)
 }
 
 /// What became of the rows.

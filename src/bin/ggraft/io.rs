@@ -126,7 +126,8 @@ pub(crate) fn write_file(
 
 /// Progress of reading a file of `size` bytes on stderr; nothing for a small one, and unless stderr is a terminal.
 pub(crate) fn reading(path: &Path, size: u64) -> ProgressBar {
-    const LARGE: u64 = 16 << 20;
+    // What is tokenized within a second.
+    const LARGE: u64 = 1 << 20;
     if size < LARGE {
         return ProgressBar::hidden();
     }

@@ -14,7 +14,7 @@ use args::{ComputationArgs, DataArgs, Every, ObjectiveArgs, SavingArgs, Schedule
 use clap::Args;
 use ggraft::file::atomic::check_writable;
 use ggraft::train::Trainer;
-use ggraft::train::data::{Content, Dataset};
+use ggraft::train::data::{Content, Examples, ExamplesBuilder, Row};
 use ggraft::{Model, ModelOptions};
 use run::Run;
 use std::path::{Path, PathBuf};
@@ -63,24 +63,13 @@ impl Train {
         }
         self.check_outputs()?;
         let chat = self.data.chat_format.options()?;
-        let train = data::read(&self.data.data)?;
-        let valid = self.data.valid.as_deref().map(data::read).transpose()?;
         let model = Model::open(&self.data.model, &ModelOptions::default().chat(chat))?;
-        let split = |rows: Dataset| match self.data.split_text {
-            Some(n) => rows.split_texts(&model, n),
-            None => Ok(rows),
-        };
-        let train = split(train)?;
-        let valid = valid.map(split).transpose()?;
-        let sample = sample_prompt(&train);
-        let trainer = self.trainer(&model, &train, valid.as_ref())?;
-        notes::warn(&trainer, [Some(&train), valid.as_ref()]);
+        let (trainer, sample) = self.trainer(&model)?;
+        notes::warn(&trainer);
         if self.computation.dry_run {
-            return io::print(&dry_run::report(&trainer, &model, &train));
+            return io::print(&dry_run::report(&trainer, &model));
         }
-        let rows = train.rows().len();
-        drop((train, valid));
-        Run::new(&self, trainer, rows)?.execute(sample)
+        Run::new(&self, trainer)?.execute(sample)
     }
 
     /// Before anything is computed: a long run shall not fail when it saves its result.
@@ -141,16 +130,27 @@ impl Train {
         path.into()
     }
 
-    fn trainer(&self, model: &Model, train: &Dataset, valid: Option<&Dataset>) -> Result<Trainer> {
-        // All that can be refused at once comes before the rows are tokenized.
+    /// The run, and arguments of `ggraft run` for a prompt like those that are learned.
+    fn trainer(&self, model: &Model) -> Result<(Trainer, Option<String>)> {
+        // All that can be refused at once comes before the rows are tokenized, and so does the smaller set.
         let options = match &self.saving.resume {
             Some(_) => None,
             None => Some(self.options(model)?),
         };
-        let train = train.examples(model)?;
-        let valid = valid.map_or(Ok(Vec::new()), |valid| valid.examples(model))?;
-        match (options, &self.saving.resume) {
-            (Some(options), _) => Ok(Trainer::new(model, options, train, valid)?),
+        let builder = || match self.data.split_text {
+            Some(n) => ExamplesBuilder::new(model).split_texts(n),
+            None => ExamplesBuilder::new(model),
+        };
+        let valid = match &self.data.valid {
+            Some(path) => data::read_tokens(path, builder(), |_| {})?,
+            None => Examples::default(),
+        };
+        let mut sample = None;
+        let train = data::read_tokens(&self.data.data, builder(), |row| {
+            sample = sample_prompt(row)
+        })?;
+        let trainer = match (options, &self.saving.resume) {
+            (Some(options), _) => Trainer::new(model, options, train, valid)?,
             (None, checkpoint) => {
                 let checkpoint = checkpoint.as_deref().expect("there are options otherwise");
                 let mut trainer = Trainer::resume(model, checkpoint, train, valid)?;
@@ -160,9 +160,10 @@ impl Train {
                 if let Some(steps) = self.schedule.steps {
                     trainer.set_steps(steps).map_err(ggraft::Error::from)?;
                 }
-                Ok(trainer)
+                trainer
             }
-        }
+        };
+        Ok((trainer, sample))
     }
 
     /// The command that goes on with this run.
@@ -224,9 +225,9 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Arguments of `ggraft run` for a prompt like those that were learned, if one fits into a line.
-fn sample_prompt(data: &Dataset) -> Option<String> {
-    let (text, chat) = match &data.rows()[0].content {
+/// Arguments of `ggraft run` for the prompt of `row`, if it fits into a line.
+fn sample_prompt(row: &Row) -> Option<String> {
+    let (text, chat) = match &row.content {
         Content::Completion { prompt, .. } => (prompt.as_str(), ""),
         Content::Messages { conversation, .. } => match &conversation.messages[..] {
             [user, ..] if user.role() == "user" => (user.text()?, "--chat "),

@@ -15,7 +15,7 @@ use crate::pointer::{give, handle, path, place, take_back, text};
 use crate::status::{Failure, call, ggraft_status};
 use ggraft::adapter::Precision;
 use ggraft::model::Model;
-use ggraft::train::data::{Dataset, Example};
+use ggraft::train::data::Examples;
 use ggraft::train::{CancelToken, Trainer};
 use params::options;
 use report::state;
@@ -53,23 +53,21 @@ impl ggraft_trainer {
 }
 
 /// Where rows come from: the function that reads a file or a text.
-type Read = unsafe fn(*const c_char, &str) -> Result<Dataset, Failure>;
+type Read = unsafe fn(*const c_char, &str, &Model) -> Result<Examples, Failure>;
 
 /// # Safety
 /// `ptr` is null or points to a NUL-terminated string.
-unsafe fn read_file(ptr: *const c_char, name: &str) -> Result<Dataset, Failure> {
+unsafe fn read_file(ptr: *const c_char, name: &str, model: &Model) -> Result<Examples, Failure> {
     // SAFETY: the caller's promise.
-    Ok(Dataset::read_jsonl(unsafe { path(ptr, name)? })?)
+    Ok(Examples::read_jsonl(unsafe { path(ptr, name)? }, model)?)
 }
 
 /// # Safety
 /// As [`read_file`].
-unsafe fn read_text(ptr: *const c_char, name: &str) -> Result<Dataset, Failure> {
+unsafe fn read_text(ptr: *const c_char, name: &str, model: &Model) -> Result<Examples, Failure> {
     // SAFETY: the caller's promise.
-    Ok(Dataset::from_reader(
-        unsafe { text(ptr, name)? }.as_bytes(),
-        name,
-    )?)
+    let text = unsafe { text(ptr, name)? };
+    Ok(Examples::from_reader(text.as_bytes(), name, model)?)
 }
 
 /// Examples of both sets; a null `valid` stands for an empty one.
@@ -81,13 +79,13 @@ unsafe fn examples(
     read: Read,
     train: *const c_char,
     valid: *const c_char,
-) -> Result<[Vec<Example>; 2], Failure> {
+) -> Result<[Examples; 2], Failure> {
     // SAFETY: the caller's promise.
-    let train = unsafe { read(train, "train")? }.examples(model)?;
+    let train = unsafe { read(train, "train", model)? };
     let valid = match valid.is_null() {
-        true => Vec::new(),
+        true => Examples::default(),
         // SAFETY: the caller's promise.
-        false => unsafe { read(valid, "valid")? }.examples(model)?,
+        false => unsafe { read(valid, "valid", model)? },
     };
     Ok([train, valid])
 }

@@ -8,10 +8,9 @@ use std::ptr::null_mut;
 fn trainer() -> ggraft_trainer {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tinylm-q8_0.gguf");
     let model = Model::open(file, &ModelOptions::default()).unwrap();
-    let rows = Dataset::from_reader(&br#"{"text": "A cat."}"#[..], "rows").unwrap();
     let mut options = TrainOptions::new(AdapterKind::Prompt);
     (options.steps, options.threads) = (Some(2), Some(1));
-    let examples = rows.examples(&model).unwrap();
+    let examples = Examples::from_reader(&br#"{"text": "A cat."}"#[..], "rows", &model).unwrap();
     ggraft_trainer::new(Trainer::new(&model, options, examples, Vec::new()).unwrap())
 }
 

@@ -7,7 +7,7 @@ mod saved;
 
 use super::TrainError;
 use super::batch::{Sequence, Slot};
-use super::data::Example;
+use super::data::Examples;
 use super::encoder::Encoder;
 use super::param::Param;
 use super::rng::Rng;
@@ -99,8 +99,8 @@ impl Trainer {
     pub fn resume(
         model: &Model,
         path: &Path,
-        train: Vec<Example>,
-        valid: Vec<Example>,
+        train: impl Into<Examples>,
+        valid: impl Into<Examples>,
     ) -> Result<Self> {
         let bytes = read(path)?;
         let (saved, file) = parse(path, &bytes)?;
@@ -118,12 +118,11 @@ impl Trainer {
         if let Some(base) = tensors.f32(BASE).map_err(unusable)? {
             encoder = encoder.with_base(base).map_err(state_error)?;
         }
-        let mut trainer = Self::prepare(model, options, train, valid, Some(encoder))?;
-        for (sequences, hashed, what) in [
-            (&trainer.train, &saved.data[0], "other training data"),
-            (&trainer.valid, &saved.data[1], "other validation data"),
-        ] {
-            if hash(sequences) != *hashed {
+        let mut trainer =
+            Self::prepare(model, options, [train.into(), valid.into()], Some(encoder))?;
+        let what = ["other training data", "other validation data"];
+        for ((found, saved), what) in trainer.data_hashes().iter().zip(&saved.data).zip(what) {
+            if found != saved {
                 let path = path.to_owned();
                 return Err(TrainError::OtherRun { path, what }.into());
             }
@@ -134,6 +133,13 @@ impl Trainer {
             .restore(saved, &tensors, n)
             .map_err(unusable)?;
         Ok(trainer)
+    }
+}
+
+impl Trainer {
+    /// Identify the rows of both sets.
+    fn data_hashes(&self) -> [String; 2] {
+        [&self.train, &self.valid].map(|set| hash(set.iter(&self.layout)))
     }
 }
 
@@ -358,7 +364,7 @@ const WEIGHT_BYTES: usize = 4096;
 
 /// Identifies sequences: what is computed, what is predicted, and with which weight. A target counts as the token that follows
 /// in the text, whatever a teacher says of it: the context is among the options, and the teacher may not have spoken yet.
-fn hash(sequences: &[Sequence]) -> String {
+fn hash(sequences: impl Iterator<Item = Sequence>) -> String {
     let mut hash = Sha256::new();
     for s in sequences {
         hash.update((s.slots.len() as u64).to_le_bytes());

@@ -1,6 +1,6 @@
 //! What a checkpoint says besides its tensors.
 
-use super::{VERSION, hash, weights};
+use super::{VERSION, weights};
 use crate::train::TrainOptions;
 use crate::train::encoder::EncoderKind;
 use crate::train::report::Report;
@@ -45,7 +45,7 @@ impl Trainer {
             version: VERSION,
             base: self.model.fingerprint().to_string(),
             weights: weights(&self.model),
-            data: [hash(&self.train), hash(&self.valid)],
+            data: self.data_hashes(),
             options: self.resolved_options(),
             encoder: state.encoder.kind(),
             step: state.step,

@@ -31,12 +31,14 @@
 //! ```
 
 mod error;
+mod examples;
 mod place;
 mod read;
 mod row;
 mod tokens;
 
 pub use error::DataError;
+pub use examples::{Examples, ExamplesBuilder};
 pub use place::Place;
 
 use crate::error::{Error, Result};
@@ -152,12 +154,11 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::read_jsonl`].
     pub fn from_reader(from: impl BufRead, name: impl AsRef<Path>) -> Result<Self> {
-        let name = name.as_ref();
-        let rows = read::rows(from, name)?;
-        if rows.is_empty() {
-            let source_name = name.display().to_string();
-            return Err(DataError::NoRows { source_name }.into());
-        }
+        let mut rows = Vec::new();
+        for_each_row(from, name, |row| {
+            rows.push(row);
+            Ok(())
+        })?;
         Ok(Self { rows })
     }
 
@@ -196,12 +197,15 @@ impl Dataset {
         assert!(max_tokens > 0, "a row has at least one token");
         let mut rows = Vec::with_capacity(self.rows.len());
         for row in self.rows {
-            row.split_text(model, max_tokens, &mut rows)?;
+            match row.split_text(model, max_tokens)? {
+                Some(parts) => rows.extend(parts),
+                None => rows.push(row),
+            }
         }
         Ok(Self { rows })
     }
 
-    /// The tokens of all rows, in their order.
+    /// The tokens of all rows, in their order. For files of any size there is [`Examples::read_jsonl`], which keeps no texts.
     ///
     /// # Errors
     /// As [`Row::example`], for the first row that fails.
@@ -211,6 +215,28 @@ impl Dataset {
             .map(|row| Ok(row.example(model)?))
             .collect()
     }
+}
+
+/// Reads and checks all rows that `from` holds, which errors call `name`, and calls `each` with one after the other: none is kept.
+///
+/// # Errors
+/// As [`Dataset::read_jsonl`], and those of `each`, which end the reading.
+pub fn for_each_row(
+    from: impl BufRead,
+    name: impl AsRef<Path>,
+    mut each: impl FnMut(Row) -> Result<()>,
+) -> Result<()> {
+    let name = name.as_ref();
+    let mut there = false;
+    read::rows(from, name, &mut |row| {
+        there = true;
+        each(row)
+    })?;
+    if !there {
+        let source_name = name.display().to_string();
+        return Err(DataError::NoRows { source_name }.into());
+    }
+    Ok(())
 }
 
 impl Row {
@@ -233,6 +259,28 @@ impl Row {
     /// Where it comes from, for messages.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Bytes of its texts, about.
+    fn text_bytes(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        match &self.content {
+            Content::Completion { prompt, completion } => prompt.len() + length(completion),
+            Content::Messages { conversation, .. } => {
+                let messages = conversation.messages.iter();
+                messages.map(|m| m.text().map_or(0, str::len)).sum()
+            }
+            Content::Instruction(instruction) => {
+                let Instruction {
+                    system,
+                    instruction,
+                    input,
+                    output,
+                } = instruction;
+                length(system) + instruction.len() + input.len() + length(output)
+            }
+            Content::Text(text) => text.len(),
+        }
     }
 }
 

@@ -18,8 +18,11 @@ const MAX_WHOLE: u64 = 1 << 30;
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// All rows that `from` holds, which errors call `name`.
-pub(super) fn rows(mut from: impl BufRead, name: &Path) -> Result<Vec<Row>> {
+/// What is done with a row.
+type Each<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
+
+/// All rows that `from` holds, which errors call `name`, one after the other.
+pub(super) fn rows(mut from: impl BufRead, name: &Path, each: Each<'_>) -> Result<()> {
     let source = Source {
         name,
         file: name.into(),
@@ -39,9 +42,9 @@ pub(super) fn rows(mut from: impl BufRead, name: &Path) -> Result<Vec<Row>> {
     let mut from = Cursor::new(head.split_off(skip)).chain(from);
     if let Some(unit) = utf16 {
         let text = source.decode_utf16(&source.whole(&mut from)?, unit)?;
-        return source.read(Cursor::new(text.into_bytes()));
+        return source.read(Cursor::new(text.into_bytes()), each);
     }
-    source.read(from)
+    source.read(from, each)
 }
 
 /// What begins with these bytes, and what to do with it.
@@ -136,37 +139,36 @@ impl Source<'_> {
     }
 
     /// From text without byte order mark.
-    fn read(&self, mut from: impl BufRead) -> Result<Vec<Row>> {
+    fn read(&self, mut from: impl BufRead, each: Each<'_>) -> Result<()> {
         if self
             .name
             .extension()
             .is_some_and(|e| e.eq_ignore_ascii_case("txt"))
         {
-            return self.text(from);
+            return self.text(from, each);
         }
         let mut lines = Lines::default();
-        let mut rows = Vec::new();
+        let (indent, next) = lines.skip_blank(&mut from).map_err(|e| self.io(e))?;
+        let mut from = Cursor::new(indent).chain(from);
+        if next == Some(b'[') {
+            return self.array(from, lines.number + 1, each);
+        }
+        let mut first = true;
         while let Some(line) = self.line(&mut lines, &mut from)? {
             let place = self.place(lines.number, false);
             let trimmed = line.trim();
-            match trimmed.chars().next() {
-                None => {}
-                Some('[') if rows.is_empty() => {
-                    // The LF behind a CR is still to come.
-                    let end = if lines.after_cr { "" } else { "\n" };
-                    let from = Cursor::new((line + end).into_bytes()).chain(from);
-                    return self.array(from, lines.number);
-                }
-                Some(first) if first != '{' && rows.is_empty() => {
-                    return Err(self.other(match is_table(trimmed) {
-                        true => ("this looks like a table (CSV)", CSV_HINT),
-                        false => ("this is plain text", TEXT_HINT),
-                    }));
-                }
-                Some(_) => rows.push(row(&line, &place)?),
+            if trimmed.is_empty() {
+                continue;
             }
+            if std::mem::take(&mut first) && !trimmed.starts_with('{') {
+                return Err(self.other(match is_table(trimmed) {
+                    true => ("this looks like a table (CSV)", CSV_HINT),
+                    false => ("this is plain text", TEXT_HINT),
+                }));
+            }
+            each(row(&line, &place)?)?;
         }
-        Ok(rows)
+        Ok(())
     }
 
     fn line(&self, lines: &mut Lines, from: &mut impl BufRead) -> Result<Option<String>> {
@@ -181,28 +183,31 @@ impl Source<'_> {
     }
 
     /// One row of text.
-    fn text(&self, mut from: impl Read) -> Result<Vec<Row>> {
+    fn text(&self, mut from: impl Read, each: Each<'_>) -> Result<()> {
         let place = self.place(1, false);
         let text = self.utf8(self.whole(&mut from)?, place.clone())?;
-        let rows = (!text.trim().is_empty()).then(|| Row {
+        if text.trim().is_empty() {
+            return Ok(());
+        }
+        each(Row {
             place,
             ..Row::new(Content::Text(text))
-        });
-        Ok(rows.into_iter().collect())
+        })
     }
 
     /// One array of objects, which begins in line `first`; read as it comes.
-    fn array(&self, from: impl Read, first: usize) -> Result<Vec<Row>> {
+    fn array(&self, from: impl Read, first: usize, each: Each<'_>) -> Result<()> {
         let mut json = serde_json::Deserializer::from_reader(from);
         let mut rows = Elements {
             source: self,
-            rows: Vec::new(),
+            each,
+            done: 0,
             error: None,
         };
         let read = json.deserialize_seq(&mut rows).and_then(|()| json.end());
         match (rows.error, read) {
-            (Some(e), _) => Err(e.into()),
-            (None, Ok(())) => Ok(rows.rows),
+            (Some(e), _) => Err(e),
+            (None, Ok(())) => Ok(()),
             (None, Err(e)) if e.is_io() => Err(self.io(e.into())),
             (None, Err(e)) => Err(DataError::Json {
                 place: self.place(first + e.line() - 1, false),
@@ -230,8 +235,9 @@ fn is_table(line: &str) -> bool {
 /// The rows of an array.
 struct Elements<'a> {
     source: &'a Source<'a>,
-    rows: Vec<Row>,
-    error: Option<DataError>,
+    each: Each<'a>,
+    done: usize,
+    error: Option<Error>,
 }
 
 impl<'de> Visitor<'de> for &mut Elements<'_> {
@@ -243,14 +249,13 @@ impl<'de> Visitor<'de> for &mut Elements<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         while let Some(value) = seq.next_element::<Json>()? {
-            let place = self.source.place(self.rows.len() + 1, true);
-            match Row::from_json(value, &place) {
-                Ok(row) => self.rows.push(row),
-                Err(e) => {
-                    self.error = Some(e);
-                    return Err(serde::de::Error::custom("not a row"));
-                }
+            let place = self.source.place(self.done + 1, true);
+            let row = Row::from_json(value, &place).map_err(Error::from);
+            if let Err(e) = row.and_then(&mut *self.each) {
+                self.error = Some(e);
+                return Err(serde::de::Error::custom("the reading ends here"));
             }
+            self.done += 1;
         }
         Ok(())
     }
@@ -306,6 +311,37 @@ struct Lines {
 }
 
 impl Lines {
+    /// Leaves out lines that are empty or blank; returns the white space that the first other line begins with and what stands
+    /// behind it, which `from` still has.
+    fn skip_blank(&mut self, from: &mut impl BufRead) -> io::Result<(Vec<u8>, Option<u8>)> {
+        let mut indent = Vec::new();
+        loop {
+            let buffer = match from.fill_buf() {
+                Ok(buffer) => buffer,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let blank = buffer.iter().take_while(|b| b.is_ascii_whitespace());
+            let n = blank.count();
+            for &b in &buffer[..n] {
+                let after_cr = std::mem::replace(&mut self.after_cr, b == b'\r');
+                match b {
+                    b'\n' if after_cr => {}
+                    b'\n' | b'\r' => {
+                        self.number += 1;
+                        indent.clear();
+                    }
+                    _ => indent.push(b),
+                }
+            }
+            // Longer than a line may be: the caller says so.
+            if n == 0 || indent.len() > MAX_LINE {
+                return Ok((indent, buffer.first().copied()));
+            }
+            from.consume(n);
+        }
+    }
+
     /// The next line without its end, or more than [`MAX_LINE`] bytes of it; `None` at the end.
     fn next(&mut self, from: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
         self.number += 1;

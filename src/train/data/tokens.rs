@@ -217,22 +217,20 @@ impl Row {
         }
     }
 
-    /// Adds the row, or the rows that it is cut into.
+    /// The rows that it is cut into, if its text has more than `max_tokens` tokens.
     pub(super) fn split_text(
-        self,
+        &self,
         model: &Model,
         max_tokens: usize,
-        rows: &mut Vec<Self>,
-    ) -> Result<(), DataError> {
+    ) -> Result<Option<Vec<Self>>, DataError> {
         let Content::Text(text) = &self.content else {
-            rows.push(self);
-            return Ok(());
+            return Ok(None);
         };
         let ids = self.try_vocab(model.vocab().tokenize(text, false, true))?;
         if ids.len() <= max_tokens {
-            rows.push(self);
-            return Ok(());
+            return Ok(None);
         }
+        let mut rows = Vec::new();
         // Where each token ends. Token texts may begin with a space that the text has not: places are counted from its end.
         let mut left = 0;
         let mut ends: Vec<_> = ids
@@ -271,7 +269,7 @@ impl Row {
             }
             from = to;
         }
-        Ok(())
+        Ok(Some(rows))
     }
 
     fn no_completion(&self) -> DataError {

@@ -21,8 +21,8 @@ impl Trainer {
         self.finish_teaching()?;
         let rows = self.state.encoder.forward();
         let variables = self.variables(&rows)?;
-        let valid: Vec<_> = self.valid.iter().collect();
-        mean_loss(&mut self.passes, &valid, &variables, self.cancel.flag()).map(Some)
+        let valid = self.valid.iter(&self.layout);
+        mean_loss(&mut self.passes, valid, &variables, self.cancel.flag())
     }
 
     /// As [`Trainer::valid_loss`], of the base without any adapter: what an adapter must be better than to be of use. Computed
@@ -35,23 +35,14 @@ impl Trainer {
             return Ok(self.state.base_loss);
         }
         self.finish_teaching()?;
-        let valid: Vec<_> = self
-            .valid
-            .iter()
-            .filter_map(Sequence::without_virtual)
-            .collect();
-        if valid.is_empty() {
-            return Ok(None);
-        }
-        let valid: Vec<_> = valid.iter().collect();
-        let loss = mean_loss(
+        let valid = self.valid.iter(&self.layout);
+        self.state.base_loss = mean_loss(
             &mut self.passes,
-            &valid,
+            valid.filter_map(|s| s.without_virtual()),
             &Variables::None,
             self.cancel.flag(),
         )?;
-        self.state.base_loss = Some(loss);
-        Ok(Some(loss))
+        Ok(self.state.base_loss)
     }
 
     /// Completes the report of the step that was taken last.
@@ -78,18 +69,20 @@ impl Trainer {
     }
 }
 
-/// Mean cross-entropy of `sequences`, in nats and without label smoothing.
+/// Mean cross-entropy of `sequences`, in nats and without label smoothing; `None` if there are none.
 ///
 /// # Errors
 /// [`TrainError::Cancelled`](crate::train::TrainError::Cancelled), [`TrainError::OutOfMemory`](crate::train::TrainError::OutOfMemory).
 fn mean_loss(
     passes: &mut Passes,
-    sequences: &[&Sequence],
+    sequences: impl Iterator<Item = Sequence>,
     variables: &Variables,
     cancel: &AtomicBool,
-) -> Result<f64> {
+) -> Result<Option<f64>> {
     let (mut sum, mut mass) = (0.0, 0.0);
+    let mut there = false;
     for group in groups(sequences, MAX_TOKENS) {
+        there = true;
         let packed = Packed::new(&group);
         let outcome = passes.run(&packed, variables, 1.0, 0.0, Goal::Losses, Some(cancel))?;
         for (&l, &w) in outcome.losses.iter().zip(&packed.weights) {
@@ -97,5 +90,5 @@ fn mean_loss(
             mass += f64::from(w);
         }
     }
-    Ok(sum / mass)
+    Ok(there.then(|| sum / mass))
 }

@@ -3,9 +3,10 @@
 use super::Trainer;
 use crate::error::Result;
 use crate::train::batch::{MAX_TOKENS, Packed, Sequence, groups};
-use crate::train::data::Example;
+use crate::train::data::{Example, Examples};
 use crate::train::layout::Layout;
 use crate::train::pass::Goal;
+use crate::train::sequences::Sequences;
 use crate::train::variables::Variables;
 use std::collections::BTreeMap;
 
@@ -28,10 +29,13 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn gradient(&mut self, examples: &[Example]) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
-        let layout = Layout::new(&self.model, &self.options, self.length);
-        let (sequences, _) = layout.sequences(examples, "examples")?;
+        let examples: Examples = examples.iter().cloned().collect();
+        let sets = [&examples, &Examples::default()];
+        let layout = Layout::new(&self.model, &self.options, self.length, sets)?;
+        let n_vocab = self.model.shape().n_vocab;
+        let (sequences, _) = Sequences::new(examples, &layout, n_vocab, "examples")?;
         let rows = self.state.encoder.forward();
-        let batch: Vec<_> = sequences.iter().collect();
+        let batch: Vec<_> = sequences.iter(&layout).collect();
         let variables = self.variables(&rows)?;
         let sums = self.accumulate(&batch, batch.len(), &variables)?;
         let d_rows = sums.gradient.into_encoder(self.model.shape())?;
@@ -58,16 +62,11 @@ impl Trainer {
             }
             None => self.variables(&rows)?,
         };
-        let train = std::mem::take(&mut self.train);
-        let batch: Vec<_> = self
-            .state
-            .drawn
-            .iter()
-            .map(|&i| &train[i as usize])
+        let drawn = self.state.drawn.iter();
+        let batch: Vec<_> = drawn
+            .map(|&i| self.train.get(&self.layout, i as usize))
             .collect();
-        let result = self.accumulate(&batch, self.options.batch, &variables);
-        self.train = train;
-        let mut sums = result?;
+        let mut sums = self.accumulate(&batch, self.options.batch, &variables)?;
         let gradient = std::mem::replace(&mut sums.gradient, Variables::None);
         let mut d_rows = gradient.into_encoder(self.model.shape())?;
         if let Some(mask) = &mask {
@@ -104,11 +103,11 @@ impl Trainer {
     /// Means over `batch`, of which `at_once` rows are computed together if they fit into a graph.
     fn accumulate(
         &mut self,
-        batch: &[&Sequence],
+        batch: &[Sequence],
         at_once: usize,
         variables: &Variables,
     ) -> Result<Sums> {
-        let mass: f64 = batch.iter().map(|s| s.mass()).sum();
+        let mass: f64 = batch.iter().map(Sequence::mass).sum();
         // A batch of rows without weight teaches nothing.
         let scale = if mass > 0.0 { 1.0 / mass } else { 0.0 };
         let mut sums = Sums {

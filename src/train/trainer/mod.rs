@@ -6,15 +6,16 @@ mod gradient;
 mod prepare;
 mod result;
 
-use super::batch::Sequence;
 use super::check::{MAX_THREADS, check_range};
-use super::data::Example;
+use super::data::Examples;
 use super::encoder::Encoder;
+use super::layout::Layout;
 use super::optimizer::{Optimizer, clip_grad_norm};
 use super::param::Param;
 use super::pass::Passes;
 use super::report::{Finish, Report, Summary};
 use super::rng::Rng;
+use super::sequences::Sequences;
 use super::teacher::Teacher;
 use super::{StateError, TrainError, TrainOptions, Trimmed};
 use crate::error::Result;
@@ -93,8 +94,9 @@ pub struct Trainer {
     pub(super) lr: f64,
     pub(super) warmup: u64,
     pub(super) eval_every: u64,
-    pub(super) train: Vec<Sequence>,
-    pub(super) valid: Vec<Sequence>,
+    pub(super) layout: Layout,
+    pub(super) train: Sequences,
+    pub(super) valid: Sequences,
     /// Who has yet to say what some of the rows shall predict, if anybody.
     teacher: Option<Teacher>,
     trimmed: [Trimmed; 2],
@@ -113,15 +115,18 @@ impl Trainer {
     pub fn new(
         model: &Model,
         options: TrainOptions,
-        train: Vec<Example>,
-        valid: Vec<Example>,
+        train: impl Into<Examples>,
+        valid: impl Into<Examples>,
     ) -> Result<Self> {
-        Self::prepare(model, options, train, valid, None)
+        Self::prepare(model, options, [train.into(), valid.into()], None)
     }
 
     /// Rows of both sets that wait for [`Trainer::teach`]; 0 unless [`Objective::Distill`](super::Objective::Distill) is the objective.
     pub fn untaught(&self) -> usize {
-        self.teacher.as_ref().map_or(0, Teacher::left)
+        match &self.teacher {
+            Some(_) => self.left_to_teach(),
+            None => 0,
+        }
     }
 
     /// Lets the base read the context in front of some rows that wait for it, as many as fit into one graph. What is left
@@ -131,9 +136,9 @@ impl Trainer {
     /// [`TrainError::Cancelled`], [`TrainError::OutOfMemory`]; nothing has changed then.
     pub fn teach(&mut self) -> Result<()> {
         if let Some(teacher) = &mut self.teacher {
-            let sequences = [&mut self.train[..], &mut self.valid[..]];
-            teacher.teach(&mut self.passes, sequences, self.cancel.flag())?;
-            if teacher.left() == 0 {
+            let sets = [&mut self.train, &mut self.valid];
+            teacher.teach(&mut self.passes, &self.layout, sets, self.cancel.flag())?;
+            if self.left_to_teach() == 0 {
                 self.teacher = None;
             }
         }
@@ -348,8 +353,19 @@ impl Trainer {
         }
     }
 
+    /// The training and the validation rows that the run was made with, those included that are not used.
+    pub fn examples(&self) -> [&Examples; 2] {
+        [self.train.examples(), self.valid.examples()]
+    }
+
     pub(super) fn rows_per_step(&self) -> usize {
         self.options.batch * self.options.accum
+    }
+
+    /// Sequences of both sets that no teacher has spoken of.
+    fn left_to_teach(&self) -> usize {
+        let sets = [&self.train, &self.valid];
+        sets.iter().map(|set| set.len() - set.n_taught()).sum()
     }
 
     /// No row is left without what it shall predict.

@@ -6,12 +6,13 @@ use crate::error::Result;
 use crate::ggml::{CancelToken, default_threads};
 use crate::model::Model;
 use crate::train::check::{check, length};
-use crate::train::data::Example;
+use crate::train::data::Examples;
 use crate::train::encoder::Encoder;
 use crate::train::layout::Layout;
 use crate::train::optimizer::{Optimizer, OptimizerKind, OptimizerOptions};
 use crate::train::pass::Passes;
 use crate::train::rng::{Rng, Stream};
+use crate::train::sequences::Sequences;
 use crate::train::start::{default_init, start};
 use crate::train::teacher::Teacher;
 use crate::train::{Init, Objective, TrainError, TrainOptions};
@@ -24,8 +25,7 @@ impl Trainer {
     pub(in crate::train) fn prepare(
         model: &Model,
         mut options: TrainOptions,
-        train: Vec<Example>,
-        valid: Vec<Example>,
+        [train, valid]: [Examples; 2],
         encoder: Option<Encoder>,
     ) -> Result<Self> {
         if let (AdapterKind::PTuning, None, Some(Init::Adapter(adapter))) =
@@ -36,28 +36,29 @@ impl Trainer {
         check(&options)?;
         let length = fitting_length(model, &options)?;
         let mut passes = passes(model, &options);
-        let layout = Layout::new(model, &options, length);
-        let (train_rows, train_trimmed) = layout.sequences(&train, "training set")?;
-        if train_rows.is_empty() {
+        let layout = Layout::new(model, &options, length, [&train, &valid])?;
+        let n_vocab = model.shape().n_vocab;
+        let sequences = |examples, set| Sequences::new(examples, &layout, n_vocab, set);
+        let (train, train_trimmed) = sequences(train, "training set")?;
+        if train.is_empty() {
             return Err(layout.nothing_to_learn("training set").into());
         }
-        let (valid_rows, valid_trimmed) = layout.sequences(&valid, "validation set")?;
-        let (steps, epochs) = duration(&options, train_rows.len());
+        let (valid, valid_trimmed) = sequences(valid, "validation set")?;
+        let (steps, epochs) = duration(&options, train.len());
         let encoder = match encoder {
             Some(encoder) => encoder,
             None => {
                 let default = default_init(&options, steps, epochs);
                 let init = options.init.as_ref().unwrap_or(&default);
-                start(model, &options, init, length, &mut passes, &train)?
+                start(model, &options, init, length, &mut passes, train.examples())?
             }
         };
         let lr = options.lr.unwrap_or_else(|| options.default_lr());
         let optimizer = Optimizer::new(optimizer_options(&options, lr, epochs), encoder.params());
         let teacher = match &options.loss {
             Objective::Distill { context, top_k } => {
-                let sequences = [&train_rows[..], &valid_rows[..]];
-                let examples = [train, valid];
-                Some(Teacher::new(model, context, *top_k, examples, sequences)?)
+                let sets = [&train, &valid];
+                Some(Teacher::new(model, context, *top_k, &layout, sets)?)
             }
             Objective::Completion | Objective::All => None,
         };
@@ -74,8 +75,9 @@ impl Trainer {
             state: State::new(encoder, optimizer, options.seed),
             model: model.clone(),
             options,
-            train: train_rows,
-            valid: valid_rows,
+            layout,
+            train,
+            valid,
             teacher,
             cancel: CancelToken::default(),
             recomputed: 0,

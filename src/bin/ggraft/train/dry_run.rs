@@ -3,11 +3,10 @@
 use super::size;
 use ggraft::Model;
 use ggraft::model::vocab::Vocab;
-use ggraft::train::data::Dataset;
 use ggraft::train::{Position, SetWorkload, Trainer};
 
-/// What `trainer` would do with the rows of `data`, one fact per line; the last line is a row's tokens.
-pub(super) fn report(trainer: &Trainer, model: &Model, data: &Dataset) -> String {
+/// What `trainer` would do, one fact per line; the last line is a row's tokens.
+pub(super) fn report(trainer: &Trainer, model: &Model) -> String {
     let work = trainer.workload();
     let summary = trainer.summary();
     let mut out = String::new();
@@ -43,7 +42,7 @@ pub(super) fn report(trainer: &Trainer, model: &Model, data: &Dataset) -> String
         ),
     );
     if let Some((example, positions)) = trainer.positions(0) {
-        let place = data.rows()[example].place();
+        let place = trainer.examples()[0].place(example);
         row("a row", format!("{place}, what is predicted in [ ]"));
         row("", marked(&positions, model.vocab()));
     }

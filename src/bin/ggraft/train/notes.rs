@@ -1,43 +1,37 @@
 //! What is odd about a run, said before its first step.
 
 use ggraft::train::Trainer;
-use ggraft::train::data::{Dataset, Row};
+use ggraft::train::data::Examples;
 
 /// Rows that a warning names.
 const NAMED: usize = 5;
 
-/// Warns of what may not be meant: `sets` are the training and the validation rows.
-pub(super) fn warn(trainer: &Trainer, sets: [Option<&Dataset>; 2]) {
+/// Warns of what may not be meant.
+pub(super) fn warn(trainer: &Trainer) {
     let options = trainer.options();
     let limit = match options.max_len {
         Some(n) => format!("--max-len {n}"),
         None => "the context that the model was trained on".to_owned(),
     };
-    for (trimmed, set) in trainer.trimmed().iter().zip(sets) {
-        let Some(rows) = set.map(Dataset::rows) else {
-            continue;
-        };
-        let named = |found: &[usize]| names(&found.iter().map(|&i| &rows[i]).collect::<Vec<_>>());
+    let sets = trainer.examples();
+    for (trimmed, rows) in trainer.trimmed().iter().zip(sets) {
         if !trimmed.cut.is_empty() {
-            let (n, names) = (trimmed.cut.len(), named(&trimmed.cut));
+            let (n, names) = (trimmed.cut.len(), names(rows, &trimmed.cut));
             tracing::warn!("{n} rows do not fit into {limit} and lose their ends: {names}");
         }
         if !trimmed.lost.is_empty() {
-            let (n, names) = (trimmed.lost.len(), named(&trimmed.lost));
+            let (n, names) = (trimmed.lost.len(), names(rows, &trimmed.lost));
             tracing::warn!(
                 "{n} of them lose all that they have to predict and are not used: {names}"
             );
         }
-        let idle: Vec<_> = rows.iter().filter(|row| row.weight == 0.0).collect();
+        let idle: Vec<_> = (0..rows.len()).filter(|&i| rows.weight(i) == 0.0).collect();
         if !idle.is_empty() {
-            let (n, names) = (idle.len(), names(&idle));
+            let (n, names) = (idle.len(), names(rows, &idle));
             tracing::warn!("{n} rows have the weight 0 and count for nothing: {names}");
         }
     }
-    let (taken, there) = (
-        options.batch * options.accum,
-        sets[0].map_or(0, |set| set.rows().len()),
-    );
+    let (taken, there) = (options.batch * options.accum, sets[0].len());
     if taken > there {
         tracing::warn!(
             "a step takes {taken} rows (--batch x --accum), the data has {there}: it reads some of them twice"
@@ -51,14 +45,14 @@ pub(super) fn warn(trainer: &Trainer, sets: [Option<&Dataset>; 2]) {
     }
 }
 
-/// Where the first of `rows` stand.
-fn names(rows: &[&Row]) -> String {
-    let named: Vec<_> = rows
+/// Where the first of the rows `found` stand.
+fn names(rows: &Examples, found: &[usize]) -> String {
+    let named: Vec<_> = found
         .iter()
         .take(NAMED)
-        .map(|row| row.place().to_string())
+        .map(|&i| rows.place(i).to_string())
         .collect();
-    match rows.len() - named.len() {
+    match found.len() - named.len() {
         0 => named.join(", "),
         n => format!("{} and {n} more", named.join(", ")),
     }

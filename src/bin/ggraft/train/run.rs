@@ -55,7 +55,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(args: &'a Train, trainer: Trainer, rows: usize) -> Result<Self> {
+    pub(super) fn new(args: &'a Train, trainer: Trainer) -> Result<Self> {
         let checkpoint = args.checkpoint();
         let resumed = args.saving.resume.as_ref();
         let owns_checkpoint = resumed.is_some_and(|path| same_file(path, &checkpoint));
@@ -72,6 +72,7 @@ impl<'a> Run<'a> {
             (Some(path), None) => Some(Log::create(path)?),
             (None, _) => None,
         };
+        let rows = trainer.examples()[0].len();
         let room = Room::new(&args.saving.output, &checkpoint, &trainer.summary(), rows)?;
         Ok(Self {
             args,
