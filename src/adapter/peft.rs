@@ -284,7 +284,8 @@ fn prefix_width(base: &BaseShape) -> Result<(usize, usize), AdapterError> {
     Ok((heads * head_dim, heads))
 }
 
-/// For each element of a key row of layer `il` in the base's order, its index in PEFT's: per KV head new[2i+j] = old[j*d/2 + i], j in {0, 1},
+/// For each element of a key row of layer `il` in the base's order, its index in PEFT's: per KV head
+/// new[2i+j] = old[j*d/2 + i], j in {0, 1},
 /// where the converter permuted the rows of q and k.
 fn key_order(base: &BaseShape, il: usize) -> Result<Vec<usize>, AdapterError> {
     let width = base.kv_width(il);

@@ -44,7 +44,7 @@ impl LayerShape {
     }
 }
 
-/// What the decoder needs to know. Letters as in the design: L layers, D, V.
+/// What the decoder needs to know. Letters as in the design: L layers, D.
 #[derive(Clone, Debug)]
 pub(crate) struct HParams {
     pub(crate) arch: &'static ArchSpec,

@@ -65,7 +65,8 @@ impl Encoder {
         Self::assemble(EncoderKind::Direct, &sizes, params)
     }
 
-    /// `rows` prefix rows of `width` values (2 * Hk * d of every layer) in PEFT's layout, from an embedding of `token_dim` (PEFT: `Hk * d`).
+    /// `rows` prefix rows of `width` values (2 * Hk * d of every layer) in PEFT's layout, from an embedding of `token_dim`
+    /// (PEFT: `Hk * d`).
     pub(crate) fn prefix_mlp(
         rows: usize,
         token_dim: usize,
