@@ -138,6 +138,13 @@ impl Examples {
         self.rows.iter().any(|row| row.bos == bos)
     }
 
+    /// Gives back what was held for more rows.
+    fn shrink(&mut self) {
+        self.ids.shrink_to_fit();
+        self.counts.words.shrink_to_fit();
+        self.rows.shrink_to_fit();
+    }
+
     /// Adds a row.
     ///
     /// # Panics
@@ -177,6 +184,7 @@ impl FromIterator<Example> for Examples {
             };
             examples.push(&example, &place);
         }
+        examples.shrink();
         examples
     }
 }
@@ -199,7 +207,7 @@ pub struct ExamplesBuilder<'m> {
 }
 
 /// Bytes of text that are tokenized at a time: more work than threads cost, and little memory.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 128 << 10;
 /// Bytes of text that one thread is done with soon enough.
 const SMALL: usize = 32 << 10;
 
@@ -245,6 +253,7 @@ impl<'m> ExamplesBuilder<'m> {
     /// As [`ExamplesBuilder::push`].
     pub fn finish(mut self) -> Result<Examples> {
         self.tokenize()?;
+        self.examples.shrink();
         Ok(self.examples)
     }
 

@@ -190,11 +190,7 @@ fn files_of_every_make_are_read() {
 
 #[test]
 fn long_texts_are_cut_between_characters_and_end_once() {
-    let model = Model::open(
-        "models/tinylm-q8_0.gguf",
-        &crate::model::ModelOptions::default(),
-    )
-    .unwrap();
+    let model = tinylm();
     let eos = model.vocab().eos().unwrap();
     let text = "The rain has not stopped, 🙂é日本 said the guest. ".repeat(20);
     let row = Row::new(Content::Text(text.clone())).weight(2.0);
@@ -234,4 +230,112 @@ fn long_texts_are_cut_between_characters_and_end_once() {
         );
         assert!(data.rows().len() >= parts.len() + 2);
     }
+}
+
+fn tinylm() -> Model {
+    Model::open(
+        "models/tinylm-q8_0.gguf",
+        &crate::model::ModelOptions::default(),
+    )
+    .unwrap()
+}
+
+/// Enough rows for several threads, and several times.
+#[test]
+fn rows_that_are_tokenized_as_they_come_are_the_same_rows() {
+    let model = tinylm();
+    let line = |i: usize| match i % 3 {
+        0 => format!(
+            "{{\"prompt\": \"Room {i}\", \"completion\": \" is taken.\", \"weight\": {i}}}\n\n"
+        ),
+        1 => format!(
+            "{{\"text\": \"{}\"}}\n",
+            format!("Guest {i}. ").repeat(i % 100)
+        ),
+        _ => format!("{{\"instruction\": \"Greet {i}\", \"output\": \"Good day!\"}}\n"),
+    };
+    let file: String = (1..2000).map(line).collect();
+    let data = read(file.as_bytes()).unwrap();
+    let wanted = data.examples(&model).unwrap();
+    let kept = Examples::from_reader(file.as_bytes(), "rows", &model).unwrap();
+    assert_eq!(kept.len(), 1999);
+    for (i, wanted) in wanted.iter().enumerate() {
+        assert_eq!(kept.get(i), *wanted);
+        assert_eq!(kept.place(i), *data.rows()[i].place());
+        assert_eq!(kept.weight(i), data.rows()[i].weight);
+    }
+    assert!(kept.iter().eq(wanted.iter().cloned()));
+    let ids: Vec<i32> = wanted.iter().flat_map(Example::ids).collect();
+    assert_eq!(kept.ids(), ids);
+
+    let split = data.clone().split_texts(&model, 20).unwrap();
+    let mut builder = ExamplesBuilder::new(&model).split_texts(20);
+    for row in data.rows() {
+        builder.push(row.clone()).unwrap();
+    }
+    let kept = builder.finish().unwrap();
+    assert!(kept.len() > 1999);
+    assert!(kept.iter().eq(split.examples(&model).unwrap()));
+
+    // The first row that fails is the one that is named, whichever thread meets it.
+    let mut lines: Vec<_> = (1..2000).map(line).collect();
+    for i in [1700, 900, 1200] {
+        lines[i] = "{\"prompt\": \"What now?\"}\n".to_owned();
+    }
+    let error = Examples::from_reader(lines.concat().as_bytes(), "rows", &model).unwrap_err();
+    let number = 1 + lines[..900].concat().matches('\n').count();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("rows:{number}: no field 'completion'")),
+        "{error}"
+    );
+}
+
+#[test]
+fn examples_know_where_they_come_from() {
+    let example = |weight| Example {
+        given: vec![1],
+        then: vec![(2, true)],
+        weight,
+        bos: false,
+    };
+    let examples = Examples::from(vec![example(1.0), example(0.0)]);
+    assert_eq!(examples.place(1).to_string(), "row 2");
+    let model = tinylm();
+    let in_file = read(b"{\"text\": \"a\"}\n\n{\"text\": \"b\"}").unwrap();
+    let in_array = read(b"[{\"text\": \"c\"}]").unwrap();
+    let mut builder = ExamplesBuilder::new(&model);
+    for row in in_file
+        .rows()
+        .iter()
+        .chain(in_array.rows())
+        .chain(in_file.rows())
+    {
+        builder.push(row.clone()).unwrap();
+    }
+    let examples = builder.finish().unwrap();
+    let places: Vec<_> = (0..examples.len())
+        .map(|i| examples.place(i).to_string())
+        .collect();
+    assert_eq!(
+        places,
+        ["rows:1", "rows:3", "rows, row 1", "rows:1", "rows:3"]
+    );
+}
+
+/// A line of an array's file holds many rows: what bounds lines does not bound it.
+#[test]
+fn an_array_in_one_line_may_be_of_any_size() {
+    let row = format!("{{\"text\": \"{}\"}}", "a".repeat(4 << 20));
+    let file = format!(" [{}]", [row.as_str(); 17].join(", "));
+    assert!(file.len() > 64 << 20);
+    let mut rows = 0;
+    for_each_row(file.as_bytes(), "rows", |row| {
+        rows += 1;
+        assert_eq!(row.place().to_string(), format!("rows, row {rows}"));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(rows, 17);
 }
