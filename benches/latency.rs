@@ -8,11 +8,14 @@
 //! adapter, ggraft's prefixes beside libllama's LoRA. Then criterion's absolute figures of what only ggraft has: loading,
 //! compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
-//! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
+//! Some minutes by default: prefills are of 128 tokens, and no round begins in a row that was measured for ten seconds, but one
+//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures what docs/BENCHMARKS.md shows: 512 tokens, all
+//! rounds. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (physical cores),
-//! `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_WHAT` (open,prefill,decode,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic
-//! models are kept, target/bench-models).
+//! `GGRAFT_BENCH_PREFILL` (128, full: 512), `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_SECONDS` (10 for a row, full: no limit),
+//! `GGRAFT_BENCH_WHAT` (open,prefill,decode,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
+//! target/bench-models).
 
 use criterion::{BatchSize, Criterion};
 use ggraft::adapter::{AdapterKind, BaseSignature, Matrix, Parts, Payload, Precision, PrefixLayer};
@@ -20,7 +23,8 @@ use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::bench::{
-    is_quick, model_file, number, shapes, threads, types, var, weight_types,
+    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types, var,
+    weight_types,
 };
 use ggraft_testkit::{oracle, synth};
 use std::hint::black_box;
@@ -30,9 +34,10 @@ use std::time::{Duration, Instant};
 
 /// Virtual tokens of the adapters.
 const P: usize = 20;
-const PREFILL: usize = 512;
 const DECODE: usize = 32;
 const N_CTX: usize = 1024;
+/// Longest prefill that leaves room for all that comes with it.
+const MAX_PREFILL: usize = 512;
 
 /// Rank of the LoRA adapters.
 const RANK: usize = 8;
@@ -41,7 +46,12 @@ struct Setup {
     shape: &'static synth::Shape,
     types: Vec<GgmlType>,
     n_threads: usize,
+    /// Tokens of a prefill.
+    prefill: usize,
+    /// Of one row at most, as long as there is time.
     rounds: usize,
+    budget: Duration,
+    progress: Progress,
     what: String,
     /// Between turns: idle workers of libllama's pool keep polling for a tenth of a second and would slow down whoever
     /// comes next.
@@ -54,15 +64,41 @@ fn setup() -> Setup {
         true => ("tiny", "q4_k", 1, 0),
         false => ("llama-1b", "q4_k,q4_0,q8_0", 5, 300),
     };
+    let prefill = number("GGRAFT_BENCH_PREFILL", if is_full() { 512 } else { 128 });
+    assert!(
+        (1..=MAX_PREFILL).contains(&prefill),
+        "GGRAFT_BENCH_PREFILL: 1 to {MAX_PREFILL}"
+    );
+    let what = var("GGRAFT_BENCH_WHAT", "open,prefill,decode,swap,adapters");
+    let shape = shapes("GGRAFT_BENCH_SHAPE", shape)[0];
+    let types = types("GGRAFT_BENCH_TYPES", types_);
+    let wanted = |name: &str| what.contains(name);
+    let compared = ["open", "prefill", "decode"].map(wanted);
+    let compared = compared.iter().filter(|&&wanted| wanted).count();
+    let rows = compared * types.len() * REPACK.len()
+        + if wanted("swap") { SWAPS } else { 0 }
+        + if wanted("adapters") { ADAPTERS } else { 0 };
+    let names: Vec<_> = types.iter().map(|ty| ty.name()).collect();
+    let progress = Progress::new(
+        rows,
+        &format!("{what} of {} ({})", shape.name, names.join(", ")),
+    );
     Setup {
-        shape: shapes("GGRAFT_BENCH_SHAPE", shape)[0],
-        types: types("GGRAFT_BENCH_TYPES", types_),
+        shape,
+        types,
         n_threads: threads(),
+        prefill,
         rounds: number("GGRAFT_BENCH_ROUNDS", rounds),
-        what: var("GGRAFT_BENCH_WHAT", "open,prefill,decode,swap,adapters"),
+        budget: budget(),
+        progress,
+        what,
         settle: Duration::from_millis(settle),
     }
 }
+
+/// Rows about changes of the adapter, and about what only ggraft has.
+const SWAPS: usize = 3;
+const ADAPTERS: usize = 7;
 
 /// Repacked weights here and in libllama: like with like, and the defaults of both.
 const REPACK: [(bool, bool, &str); 3] = [
@@ -144,17 +180,32 @@ fn timed(f: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
-/// Both engines in turn, after one round that does not count. Returns median seconds of each and the median ratio of
-/// libllama's time to ggraft's: above 1, ggraft is faster.
+/// What a row shows.
+struct Figures {
+    /// Median seconds of each.
+    ours: f64,
+    theirs: f64,
+    /// Median ratio of libllama's time to ggraft's: above 1, ggraft is faster.
+    ratio: f64,
+    /// Rounds that counted.
+    rounds: usize,
+}
+
+/// Both engines in turn, after one round that does not count: one round, and more until there are `rounds` or the row's time is
+/// over.
 fn duel(
     s: &Setup,
     rounds: usize,
     mut ours: impl FnMut() -> Duration,
     mut theirs: impl FnMut() -> Duration,
-) -> [f64; 3] {
+) -> Figures {
+    let start = Instant::now();
     let (mut a, mut b, mut r) = (Vec::new(), Vec::new(), Vec::new());
     let settle = || std::thread::sleep(s.settle);
     for round in 0..=rounds {
+        if round > 1 && start.elapsed() > s.budget {
+            break;
+        }
         settle();
         let x = ours().as_secs_f64();
         settle();
@@ -165,10 +216,18 @@ fn duel(
             r.push(y / x);
         }
     }
-    [a, b, r].map(|mut v| {
+    let rounds = r.len();
+    let [ours, theirs, ratio] = [a, b, r].map(|mut v| {
         v.sort_by(f64::total_cmp);
-        v[v.len() / 2]
-    })
+        // The mean of the middle two, if two rounds are in the middle.
+        (v[(v.len() - 1) / 2] + v[v.len() / 2]) / 2.0
+    });
+    Figures {
+        ours,
+        theirs,
+        ratio,
+        rounds,
+    }
 }
 
 /// How a figure is shown.
@@ -180,14 +239,20 @@ enum Unit {
     Tokens(usize),
 }
 
-fn row(what: &str, how: &str, unit: Unit, [ours, theirs, ratio]: [f64; 3]) {
+fn row(what: &str, how: &str, unit: Unit, figures: Figures) {
+    let Figures {
+        ours,
+        theirs,
+        ratio,
+        rounds,
+    } = figures;
     let show = |t: f64| match unit {
         Unit::Milliseconds => format!("{:.1} ms", t * 1e3),
         Unit::Microseconds => format!("{:.1} µs", t * 1e6),
         Unit::Tokens(n) => format!("{:.1} tok/s", n as f64 / t),
     };
     println!(
-        "| {what} | {how} | {} | {} | {ratio:.3} |",
+        "| {what} | {how} | {} | {} | {ratio:.3} | {rounds} |",
         show(ours),
         show(theirs)
     );
@@ -195,14 +260,14 @@ fn row(what: &str, how: &str, unit: Unit, [ours, theirs, ratio]: [f64; 3]) {
 
 fn ratios(s: &Setup) {
     println!(
-        "\n{} on {} threads, F16 cache, median of {} rounds\n",
+        "\n{} on {} threads, F16 cache, medians of up to {} rounds\n",
         s.shape.name, s.n_threads, s.rounds
     );
     for &ty in &s.types {
         println!("{}: {}", ty.name(), weight_types(&model_file(s.shape, ty)));
     }
     println!(
-        "\n| what | type | repack | ggraft | libllama | ratio |\n| --- | --- | --- | --- | --- | --- |"
+        "\n| what | type | repack | ggraft | libllama | ratio | rounds |\n| --- | --- | --- | --- | --- | --- | --- |"
     );
     for &ty in &s.types {
         for (ours, theirs, name) in REPACK {
@@ -215,7 +280,12 @@ fn ratios(s: &Setup) {
 fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str) {
     let path = model_file(s.shape, ty);
     let wanted = |what: &str| s.what.contains(what);
+    let progress = |what: &str| {
+        s.progress
+            .row(&format!("{what}, {}", how.replace(" | ", ", repack ")))
+    };
     if wanted("open") {
+        progress("open");
         let figures = duel(
             s,
             s.rounds.min(3),
@@ -236,24 +306,28 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
     let model = open(&path, repack);
     let mut ours = Session::new(&model, &options(s)).expect("a session");
     let mut theirs = oracle::Llama::load(&path, &oracle_options(s, their_repack)).expect("loads");
-    let text = tokens(PREFILL);
+    let text = tokens(s.prefill.max(DECODE));
+    let prefill = &text[..s.prefill];
     if wanted("prefill") {
+        let what = format!("prefill {}", s.prefill);
+        progress(&what);
         let figures = duel(
             s,
             s.rounds,
             || {
                 ours.reset();
-                timed(|| ours.feed(&text).expect("room"))
+                timed(|| ours.feed(prefill).expect("room"))
             },
             || {
                 theirs.clear();
-                timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len))))
+                timed(|| drop(black_box(theirs.prefill(prefill).map(<[f32]>::len))))
             },
         );
-        let what = format!("prefill {PREFILL}");
-        row(&what, how, Unit::Tokens(PREFILL), figures);
+        row(&what, how, Unit::Tokens(s.prefill), figures);
     }
     if wanted("decode") {
+        let what = format!("decode at depth {P}");
+        progress(&what);
         ours.reset();
         ours.attach(&prefix(&model), ExistingText::Drop)
             .expect("fits");
@@ -279,7 +353,6 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
                 })
             },
         );
-        let what = format!("decode at depth {P}");
         row(&what, how, Unit::Tokens(DECODE), figures);
     }
 }
@@ -308,12 +381,15 @@ fn swaps(s: &Setup) {
         "\nSwap to another resident adapter, {} without repacking: prefixes of {P} tokens, LoRA of rank {RANK} (q, v)\n",
         ty.name()
     );
-    println!("| what | text | ggraft | libllama LoRA | ratio |\n| --- | --- | --- | --- | --- |");
-    let text = tokens(PREFILL);
+    println!(
+        "| what | text | ggraft | libllama LoRA | ratio | rounds |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    let text = tokens(s.prefill);
     // Each time another one.
     let (mut adapters, mut loras) = (adapters.iter().cycle(), loras.iter().cycle());
     let mut adapter = || adapters.next().expect("it never ends");
     let mut lora = || loras.next().expect("it never ends");
+    s.progress.row("swap alone");
     let figures = duel(
         s,
         s.rounds,
@@ -329,6 +405,7 @@ fn swaps(s: &Setup) {
         },
     );
     row("swap alone", "none", Unit::Microseconds, figures);
+    s.progress.row("swap and one token");
     let figures = duel(
         s,
         s.rounds,
@@ -349,6 +426,7 @@ fn swaps(s: &Setup) {
         },
     );
     row("swap and one token", "none", Unit::Milliseconds, figures);
+    s.progress.row("swap, text computed again");
     ours.reset();
     ours.feed(&text).expect("room");
     let figures = duel(
@@ -370,7 +448,7 @@ fn swaps(s: &Setup) {
             })
         },
     );
-    let how = format!("{PREFILL} tokens");
+    let how = format!("{} tokens", s.prefill);
     row(
         "swap, text computed again",
         &how,
@@ -393,10 +471,16 @@ fn adapters(c: &mut Criterion, s: &Setup) {
 
     let mut group = c.benchmark_group(format!("{}-{}", s.shape.name, s.types[0].name()));
     group.sample_size(20);
+    if !is_full() {
+        group.warm_up_time(Duration::from_secs(1));
+        group.measurement_time(Duration::from_secs(3));
+    }
+    s.progress.row("load prefix adapter from its file");
     group.bench_function("load prefix adapter from its file", |bench| {
         bench.iter(|| black_box(Adapter::load(&file).expect("loads")))
     });
     let mut session = Session::new(&model, &options(s)).expect("a session");
+    s.progress.row("load, compile and attach from the file");
     group.bench_function("load, compile and attach from the file", |bench| {
         bench.iter(|| {
             let fresh = Adapter::load(&file).expect("loads");
@@ -404,11 +488,13 @@ fn adapters(c: &mut Criterion, s: &Setup) {
         })
     });
     for (name, x) in [("prefix", &a), ("prompt", &soft)] {
+        s.progress.row(&format!("attach resident {name} adapter"));
         session.swap(x, ExistingText::Drop).expect("compiled once");
         group.bench_function(format!("attach resident {name} adapter"), |bench| {
             bench.iter(|| session.swap(x, ExistingText::Drop).expect("fits"))
         });
     }
+    s.progress.row("swap between two resident adapters");
     group.bench_function("swap between two resident adapters", |bench| {
         let mut turn = false;
         bench.iter(|| {
@@ -418,6 +504,7 @@ fn adapters(c: &mut Criterion, s: &Setup) {
                 .expect("fits");
         })
     });
+    s.progress.row("compile prompt adapter");
     group.bench_function("compile prompt adapter", |bench| {
         bench.iter_batched(
             || prompt(&model),
@@ -427,6 +514,7 @@ fn adapters(c: &mut Criterion, s: &Setup) {
     });
     session.detach(ExistingText::Drop).expect("attached before");
     let text = tokens(P);
+    s.progress.row(&format!("prefill {P} tokens"));
     group.bench_function(format!("prefill {P} tokens, for comparison"), |bench| {
         bench.iter(|| {
             session.reset();

@@ -9,12 +9,14 @@
 //! Then steps of prefix tuning on synthetic models of real shapes: time, speed and peak memory, each configuration in a
 //! process of its own. `scripts/peft_step.py` measures the same step with PEFT.
 //!
-//! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
+//! Some minutes by default: of the large shape only the shortest text is measured, and no step begins in a row that was measured
+//! for ten seconds, but one counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures all rows that
+//! docs/BENCHMARKS.md shows, four steps each. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
 //! (8,64,512), `GGRAFT_BENCH_SHAPES` (smollm-135m,llama-1b), `GGRAFT_BENCH_STEP_TYPES` (q4_k,q8_0),
-//! `GGRAFT_BENCH_THREADS` (physical cores), `GGRAFT_BENCH_ROUNDS` (10), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
-//! target/bench-models).
+//! `GGRAFT_BENCH_THREADS` (physical cores), `GGRAFT_BENCH_ROUNDS` (of products, 3, full: 10), `GGRAFT_BENCH_SECONDS` (10 for a
+//! row of steps, full: no limit), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
 
 use ggraft::adapter::AdapterKind;
 use ggraft::file::types::GgmlType;
@@ -23,10 +25,12 @@ use ggraft::train::data::Example;
 use ggraft::train::{Init, TrainOptions, Trainer};
 use ggraft::{Model, ModelOptions};
 use ggraft_testkit::bench::{
-    is_quick, model_file, number, shapes, threads, types, var, weight_types,
+    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types, var,
+    weight_types,
 };
 use ggraft_testkit::{process_size, synth};
 use std::process::Command;
+use std::time::Instant;
 
 /// Frozen matrices, `ne = [K, N]`: both sides of a feed-forward network.
 const MATRICES: [[usize; 2]; 2] = [[2048, 8192], [8192, 2048]];
@@ -60,7 +64,14 @@ fn setup() -> Setup {
         ),
         step_types: types("GGRAFT_BENCH_STEP_TYPES", either("q4_k,q8_0", "q4_k")),
         n_threads: threads(),
-        rounds: number("GGRAFT_BENCH_ROUNDS", if quick { 1 } else { 10 }),
+        rounds: number(
+            "GGRAFT_BENCH_ROUNDS",
+            match (quick, is_full()) {
+                (true, _) => 1,
+                (false, false) => 3,
+                (false, true) => 10,
+            },
+        ),
         steps: if quick { 2 } else { STEPS },
     }
 }
@@ -70,7 +81,7 @@ fn parsed(text: &str) -> usize {
         .unwrap_or_else(|_| panic!("'{text}' is no number"))
 }
 
-fn products(s: &Setup) {
+fn products(s: &Setup, progress: &Progress) {
     println!(
         "\nProducts of W on {} threads, dX = W^T dY and Y = W X, GFLOP/s, best of {} rounds\n",
         s.n_threads, s.rounds
@@ -82,6 +93,7 @@ fn products(s: &Setup) {
     for &ty in &s.types {
         for [k, n] in s.matrices {
             for &t in &s.rows {
+                progress.row(&format!("product of {}, {k} x {n}, {t} rows", ty.name()));
                 let Seconds {
                     back,
                     ggml_bf16,
@@ -104,15 +116,17 @@ fn products(s: &Setup) {
     }
 }
 
-/// Holds `file;T;targets;threads;bytes;steps` in the process that measures one configuration.
+/// Holds `file;T;targets;threads;bytes;steps;seconds` in the process that measures one configuration.
 const STEP: &str = "GGRAFT_BENCH_STEP";
 /// Virtual tokens.
 const P: usize = 20;
-/// Steps; the first one allocates memory and maps the weights, the best of the others counts.
+/// Steps at most; the first one allocates memory and maps the weights, the best of the others counts.
 const STEPS: u64 = 5;
 
 /// A configuration of a step: T, targets (the last ones), bytes for activations (0: the default).
-const CONFIGURATIONS: [(usize, usize, u64); 5] = [
+type Configuration = (usize, usize, u64);
+
+const CONFIGURATIONS: [Configuration; 5] = [
     (512, 512, 0),
     (512, 128, 0),
     (512, 512, 256 << 20),
@@ -120,26 +134,43 @@ const CONFIGURATIONS: [(usize, usize, u64); 5] = [
     (128, 128, 0),
 ];
 
-fn steps(s: &Setup) {
+/// Width of the embedding from which on a step takes minutes on slow machines.
+const LARGE: usize = 1024;
+
+/// What is measured of a shape, unless everything is: of a large one the last and shortest configuration.
+fn configurations(shape: &synth::Shape) -> &'static [Configuration] {
+    match shape.n_embd >= LARGE && !is_full() {
+        true => &CONFIGURATIONS[CONFIGURATIONS.len() - 1..],
+        false => &CONFIGURATIONS,
+    }
+}
+
+fn steps(s: &Setup, progress: &Progress) {
     println!(
-        "\nOne step of prefix tuning, P = {P}, {} threads, best of {} steps\n",
+        "\nOne step of prefix tuning, P = {P}, {} threads, best of up to {} steps behind the first\n",
         s.n_threads,
         s.steps - 1
     );
     println!(
-        "| shape | type: of its weights | T | targets | memory | ms per step | tok/s | layers computed twice | peak anonymous | peak resident |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| shape | type: of its weights | T | targets | memory | ms per step | tok/s | layers computed twice | peak anonymous | peak resident | steps |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for shape in &s.shapes {
         for &ty in &s.step_types {
             let file = model_file(shape, ty);
             let weights = weight_types(&file);
-            for (t, targets, memory) in CONFIGURATIONS {
+            for &(t, targets, memory) in configurations(shape) {
+                progress.row(&format!(
+                    "step of {}, {}, {t} tokens, {targets} targets",
+                    shape.name,
+                    ty.name()
+                ));
                 let what = format!(
-                    "{};{t};{targets};{};{memory};{}",
+                    "{};{t};{targets};{};{memory};{};{}",
                     file.display(),
                     s.n_threads,
-                    s.steps
+                    s.steps,
+                    budget().as_secs()
                 );
                 let me = std::env::current_exe().expect("this program has a path");
                 let out = Command::new(me).env(STEP, what).output().expect("it runs");
@@ -161,12 +192,21 @@ fn steps(s: &Setup) {
             }
         }
     }
+    for shape in &s.shapes {
+        let left = CONFIGURATIONS.len() - configurations(shape).len();
+        if left > 0 {
+            println!(
+                "\n{}: {left} longer texts of each type are left out, GGRAFT_BENCH_FULL=1 measures them",
+                shape.name
+            );
+        }
+    }
 }
 
 /// Measures one configuration and prints the rest of its line.
 fn step(what: &str) {
     let fields: Vec<&str> = what.split(';').collect();
-    let &[file, t, targets, n_threads, memory, steps] = &fields[..] else {
+    let &[file, t, targets, n_threads, memory, steps, seconds] = &fields[..] else {
         panic!("{STEP}={what}");
     };
     let (t, targets) = (parsed(t), parsed(targets));
@@ -188,16 +228,21 @@ fn step(what: &str) {
     };
     let mut trainer = Trainer::new(&model, options, vec![row], Vec::new()).expect("a run");
     let mut anonymous = 0;
-    let mut best = f64::INFINITY;
+    let (mut best, mut counted) = (f64::INFINITY, 0);
+    let start = Instant::now();
     while let Some(report) = trainer.step().expect("a step") {
         // The memory of a step is kept for the next one.
         anonymous = anonymous.max(process_size("RssAnon").unwrap_or(0));
         if report.step > 1 {
             best = best.min(report.seconds);
+            counted += 1;
+            if start.elapsed().as_secs() >= parsed(seconds) as u64 {
+                break;
+            }
         }
     }
     println!(
-        "{:.0} | {:.1} | {} | {} MB | {} MB",
+        "{:.0} | {:.1} | {} | {} MB | {} MB | {counted}",
         best * 1e3,
         t as f64 / best,
         trainer.summary().recomputed_layers,
@@ -212,10 +257,17 @@ fn main() {
     }
     let s = setup();
     let what = var("GGRAFT_BENCH_WHAT", "products,steps");
-    if what.contains("products") {
-        products(&s);
+    let wanted = |name: &str| what.contains(name);
+    let n_products = s.types.len() * s.matrices.len() * s.rows.len();
+    let measured = s.shapes.iter().map(|shape| configurations(shape).len());
+    let n_steps = measured.sum::<usize>() * s.step_types.len();
+    let rows = [("products", n_products), ("steps", n_steps)];
+    let rows = rows.iter().filter(|(name, _)| wanted(name)).map(|(_, n)| n);
+    let progress = Progress::new(rows.sum(), &what);
+    if wanted("products") {
+        products(&s, &progress);
     }
-    if what.contains("steps") {
-        steps(&s);
+    if wanted("steps") {
+        steps(&s, &progress);
     }
 }

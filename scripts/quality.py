@@ -8,7 +8,10 @@
                                  the adapter of the last step is measured, and losses are compared at that step
     scripts/quality.py defaults  nothing but -m --method --data --valid -o, and a template for the facts
     scripts/quality.py real      E2E restaurant descriptions on a real model (--base; scripts/fetch-models.sh brings one) with nothing
-                                 but -m --method --data --valid -o: learning curves, and BLEU over all references
+                                 but -m --method --data --valid -o: learning curves, and BLEU over all references. Runs that the
+                                 file of --out has already (same base, method, seed and options behind --) are not repeated, and
+                                 the table is of all runs in it, those of scripts/peft_real.py included; --table prints it and
+                                 runs nothing. Remove the file after a change of the command
 
 --keep best measures the step with the lowest validation loss of the 20 evaluations of a run (the default but for recipe). It is
 compared with PEFT's best step, by as many evaluations, where models/tasks/baselines.json has one ("best" beside "valid_loss" and
@@ -155,6 +158,10 @@ def run(a, task, method, seed):
             "seconds": sum(r["seconds"] for r in rows), "steps": len(rows)}
 
 
+def first_line(prediction):
+    return prediction.strip().split("\n")[0]
+
+
 def run_real(a, method, seed):
     """Validation losses by step, and BLEU of the first line of each answer."""
     paths = {split: os.path.join(TASKS, REAL_TASK, split + ".jsonl") for split in ("train", "valid", "test")}
@@ -165,29 +172,62 @@ def run_real(a, method, seed):
         rows = load(log)
         ggraft(a, "predict", "-m", a.base, "-a", adapter, "--data", paths["test"], "-o", out, "-n", str(REAL_LENGTH),
                "-t", str(a.threads))
-        hyps = [r["prediction"].strip().split("\n")[0] for r in load(out)]
+        hyps = [first_line(r["prediction"]) for r in load(out)]
     curve = {r["step"]: r["valid_loss"] for r in rows if r.get("valid_loss") is not None}
-    return {"method": method, "seed": seed, "curve": curve, "bleu": bleu_over_all(hyps, [r["refs"] for r in load(paths["test"])]),
+    return {**run_of(a, method, seed), "curve": curve, "bleu": bleu_over_all(hyps, [r["refs"] for r in load(paths["test"])]),
             "seconds": sum(r["seconds"] for r in rows), "steps": len(rows)}
+
+
+def run_of(a, method, seed):
+    """What tells a run of `real` from others."""
+    return {"engine": "ggraft", "base": os.path.basename(a.base), "method": method, "seed": seed, "options": a.extra}
+
+
+def key(r):
+    return r["engine"], r["base"], r["method"], tuple(r["options"]), r["seed"]
+
+
+def recorded(path):
+    """The runs of `real` in a file, by what tells them apart; none if there is no file."""
+    if not path or not os.path.exists(path):
+        return {}
+    return {key(r): r for r in load(path)}
+
+
+def record(path, r):
+    """Says on stderr how a run of `real` went, and appends it to the file, if one is given."""
+    curve = " ".join(f"{step}:{loss:.3f}" for step, loss in r["curve"].items())
+    print(f"{r['engine']} {r['method']:9} seed {r['seed']} BLEU {r['bleu']:.2f} {r['steps']} steps {r['seconds']:.0f} s | {curve}",
+          file=sys.stderr, flush=True)
+    if path:
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(r) + "\n")
+
+
+def real_table(runs):
+    """Medians over the seeds."""
+    groups = collections.defaultdict(list)
+    for r in runs.values():
+        groups[key(r)[:-1]].append(r)
+    print("| engine | base | method | options | valid loss, last step | valid loss, best | BLEU | seeds |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (engine, base, method, options), rows in groups.items():
+        last = statistics.median(list(r["curve"].values())[-1] for r in rows)
+        best = statistics.median(min(r["curve"].values()) for r in rows)
+        print(f"| {engine} | {base} | {method} | {' '.join(options)} | {last:.4f} | {best:.4f} "
+              f"| {statistics.median(r['bleu'] for r in rows):.2f} | {len(rows)} |")
 
 
 def real(a):
     methods = a.methods.split(",") if a.methods else ["prefix", "prompt", "p-tuning"]
-    results = {}
-    for method in methods:
-        for seed in a.seeds.split(","):
-            r = run_real(a, method, int(seed))
-            results.setdefault(method, []).append(r)
-            curve = " ".join(f"{step}:{loss:.3f}" for step, loss in r["curve"].items())
-            print(f"{method:9} seed {seed} BLEU {r['bleu']:.2f} {r['steps']} steps {r['seconds']:.0f} s | {curve}", file=sys.stderr, flush=True)
-            if a.out:
-                with open(a.out, "a", encoding="utf-8") as f:
-                    f.write(json.dumps(r) + "\n")
-    print("| method | valid loss, last step | valid loss, best | BLEU | seeds |\n| --- | --- | --- | --- | --- |")
-    for method, rows in results.items():
-        last = statistics.median(list(r["curve"].values())[-1] for r in rows)
-        best = statistics.median(min(r["curve"].values()) for r in rows)
-        print(f"| {method} | {last:.4f} | {best:.4f} | {statistics.median(r['bleu'] for r in rows):.2f} | {len(rows)} |")
+    runs = recorded(a.out)
+    for method in [] if a.table else methods:
+        for seed in map(int, a.seeds.split(",")):
+            if key(run_of(a, method, seed)) not in runs:
+                r = run_real(a, method, seed)
+                runs[key(r)] = r
+                record(a.out, r)
+    real_table(runs)
 
 
 def main():
@@ -204,10 +244,13 @@ def main():
     ap.add_argument("--jobs", type=int, default=2, help="runs side by side")
     ap.add_argument("--threads", type=int, default=1, help="threads of each")
     ap.add_argument("--out", help="append one JSON object per run")
+    ap.add_argument("--table", action="store_true", help="real: print the table of the runs in the file of --out, run nothing")
     ap.epilog = "What stands behind -- goes to ggraft train."
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     a = ap.parse_args(sys.argv[1:end])
     a.extra = sys.argv[end + 1:]
+    if a.table and not (a.what == "real" and a.out):
+        ap.error("--table is for real with --out")
     if a.what == "real":
         return real(a)
     a.keep = a.keep or ("last" if a.what == "recipe" else "best")

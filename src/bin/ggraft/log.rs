@@ -1,6 +1,7 @@
 //! Log events of the library as single lines on stderr: `warning: ...`.
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::str::FromStr;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
@@ -27,7 +28,9 @@ pub(crate) fn init(verbose: u8) {
     tracing_subscriber::registry()
         .with(
             tracing_subscriber::fmt::layer()
-                .event_format(Line)
+                .event_format(Line {
+                    terminal: std::io::stderr().is_terminal(),
+                })
                 .with_writer(std::io::stderr),
         )
         .with(filter)
@@ -42,7 +45,9 @@ fn targets(filter: &str) -> Targets {
 }
 
 /// Level and message, nothing else.
-struct Line;
+struct Line {
+    terminal: bool,
+}
 
 impl<S, N> FormatEvent<S, N> for Line
 where
@@ -62,6 +67,10 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
+        if self.terminal {
+            // In place of a progress bar, which draws itself again below.
+            writer.write_str("\r\x1b[2K")?;
+        }
         write!(writer, "{level}: ")?;
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)

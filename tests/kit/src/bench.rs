@@ -3,13 +3,20 @@
 use crate::synth::{self, Shape};
 use ggraft::file::mmap::MappedGguf;
 use ggraft::file::types::GgmlType;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Whether a bench shall only show that it works: cargo passes `--bench` when it measures, and whoever calls `cargo bench -- --test`
 /// does not want figures (criterion has the same rule).
 pub fn is_quick() -> bool {
     let is_there = |name: &str| std::env::args().any(|a| a == name);
     is_there("--test") || !is_there("--bench")
+}
+
+/// Whether a bench shall take the time that the published tables take: `GGRAFT_BENCH_FULL` is set and not 0.
+pub fn is_full() -> bool {
+    !matches!(&var("GGRAFT_BENCH_FULL", "0")[..], "" | "0")
 }
 
 /// The environment variable `name`, or `default`.
@@ -25,6 +32,44 @@ pub fn number(name: &str, default: usize) -> usize {
     let text = var(name, &default.to_string());
     text.parse()
         .unwrap_or_else(|_| panic!("{name}: '{text}' is no number"))
+}
+
+/// How long a row may be measured: rounds begin as long as there is time, the first one that counts in any case.
+/// `GGRAFT_BENCH_SECONDS`, 10 by default and without end for a full bench.
+pub fn budget() -> Duration {
+    let default = if is_full() { u32::MAX as usize } else { 10 };
+    Duration::from_secs(number("GGRAFT_BENCH_SECONDS", default) as u64)
+}
+
+/// Says on stderr how far a bench is before each row of its tables, so that nobody takes a long row for a hang.
+pub struct Progress {
+    rows: usize,
+    done: Cell<usize>,
+    start: Instant,
+}
+
+impl Progress {
+    /// Of a bench that measures so many `rows`; `what` says which.
+    pub fn new(rows: usize, what: &str) -> Self {
+        eprintln!("{rows} rows: {what}");
+        Self {
+            rows,
+            done: Cell::new(0),
+            start: Instant::now(),
+        }
+    }
+
+    /// The next one begins.
+    pub fn row(&self, name: &str) {
+        self.done.set(self.done.get() + 1);
+        let seconds = self.start.elapsed().as_secs();
+        let (minutes, seconds) = (seconds / 60, seconds % 60);
+        eprintln!(
+            "[{}/{}, {minutes}:{seconds:02}] {name}",
+            self.done.get(),
+            self.rows
+        );
+    }
 }
 
 /// The types in the environment variable `name`, or `default`, separated by commas.
