@@ -159,14 +159,18 @@ fn steps(s: &Setup, progress: &Progress) {
         for &ty in &s.step_types {
             let file = model_file(shape, ty);
             let weights = weight_types(&file);
-            for &(t, targets, memory) in configurations(shape) {
+            for &(t, targets, bytes) in configurations(shape) {
+                let memory = match bytes {
+                    0 => "default".to_owned(),
+                    bytes => format!("{} MiB", bytes >> 20),
+                };
                 progress.row(&format!(
-                    "step of {}, {}, {t} tokens, {targets} targets",
+                    "step of {}, {}, {t} tokens, {targets} targets, memory {memory}",
                     shape.name,
                     ty.name()
                 ));
                 let what = format!(
-                    "{};{t};{targets};{};{memory};{};{}",
+                    "{};{t};{targets};{};{bytes};{};{}",
                     file.display(),
                     s.n_threads,
                     s.steps,
@@ -179,10 +183,6 @@ fn steps(s: &Setup, progress: &Progress) {
                     "{}",
                     String::from_utf8_lossy(&out.stderr)
                 );
-                let memory = match memory {
-                    0 => "default".to_owned(),
-                    bytes => format!("{} MiB", bytes >> 20),
-                };
                 println!(
                     "| {} | {}: {weights} | {t} | {targets} | {memory} | {} |",
                     shape.name,
