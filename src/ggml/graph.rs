@@ -4,6 +4,7 @@ use super::arena::Chunk;
 use super::context::{Context, Parts};
 use super::tensor::Tensor;
 use super::threadpool::ThreadPool;
+use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,7 +227,7 @@ impl Graph {
 
     /// Elements of an F32 output that may be a view with gaps, in ggml order. For tests: one by one.
     pub(crate) fn gather_f32(&self, t: &Tensor) -> Vec<f32> {
-        assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
+        assert_eq!(t.ty(), GgmlType::F32);
         let ([n0, n1, n2, n3], [b0, b1, b2, b3]) = (t.ne(), t.nb());
         let bytes = self.bytes(t);
         let mut out = Vec::with_capacity(n0 * n1 * n2 * n3);
@@ -250,7 +251,7 @@ impl Graph {
 
     /// An output, as F32 values.
     pub(crate) fn read_f32(&self, t: &Tensor) -> &[f32] {
-        assert_eq!(t.type_id(), sys::GGML_TYPE_F32);
+        assert_eq!(t.ty(), GgmlType::F32);
         bytemuck::cast_slice(self.bytes(t))
     }
 }
@@ -270,7 +271,6 @@ unsafe extern "C" fn is_raised(data: *mut std::ffi::c_void) -> bool {
 mod tests {
     use super::super::memory::Buffer;
     use super::*;
-    use crate::file::types::GgmlType;
     use std::sync::Arc;
 
     #[test]

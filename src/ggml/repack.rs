@@ -44,7 +44,6 @@ impl RepackLayout {
     /// The layout that ggml would use for products with this matrix on this CPU, if it has one.
     pub(crate) fn of(matrix: &Tensor) -> Option<Self> {
         let [n0, n1, ..] = matrix.ne();
-        let ty = GgmlType::from_u32(matrix.type_id())?;
         // SAFETY: static registry objects; the returned list is null-terminated and lives as long as the process.
         unsafe {
             let reg = sys::ggml_backend_cpu_reg();
@@ -65,7 +64,7 @@ impl RepackLayout {
             while !list.is_null() && !(*list).is_null() {
                 let buft = *list;
                 let is_amx = CStr::from_ptr(sys::ggml_backend_buft_name(buft)) == AMX;
-                if !is_amx && supports_mul_mat(dev, buft, ty, [n0, n1]) {
+                if !is_amx && supports_mul_mat(dev, buft, matrix.ty(), [n0, n1]) {
                     return Some(Self { buft });
                 }
                 list = list.add(1);

@@ -25,7 +25,7 @@ struct Handle {
     ne: [usize; 4],
     nb: [usize; 4],
     nbytes: usize,
-    type_id: u32,
+    ty: GgmlType,
 }
 
 // SAFETY: descriptions of stored tensors are never written. Those of graphs are reached by who owns the context or the graph
@@ -65,7 +65,7 @@ impl Tensor {
             ne: t.ne.map(|n| n as usize),
             nb: t.nb,
             nbytes,
-            type_id: t.type_,
+            ty: GgmlType::from_u32(t.type_).expect("made with a known type"),
         }))
     }
 
@@ -88,7 +88,6 @@ impl Tensor {
     /// If it is not stored, or in memory that graphs may write.
     pub(super) fn read_stored(&self) -> (GgmlType, String, &[u8]) {
         assert!(self.buffer().is_some_and(|b| !b.is_writable()));
-        let ty = GgmlType::from_u32(self.type_id()).expect("made with a known type");
         // SAFETY: a complete description, whose name is NUL-terminated, and bytes that nobody writes; the buffer keeps both.
         unsafe {
             let t = self.0.raw.as_ref();
@@ -96,7 +95,7 @@ impl Tensor {
                 .to_string_lossy()
                 .into_owned();
             let bytes = std::slice::from_raw_parts(t.data.cast::<u8>(), self.nbytes());
-            (ty, name, bytes)
+            (self.ty(), name, bytes)
         }
     }
 
@@ -124,9 +123,9 @@ impl Tensor {
         self.0.nbytes
     }
 
-    /// ggml's type number.
-    pub(crate) fn type_id(&self) -> u32 {
-        self.0.type_id
+    /// The type of its elements.
+    pub(crate) fn ty(&self) -> GgmlType {
+        self.0.ty
     }
 }
 

@@ -38,8 +38,7 @@ impl Linear {
     /// Decides whose kernels multiply many rows with it.
     fn choose(&mut self, kernels: Kernels) {
         let w = self.mapped();
-        let ty = GgmlType::from_u32(w.type_id()).expect("weights are loaded with known types");
-        let k = w.ne()[0];
+        let (ty, k) = (w.ty(), w.ne()[0]);
         self.packed = match kernels {
             // Whoever repacks has chosen ggml's kernels.
             Kernels::Auto => self.mapped.is_none() && has_mul_mat(ty, k) && packs_faster(ty),

@@ -3,11 +3,12 @@
 use crate::failure::{Failure, Result};
 use ggraft::Adapter;
 use ggraft::file::atomic::write_atomic;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::Path;
 use std::string::FromUtf8Error;
+use std::sync::LazyLock;
 
 /// Longest text read whole, in bytes: far beyond any context, and an endless device ends here.
 const MAX_TEXT: u64 = 64 << 20;
@@ -132,15 +133,37 @@ pub(crate) fn reading(path: &Path, size: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes}, {eta} left");
-    ProgressBar::new(size)
+    let bar = ProgressBar::new(size)
         .with_style(style.expect("a constant template"))
-        .with_message(path.display().to_string())
+        .with_message(path.display().to_string());
+    shown(bar)
 }
 
 /// Progress of `n` rows on stderr; nothing unless that is a terminal.
 pub(crate) fn progress(n: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left");
-    ProgressBar::new(n as u64).with_style(style.expect("a constant template"))
+    shown(ProgressBar::new(n as u64).with_style(style.expect("a constant template")))
+}
+
+/// The bars on stderr, which make way for other lines.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// The bar, known to [`Stderr`].
+pub(crate) fn shown(bar: ProgressBar) -> ProgressBar {
+    BARS.add(bar)
+}
+
+/// Standard error, above the bars.
+pub(crate) struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// `prefix adapter, 20 virtual tokens`.

@@ -1,7 +1,7 @@
 //! Log events of the library as single lines on stderr: `warning: ...`.
 
+use crate::io;
 use std::fmt;
-use std::io::IsTerminal;
 use std::str::FromStr;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
@@ -28,10 +28,8 @@ pub(crate) fn init(verbose: u8) {
     tracing_subscriber::registry()
         .with(
             tracing_subscriber::fmt::layer()
-                .event_format(Line {
-                    terminal: std::io::stderr().is_terminal(),
-                })
-                .with_writer(std::io::stderr),
+                .event_format(Line)
+                .with_writer(|| io::Stderr),
         )
         .with(filter)
         .init();
@@ -45,9 +43,7 @@ fn targets(filter: &str) -> Targets {
 }
 
 /// Level and message, nothing else.
-struct Line {
-    terminal: bool,
-}
+struct Line;
 
 impl<S, N> FormatEvent<S, N> for Line
 where
@@ -67,10 +63,6 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        if self.terminal {
-            // In place of a progress bar, which draws itself again below.
-            writer.write_str("\r\x1b[2K")?;
-        }
         write!(writer, "{level}: ")?;
         context.format_fields(writer.by_ref(), event)?;
         writeln!(writer)

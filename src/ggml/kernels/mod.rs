@@ -1,5 +1,5 @@
-//! Compute kernels for training through frozen weights, where ggml has none: products of a quantized matrix's transpose,
-//! and what attention's backward pass is made of.
+//! Compute kernels where ggml has none, or slower ones: products of a quantized matrix and of its transpose, and what attention's
+//! backward pass is made of.
 //!
 //! Results do not depend on how work is cut into tiles, chunks or threads: every element is one fixed chain of
 //! operations.
@@ -15,6 +15,34 @@ pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
 pub(crate) use mul_mat::{FEWEST_ROWS, MulMat, has_mul_mat, pack_row, packed_words, packs_faster};
 pub(crate) use mul_mat_back::MulMatBack;
+
+#[cfg(test)]
+use crate::file::types::GgmlType;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<T>([T; 16]);
+
+/// The types of weights that have kernels of ours.
+#[cfg(test)]
+const TYPES: [GgmlType; 15] = [
+    GgmlType::F32,
+    GgmlType::F16,
+    GgmlType::BF16,
+    GgmlType::Q8_0,
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q2_K,
+    GgmlType::Q3_K,
+    GgmlType::Q4_K,
+    GgmlType::Q5_K,
+    GgmlType::Q6_K,
+    GgmlType::IQ4_NL,
+    GgmlType::IQ4_XS,
+];
 
 /// Reproducible values in -1..1.
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The backward pass of a product with a frozen weight matrix.
 
+use super::Line;
 use super::dequant::{self, Tile};
 use super::gemm::{self, NR};
 use crate::file::types::GgmlType;
@@ -43,17 +44,12 @@ const A_STRIDE: usize = N_WORDS + 16;
 /// Words between panels of dequantized W.
 const PANEL: usize = N_WORDS * NR + 16;
 
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
 /// What a thread keeps between calls.
 struct Scratch {
     /// Converted dY: `T_CHUNK` rows of `A_STRIDE` words.
-    dy: Vec<Line>,
+    dy: Vec<Line<u32>>,
     /// Dequantized W: `K_TILE / NR` panels.
-    w: Vec<Line>,
+    w: Vec<Line<u32>>,
 }
 
 thread_local! {
@@ -63,7 +59,7 @@ thread_local! {
 impl Scratch {
     /// Room for `t` converted rows, and for a tile of weights.
     fn words(&mut self, t: usize) -> (*mut u32, *mut u32) {
-        let room = |lines: &mut Vec<Line>, words: usize| {
+        let room = |lines: &mut Vec<Line<u32>>, words: usize| {
             if lines.len() < words / 16 {
                 lines.resize(words / 16, Line([0; 16]));
             }
@@ -366,28 +362,10 @@ mod bf16 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::values;
+    use super::super::{TYPES, values};
     use super::*;
     use crate::ggml::quantize_rows;
     use half::bf16;
-
-    const TYPES: [GgmlType; 15] = [
-        GgmlType::F32,
-        GgmlType::F16,
-        GgmlType::BF16,
-        GgmlType::Q8_0,
-        GgmlType::Q4_0,
-        GgmlType::Q4_1,
-        GgmlType::Q5_0,
-        GgmlType::Q5_1,
-        GgmlType::Q2_K,
-        GgmlType::Q3_K,
-        GgmlType::Q4_K,
-        GgmlType::Q5_K,
-        GgmlType::Q6_K,
-        GgmlType::IQ4_NL,
-        GgmlType::IQ4_XS,
-    ];
 
     /// Weights and gradients: `ne = [k, n]` and `ne = [n, t]`.
     struct Case {

@@ -134,9 +134,7 @@ impl Trainer {
             .map_err(unusable)?;
         Ok(trainer)
     }
-}
 
-impl Trainer {
     /// Identify the rows of both sets.
     fn data_hashes(&self) -> [String; 2] {
         [&self.train, &self.valid].map(|set| hash(set.iter(&self.layout)))

@@ -33,7 +33,7 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:16} {pos}/{len} {wide_msg}")
                 .expect("a constant template");
-            ProgressBar::new(0).with_style(style).with_position(start)
+            io::shown(ProgressBar::new(0).with_style(style).with_position(start))
         });
         Self {
             bar,

@@ -1,0 +1,186 @@
+use super::super::{TYPES, values};
+use super::*;
+use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
+use ggraft_testkit::metrics::nmse;
+
+/// F32 is ggml's.
+fn types() -> &'static [GgmlType] {
+    assert_eq!(TYPES[0], GgmlType::F32);
+    &TYPES[1..]
+}
+
+struct Case {
+    ty: GgmlType,
+    k: usize,
+    n: usize,
+    w: Vec<u8>,
+    x: Vec<f32>,
+}
+
+impl Case {
+    /// Values of X differ in size by rows and by columns, as activations do.
+    fn new(ty: GgmlType, k: usize, n: usize, t: usize) -> Self {
+        let mut w = Vec::new();
+        quantize_rows(ty, &values(k * n, 1), k, &mut w);
+        let mut x = values(k * t, 2);
+        for (i, x) in x.iter_mut().enumerate() {
+            *x *= (1 + i % 7) as f32 * (1 + i / k) as f32 * if i % 61 == 0 { 20.0 } else { 1.0 };
+        }
+        Self { ty, k, n, w, x }
+    }
+
+    fn t(&self) -> usize {
+        self.x.len() / self.k
+    }
+
+    fn packed(&self) -> Vec<f32> {
+        let width = packed_words(self.k);
+        let mut packed = vec![0.0; self.t() * width];
+        for (x, to) in self.x.chunks(self.k).zip(packed.chunks_mut(width)) {
+            pack_row(x, to);
+        }
+        packed
+    }
+
+    /// Rows `rows` of X, by so many threads, one after the other.
+    fn product(&self, rows: Range<usize>, nth: usize) -> Vec<f32> {
+        let packed = self.packed();
+        let t = rows.len();
+        let mut y = vec![f32::NAN; self.n * t];
+        let product = MulMat {
+            ty: self.ty,
+            w: self.w.as_ptr(),
+            row_bytes: self.ty.row_bytes(self.k as u64).unwrap() as usize,
+            k: self.k,
+            n: self.n,
+            x: packed[rows.start * packed_words(self.k)..].as_ptr(),
+            t,
+            y: y.as_mut_ptr(),
+        };
+        for ith in 0..nth {
+            // SAFETY: the matrices have these sizes.
+            unsafe { product.part(ith, nth) };
+        }
+        y
+    }
+
+    /// In F64, on the values that the weights stand for.
+    fn exact(&self) -> Vec<f32> {
+        let mut w = vec![0.0f32; self.k * self.n];
+        let row_bytes = self.ty.row_bytes(self.k as u64).unwrap() as usize;
+        for (row, w) in self.w.chunks(row_bytes).zip(w.chunks_mut(self.k)) {
+            // SAFETY: a row of W.
+            unsafe { row_to_f32(self.ty, row.as_ptr(), w.as_mut_ptr(), self.k) };
+        }
+        let dot = |x: &[f32], w: &[f32]| {
+            let products = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            products.sum::<f64>() as f32
+        };
+        self.x
+            .chunks(self.k)
+            .flat_map(|x| w.chunks(self.k).map(move |w| dot(x, w)))
+            .collect()
+    }
+
+    fn ggml(&self) -> Vec<f32> {
+        let ctx = Context::new();
+        let w = ctx.input(self.ty, &[self.k, self.n], "w");
+        let x = ctx.input(GgmlType::F32, &[self.k, self.t()], "x");
+        let y = ctx.output(ctx.mul_mat(&w, &x));
+        let mut graph = Graph::new(ctx, std::slice::from_ref(&y), GraphMemory::new()).unwrap();
+        graph.bytes_mut(&w).copy_from_slice(&self.w);
+        graph.slice_mut::<f32>(&x).copy_from_slice(&self.x);
+        graph.compute(&ThreadPool::new(1), None).unwrap();
+        graph.read_f32(&y).to_vec()
+    }
+}
+
+/// Whether the kernel can run; a test that cannot says so.
+fn available() -> bool {
+    if !arch::available() {
+        ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
+    }
+    arch::available()
+}
+
+#[test]
+fn it_is_nearer_to_the_definition_than_ggml() {
+    if !available() {
+        return;
+    }
+    let mut complaints = String::new();
+    for &ty in types() {
+        // More than one panel and chunk, and ends of both.
+        let mut shapes = vec![(256, 16, 4), (512, 37, 9), (DEPTH + 256, 5, 3)];
+        if ty.block_size() == 32 {
+            shapes.extend([(32, 17, 7), (288, 33, 6)]);
+        }
+        for (k, n, t) in shapes {
+            let case = Case::new(ty, k, n, t);
+            let want = case.exact();
+            let (ours, theirs) = (
+                nmse(&case.product(0..t, 1), &want),
+                nmse(&case.ggml(), &want),
+            );
+            // Both operands are rounded to 1/16,382 of a block's largest value, which is many times the others' size here.
+            if ours > 1e-7 || ours > theirs {
+                complaints += &format!("{ty:?} {k} x {n} x {t}: {ours:.1e}, ggml {theirs:.1e}\n");
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "\n{complaints}");
+}
+
+#[test]
+fn bits_depend_on_neither_batch_nor_threads() {
+    if !available() {
+        return;
+    }
+    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+    for &ty in types() {
+        let case = Case::new(ty, 512, 83, 11);
+        let all = bits(&case.product(0..11, 1));
+        for nth in [2, 3, 64] {
+            assert_eq!(
+                bits(&case.product(0..11, nth)),
+                all,
+                "{ty:?}, {nth} threads"
+            );
+        }
+        for rows in [0..1, 3..5, 8..11, 2..10] {
+            let want = &all[rows.start * case.n..rows.end * case.n];
+            assert_eq!(
+                bits(&case.product(rows.clone(), 1)),
+                want,
+                "{ty:?}, rows {rows:?}"
+            );
+        }
+        assert!(case.product(4..4, 2).is_empty());
+    }
+}
+
+#[test]
+fn values_that_are_no_numbers_surface() {
+    if !available() {
+        return;
+    }
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for at in [0, 31, 77, 255] {
+            let mut case = Case::new(GgmlType::Q8_0, 256, 20, 3);
+            case.x[256 + at] = odd;
+            let y = case.product(0..3, 1);
+            assert!(y[20..40].iter().all(|y| y.is_nan()), "{odd} at {at}");
+            assert!(y[..20].iter().chain(&y[40..]).all(|y| y.is_finite()));
+        }
+    }
+    // A scale of W.
+    let mut case = Case::new(GgmlType::Q8_0, 256, 20, 3);
+    case.w[..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    let y = case.product(0..3, 1);
+    assert!((0..60).all(|i| y[i].is_nan() == i.is_multiple_of(20)));
+    // Blocks of nothing, and of next to nothing.
+    let mut case = Case::new(GgmlType::Q4_0, 64, 3, 2);
+    case.x[..64].fill(0.0);
+    case.x[64..].fill(1e-38);
+    assert!(case.product(0..2, 1).iter().all(|&y| y == 0.0));
+}
