@@ -2,9 +2,7 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{
-    Activation, Context, FEWEST_ROWS, Gate, GraphShape, Rope, Scoring, Spans, Tensor,
-};
+use crate::ggml::{Activation, Context, Gate, GraphShape, Rope, Scoring, Spans, Tensor};
 use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -84,9 +82,9 @@ impl Builder {
 
     /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
-        let y = match l.packed() {
-            Some(w) if x.ne()[1] >= FEWEST_ROWS => self.ctx.mul_mat_packed(w, &self.pack(x)),
-            _ => self.ctx.mul_mat(&l.w, x),
+        let y = match l.packed(x.ne()[1]) {
+            Some(w) => self.ctx.mul_mat_packed(w, &self.pack(x)),
+            None => self.ctx.mul_mat(&l.w, x),
         };
         let y = match &l.b {
             Some(b) => self.ctx.add(&y, b),

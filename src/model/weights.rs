@@ -7,7 +7,7 @@ use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, RepackLayout, Tensor, has_mul_mat, packs_faster};
+use crate::ggml::{Buffer, RepackLayout, Tensor, fewest_rows, has_mul_mat, packs_faster};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ pub(crate) struct Linear {
     mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
-    /// Whether products of many rows are our own.
-    packed: bool,
+    /// Rows from which on products are our own.
+    packed_from: Option<usize>,
 }
 
 impl Linear {
@@ -31,7 +31,7 @@ impl Linear {
             w,
             mapped: None,
             b,
-            packed: false,
+            packed_from: None,
         }
     }
 
@@ -39,17 +39,19 @@ impl Linear {
     fn choose(&mut self, kernels: Kernels) {
         let w = self.mapped();
         let (ty, k) = (w.ty(), w.ne()[0]);
-        self.packed = match kernels {
+        let own = match kernels {
             // Whoever repacks has chosen ggml's kernels.
             Kernels::Auto => self.mapped.is_none() && has_mul_mat(ty, k) && packs_faster(ty),
             Kernels::Own => has_mul_mat(ty, k),
             Kernels::Ggml => false,
         };
+        self.packed_from = own.then(|| fewest_rows(ty));
     }
 
-    /// The weights to multiply packed rows with, `ne = [inputs, outputs]`, where products of many rows are our own.
-    pub(crate) fn packed(&self) -> Option<&Tensor> {
-        self.packed.then(|| self.mapped())
+    /// The weights to multiply so many packed rows with, `ne = [inputs, outputs]`, where that product is our own.
+    pub(crate) fn packed(&self, rows: usize) -> Option<&Tensor> {
+        let own = self.packed_from.is_some_and(|fewest| rows >= fewest);
+        own.then(|| self.mapped())
     }
 
     /// The weights as they lie in the file, `ne = [inputs, outputs]`.

@@ -10,11 +10,13 @@ pub(crate) mod gemm;
 pub mod measure;
 mod mul_mat;
 mod mul_mat_back;
+mod packed;
 
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
-pub(crate) use mul_mat::{FEWEST_ROWS, MulMat, has_mul_mat, pack_row, packed_words, packs_faster};
+pub(crate) use mul_mat::{MulMat, fewest_rows, has_mul_mat, packs_faster};
 pub(crate) use mul_mat_back::MulMatBack;
+pub(crate) use packed::{pack_row, packed_words};
 
 #[cfg(test)]
 use crate::file::types::GgmlType;

@@ -384,6 +384,20 @@ impl Trainer {
         Err(TrainError::NonFinite { step, what, value })
     }
 
+    /// Rows beyond what a session's cache of F16 holds are infinite there, though their loss may be finite here.
+    fn usable(&mut self, rows: &[f32]) -> Result<(), TrainError> {
+        let limit = half::f16::MAX.to_f32();
+        let Some(&value) = rows.iter().find(|x| x.is_nan() || x.abs() > limit) else {
+            return Ok(());
+        };
+        self.state.broken = true;
+        Err(TrainError::NonFinite {
+            step: self.state.step + 1,
+            what: "adapter's value",
+            value: value.into(),
+        })
+    }
+
     /// Draws the rows of the next step, each once in every pass over the data.
     fn draw(&mut self) {
         let (n, wanted) = (self.train.len(), self.rows_per_step());

@@ -1,4 +1,4 @@
-use super::super::{TYPES, values};
+use super::super::{TYPES, pack_row, packed_words, values};
 use super::*;
 use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
 use ggraft_testkit::metrics::nmse;
@@ -97,10 +97,10 @@ impl Case {
 
 /// Whether the kernel can run; a test that cannot says so.
 fn available() -> bool {
-    if !arch::available() {
+    if !packed::available() {
         ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
     }
-    arch::available()
+    packed::available()
 }
 
 #[test]

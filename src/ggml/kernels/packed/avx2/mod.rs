@@ -1,0 +1,196 @@
+//! The kernels for x86-64 with AVX2, FMA and F16C.
+
+use super::{BLOCK, MAX, TINY, Tile, WIDTH, WORDS};
+use std::arch::x86_64::*;
+
+mod formats;
+
+pub(super) use formats::unpacks;
+
+/// Rows of X in a register tile: with two registers of a panel half of the 16 registers hold sums.
+pub(super) const HEIGHT: usize = 4;
+
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+/// 32 values as words of two integers, times a step.
+#[derive(Clone, Copy)]
+struct Integers {
+    words: [__m256i; 2],
+    step: f32,
+}
+
+impl Integers {
+    /// Values rounded to multiples of 1/8191 of the largest.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn round(x: [__m256; 4]) -> Self {
+        let [a, b, c, d] = x.map(|x| abs_bits(x));
+        let most = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
+        let most = _mm_max_epi32(
+            _mm256_castsi256_si128(most),
+            _mm256_extracti128_si256::<1>(most),
+        );
+        let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
+        let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
+        let most = f32::from_bits(_mm_cvtsi128_si32(most).cast_unsigned());
+        let (step, inverse) = if !most.is_finite() {
+            (f32::NAN, 0.0)
+        } else if most > TINY {
+            (most / MAX, MAX / most)
+        } else {
+            (0.0, 0.0)
+        };
+        let inverse = _mm256_set1_ps(inverse);
+        let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+        // Packing interleaves the halves of its operands.
+        let words = |a, b| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+        let words = [words(a, b), words(c, d)];
+        Self { words, step }
+    }
+
+    /// Stores the words.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn store(self, to: &mut [f32; WORDS]) {
+        // SAFETY: within the array.
+        unsafe {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), self.words[0]);
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), self.words[1]);
+        }
+    }
+
+    /// The sum of the values.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn sum(self) -> f32 {
+        let pairs = self
+            .words
+            .map(|x| _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
+        let sum = _mm256_add_epi32(pairs[0], pairs[1]);
+        let sum = _mm_add_epi32(
+            _mm256_castsi256_si128(sum),
+            _mm256_extracti128_si256::<1>(sum),
+        );
+        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
+        _mm_cvtsi128_si32(sum) as f32 * self.step
+    }
+}
+
+/// Absolute values as integers, which have the same order. What is infinite or not a number is above all others.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn abs_bits(x: __m256) -> __m256i {
+    _mm256_castps_si256(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x))
+}
+
+/// Rounds a block to words of two multiples of a step each, and returns the step and the sum of the values.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn round_row(x: &[f32; BLOCK], to: &mut [f32; WORDS]) -> (f32, f32) {
+    // SAFETY: loads within the array.
+    let x = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) });
+    let rounded = Integers::round(x);
+    rounded.store(to);
+    (rounded.step, rounded.sum())
+}
+
+impl Tile {
+    /// For `t` rows of X, at most [`HEIGHT`].
+    ///
+    /// # Safety
+    /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C.
+    pub(super) unsafe fn rows(&self, t: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (t, self.mins) {
+                (1, None) => self.fixed::<1, false>(),
+                (2, None) => self.fixed::<2, false>(),
+                (3, None) => self.fixed::<3, false>(),
+                (4, None) => self.fixed::<4, false>(),
+                (1, Some(_)) => self.fixed::<1, true>(),
+                (2, Some(_)) => self.fixed::<2, true>(),
+                (3, Some(_)) => self.fixed::<3, true>(),
+                (4, Some(_)) => self.fixed::<4, true>(),
+                _ => unreachable!("a tile of {t} rows"),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn fixed<const N: usize, const MINS: bool>(&self) {
+        let Self { y, x_stride, .. } = *self;
+        // SAFETY: the caller's promise; with fewer elements than a panel has rows, Y is reached through a copy.
+        unsafe {
+            let mut sums = [[_mm256_setzero_ps(); 2]; N];
+            let mut copy = [[0.0f32; WIDTH]; N];
+            let whole = y.width == WIDTH;
+            if y.accumulate {
+                for (t, (sums, copy)) in sums.iter_mut().zip(&mut copy).enumerate() {
+                    let y_row = y.values.add(t * y.stride).cast_const();
+                    let y_row = if whole {
+                        y_row
+                    } else {
+                        copied(y_row, copy, y.width)
+                    };
+                    *sums = [_mm256_loadu_ps(y_row), _mm256_loadu_ps(y_row.add(8))];
+                }
+            }
+            for b in 0..self.blocks {
+                let mut acc = [[_mm256_setzero_si256(); 2]; N];
+                let words = self.words.add(b * WORDS * WIDTH);
+                let x = self.x.add(b * WORDS);
+                for p in 0..WORDS {
+                    let w = [0, 8].map(|v| _mm256_load_si256(words.add(p * WIDTH + v).cast()));
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        let x = _mm256_castps_si256(_mm256_broadcast_ss(&*x.add(t * x_stride + p)));
+                        for (acc, w) in acc.iter_mut().zip(w) {
+                            *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(w, x));
+                        }
+                    }
+                }
+                let of_block =
+                    |from: *const f32| [0, 8].map(|v| _mm256_load_ps(from.add(b * WIDTH + v)));
+                let steps = of_block(self.steps);
+                for (t, (sums, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                    let x_step = _mm256_broadcast_ss(&*self.x_steps.add(t * x_stride + b));
+                    for ((sum, acc), step) in sums.iter_mut().zip(acc).zip(steps) {
+                        let step = _mm256_mul_ps(step, x_step);
+                        *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), step, *sum);
+                    }
+                }
+                if MINS && let Some(mins) = self.mins {
+                    let mins = of_block(mins);
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        let x_sum = _mm256_broadcast_ss(&*self.x_sums.add(t * x_stride + b));
+                        for (sum, min) in sums.iter_mut().zip(mins) {
+                            *sum = _mm256_fmadd_ps(min, x_sum, *sum);
+                        }
+                    }
+                }
+            }
+            for (t, (sums, copy)) in sums.iter().zip(&mut copy).enumerate() {
+                let y_row = y.values.add(t * y.stride);
+                let to = if whole { y_row } else { copy.as_mut_ptr() };
+                _mm256_storeu_ps(to, sums[0]);
+                _mm256_storeu_ps(to.add(8), sums[1]);
+                if !whole {
+                    std::ptr::copy_nonoverlapping(to, y_row, y.width);
+                }
+            }
+        }
+    }
+}
+
+/// `n` values in an array that has room for more.
+///
+/// # Safety
+/// There must be so many at `from`.
+unsafe fn copied(from: *const f32, to: &mut [f32; WIDTH], n: usize) -> *const f32 {
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), n) };
+    to.as_ptr()
+}

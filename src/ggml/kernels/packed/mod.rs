@@ -1,0 +1,246 @@
+//! 16-bit integers in blocks: what products of many rows with a frozen weight matrix are made of.
+//!
+//! Both operands are cut into blocks of 32 values along the reduction. A block of the matrix X that is multiplied is rounded to multiples
+//! of a step of its own, at most ±8191 of them: 64 times finer than the 8 bits that ggml gives activations. A block of weights is
+//! integers times a step plus a minimum, which is what most quantized types are, exactly; weights of other types are rounded as X is.
+//! The products of a block are summed exactly in 32 bits (8191² · 32 < 2³¹), and the blocks in single precision, in order. So what
+//! an element of the result is does not depend on how many rows there are, on the tiles it was computed in, or on who computed it.
+//!
+//! `vpmaddwd` multiplies and adds twice as many pairs in an instruction as a fused multiply-add of F32 does.
+
+// What only kernels use: there is none for other CPUs.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
+use super::Line;
+use crate::file::types::GgmlType;
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+use avx2 as arch;
+
+/// Values that share a step.
+pub(super) const BLOCK: usize = 32;
+/// Words of two values in a block.
+const WORDS: usize = BLOCK / 2;
+/// Rows of a panel: two registers.
+pub(super) const WIDTH: usize = 16;
+/// Largest multiple of a step.
+const MAX: f32 = 8191.0;
+/// Blocks whose largest value is below this are zero: the reciprocal of their step would be infinite.
+const TINY: f32 = 1e-30;
+
+/// Whether this CPU has the instructions. Everything else here needs them.
+pub(super) fn available() -> bool {
+    arch::available()
+}
+
+/// Whether there is a way from weights of type `ty` to a [`Panel`] but through F32.
+pub(super) fn unpacks(ty: GgmlType) -> bool {
+    arch::unpacks(ty)
+}
+
+/// Words that a packed row of `k` values takes, a multiple of 32: for each block its values, a step, and their sum.
+pub(crate) fn packed_words(k: usize) -> usize {
+    k / BLOCK * (WORDS + 2)
+}
+
+/// Rounds a row to [`packed_words`] words: those of all blocks, then the steps, then the sums. A block with a value that
+/// is infinite or not a number gets a step that is not a number.
+///
+/// # Panics
+/// If the kernels are not [`available`], or the sizes do not fit.
+pub(crate) fn pack_row(x: &[f32], to: &mut [f32]) {
+    let (blocks, rest) = x.as_chunks::<BLOCK>();
+    assert!(available() && rest.is_empty() && to.len() == packed_words(x.len()));
+    let (words, scales) = to.split_at_mut(blocks.len() * WORDS);
+    let (steps, sums) = scales.split_at_mut(blocks.len());
+    for (((x, words), step), sum) in blocks
+        .iter()
+        .zip(words.as_chunks_mut::<WORDS>().0)
+        .zip(steps)
+        .zip(sums)
+    {
+        // SAFETY: the CPU has the instructions (asserted above).
+        (*step, *sum) = unsafe { arch::round_row(x, words) };
+    }
+}
+
+/// Some blocks of packed rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// As [`pack_row`] gives them.
+    pub(super) words: *const f32,
+    /// Rows.
+    pub(super) t: usize,
+    /// Values of a row.
+    pub(super) k: usize,
+    /// The first block that is wanted.
+    pub(super) first: usize,
+}
+
+/// Where a product goes: element `i` of row `t` at `values[t * stride + i]`.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    pub(super) values: *mut f32,
+    pub(super) stride: usize,
+    /// Elements of a row, at most [`WIDTH`].
+    pub(super) width: usize,
+    /// Adds to what is there.
+    pub(super) accumulate: bool,
+}
+
+/// [`WIDTH`] rows of weights in words of two values that stand next to each other along the reduction: pair `p` of row `r` at
+/// `words[p].0[r]`, and the step and minimum of block `b` of row `r` at `steps[b].0[r]` and `mins[b].0[r]`.
+pub(super) struct Panel {
+    words: Vec<Line<f32>>,
+    steps: Vec<Line<f32>>,
+    mins: Vec<Line<f32>>,
+    /// Whether minimums are anything but zero; they are not written otherwise.
+    has_mins: bool,
+}
+
+impl Panel {
+    pub(super) const fn new() -> Self {
+        Self {
+            words: Vec::new(),
+            steps: Vec::new(),
+            mins: Vec::new(),
+            has_mins: false,
+        }
+    }
+
+    /// Has room for so many blocks of each row.
+    pub(super) fn resize(&mut self, blocks: usize) {
+        self.words.resize(blocks * WORDS, Line([0.0; WIDTH]));
+        self.steps.resize(blocks, Line([0.0; WIDTH]));
+        self.mins.resize(blocks, Line([0.0; WIDTH]));
+    }
+
+    /// Fills blocks `blocks` with those of `rows` rows of weights; rows that are missing stay as they were. False if nothing is done, because
+    /// there is no way but through F32.
+    ///
+    /// # Safety
+    /// From `first` on there must be `rows` rows of so many blocks of 32 values, and whole ones of the type, `row_bytes` apart; the kernels must be [`available`].
+    pub(super) unsafe fn unpack(
+        &mut self,
+        ty: GgmlType,
+        (first, row_bytes): (*const u8, usize),
+        rows: usize,
+        blocks: Range<usize>,
+    ) -> bool {
+        let unpacked = Blocks {
+            first,
+            row_bytes,
+            rows,
+            words: &mut self.words[blocks.start * WORDS..blocks.end * WORDS],
+            steps: &mut self.steps[blocks.clone()],
+            mins: &mut self.mins[blocks],
+        };
+        // SAFETY: the caller's promise.
+        match unsafe { unpacked.unpack(ty) } {
+            Some(has_mins) => {
+                self.has_mins = has_mins;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Multiplies the first `blocks` blocks with as many of X.
+    ///
+    /// # Safety
+    /// The rows must have the blocks, the output room; the kernels must be [`available`].
+    ///
+    /// # Panics
+    /// If the panel has fewer blocks.
+    pub(super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
+        assert!(blocks <= self.steps.len() && y.width <= WIDTH);
+        // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
+        let tiles = x.t.div_ceil(arch::HEIGHT);
+        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k));
+        for tile in 0..tiles {
+            let (from, to) = (tile * x.t / tiles, (tile + 1) * x.t / tiles);
+            // SAFETY: rows from..to of X and Y.
+            unsafe {
+                let row = x.words.add(from * stride);
+                let tile = Tile {
+                    blocks,
+                    words: self.words.as_ptr().cast(),
+                    steps: self.steps.as_ptr().cast(),
+                    mins: self.has_mins.then(|| self.mins.as_ptr().cast()),
+                    x: row.add(x.first * WORDS),
+                    x_steps: row.add(row_blocks * WORDS + x.first),
+                    x_sums: row.add(row_blocks * (WORDS + 1) + x.first),
+                    x_stride: stride,
+                    y: Output {
+                        values: y.values.add(from * y.stride),
+                        ..y
+                    },
+                };
+                tile.rows(to - from);
+            }
+        }
+    }
+}
+
+/// Blocks of [`WIDTH`] rows of weights, or fewer, that become part of a panel.
+struct Blocks<'a> {
+    /// The first row's first block.
+    first: *const u8,
+    row_bytes: usize,
+    rows: usize,
+    words: &'a mut [Line<f32>],
+    steps: &'a mut [Line<f32>],
+    mins: &'a mut [Line<f32>],
+}
+
+/// A panel times a few rows of X.
+struct Tile {
+    /// Blocks along the reduction.
+    blocks: usize,
+    /// The panel.
+    words: *const f32,
+    steps: *const f32,
+    mins: Option<*const f32>,
+    /// X: words, steps, sums, and from one row to the next.
+    x: *const f32,
+    x_steps: *const f32,
+    x_sums: *const f32,
+    x_stride: usize,
+    y: Output,
+}
+
+/// Other CPUs multiply with ggml.
+#[cfg(not(target_arch = "x86_64"))]
+mod arch {
+    use super::{BLOCK, Blocks, Line, Tile, WORDS};
+    use crate::file::types::GgmlType;
+
+    pub(super) const HEIGHT: usize = 1;
+
+    pub(super) fn available() -> bool {
+        false
+    }
+
+    pub(super) fn unpacks(_: GgmlType) -> bool {
+        false
+    }
+
+    pub(super) unsafe fn round_row(_: &[f32; BLOCK], _: &mut [f32; WORDS]) -> (f32, f32) {
+        unreachable!("not available")
+    }
+
+    impl Blocks<'_> {
+        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<bool> {
+            unreachable!("not available")
+        }
+    }
+
+    impl Tile {
+        pub(super) unsafe fn rows(&self, _: usize) {
+            unreachable!("not available")
+        }
+    }
+}
