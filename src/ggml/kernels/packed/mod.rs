@@ -215,7 +215,7 @@ struct Tile {
 /// Other CPUs multiply with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use super::{BLOCK, Blocks, Line, Tile, WORDS};
+    use super::{BLOCK, Blocks, Tile, WORDS};
     use crate::file::types::GgmlType;
 
     pub(super) const HEIGHT: usize = 1;
