@@ -7,10 +7,11 @@ mod notes;
 mod progress;
 mod run;
 mod saving;
+mod values;
 
 use crate::failure::{Failure, Result};
 use crate::{data, io};
-use args::{ComputationArgs, DataArgs, Every, ObjectiveArgs, SavingArgs, ScheduleArgs, ShapeArgs};
+use args::{ComputationArgs, DataArgs, ObjectiveArgs, SavingArgs, ScheduleArgs, ShapeArgs};
 use clap::Args;
 use ggraft::file::atomic::check_writable;
 use ggraft::train::Trainer;
@@ -18,6 +19,7 @@ use ggraft::train::data::{Content, Examples, ExamplesBuilder, Row};
 use ggraft::{Model, ModelOptions};
 use run::Run;
 use std::path::{Path, PathBuf};
+use values::Every;
 
 const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf
