@@ -13,14 +13,14 @@ pub enum TrainError {
     /// Memory ran out.
     #[error("out of memory: use smaller batches, shorter rows or a smaller memory budget")]
     OutOfMemory,
-    /// The loss or its gradient is infinite or not a number, or a value of the adapter beyond what F16 holds.
+    /// The loss or its gradient is infinite or not a number.
     #[error(
         "step {step}: the {what} is {value}: use a lower learning rate, and see whether the data of that step is sound"
     )]
     NonFinite {
         /// The step, counted from 1.
         step: u64,
-        /// Loss, norm of the gradient, or a value of the adapter.
+        /// Loss or norm of the gradient.
         what: &'static str,
         /// Its value.
         value: f64,

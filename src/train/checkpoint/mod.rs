@@ -121,7 +121,7 @@ impl Trainer {
         let mut trainer =
             Self::prepare(model, options, [train.into(), valid.into()], Some(encoder))?;
         let what = ["other training data", "other validation data"];
-        for ((found, saved), what) in trainer.data_hashes().iter().zip(&saved.data).zip(what) {
+        for ((found, saved), what) in trainer.identity().data.iter().zip(&saved.data).zip(what) {
             if found != saved {
                 let path = path.to_owned();
                 return Err(TrainError::OtherRun { path, what }.into());
@@ -135,10 +135,21 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Identify the rows of both sets.
-    fn data_hashes(&self) -> [String; 2] {
-        [&self.train, &self.valid].map(|set| hash(set.iter(&self.layout)))
+    /// They stay what they are, and hashing them takes longer than many a step.
+    pub(super) fn identity(&self) -> &Identity {
+        self.identity.get_or_init(|| Identity {
+            data: [&self.train, &self.valid].map(|set| hash(set.iter(&self.layout))),
+            weights: weights(&self.model),
+        })
     }
+}
+
+/// Hashes of what a run must find again to go on.
+pub(super) struct Identity {
+    /// The training and the validation rows.
+    data: [String; 2],
+    /// Of the base.
+    weights: String,
 }
 
 impl State {

@@ -1,6 +1,6 @@
 //! What a checkpoint says besides its tensors.
 
-use super::{VERSION, weights};
+use super::VERSION;
 use crate::train::TrainOptions;
 use crate::train::encoder::EncoderKind;
 use crate::train::report::Report;
@@ -44,8 +44,8 @@ impl Trainer {
         Saved {
             version: VERSION,
             base: self.model.fingerprint().to_string(),
-            weights: weights(&self.model),
-            data: self.data_hashes(),
+            weights: self.identity().weights.clone(),
+            data: self.identity().data.clone(),
             options: self.resolved_options(),
             encoder: state.encoder.kind(),
             step: state.step,

@@ -54,7 +54,6 @@ impl Trainer {
     /// Leaves gradients in the encoder's parameters; returns what was summed.
     pub(super) fn forward_backward(&mut self) -> Result<Sums> {
         let rows = self.state.encoder.forward();
-        self.usable(&rows)?;
         let mask = self.dropout_mask(rows.len());
         let variables = match &mask {
             Some(mask) => {

@@ -7,6 +7,7 @@ mod prepare;
 mod result;
 
 use super::check::{MAX_THREADS, check_range};
+use super::checkpoint::Identity;
 use super::data::Examples;
 use super::encoder::Encoder;
 use super::layout::Layout;
@@ -23,6 +24,7 @@ use crate::ggml::CancelToken;
 use crate::model::Model;
 use gradient::Sums;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 /// Rows that are kept because of their validation loss.
@@ -104,6 +106,8 @@ pub struct Trainer {
     pub(super) state: State,
     cancel: CancelToken,
     recomputed: usize,
+    /// What checkpoints know the data and weights by, once one was asked for.
+    pub(super) identity: OnceLock<Identity>,
 }
 
 impl Trainer {
@@ -382,20 +386,6 @@ impl Trainer {
         }
         self.state.broken = true;
         Err(TrainError::NonFinite { step, what, value })
-    }
-
-    /// Rows beyond what a session's cache of F16 holds are infinite there, though their loss may be finite here.
-    fn usable(&mut self, rows: &[f32]) -> Result<(), TrainError> {
-        let limit = half::f16::MAX.to_f32();
-        let Some(&value) = rows.iter().find(|x| x.is_nan() || x.abs() > limit) else {
-            return Ok(());
-        };
-        self.state.broken = true;
-        Err(TrainError::NonFinite {
-            step: self.state.step + 1,
-            what: "adapter's value",
-            value: value.into(),
-        })
     }
 
     /// Draws the rows of the next step, each once in every pass over the data.

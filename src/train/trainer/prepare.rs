@@ -16,6 +16,7 @@ use crate::train::sequences::Sequences;
 use crate::train::start::{default_init, start};
 use crate::train::teacher::Teacher;
 use crate::train::{Init, Objective, TrainError, TrainOptions};
+use std::sync::OnceLock;
 
 /// SGD without momentum hardly moves prompts.
 const SGD_MOMENTUM: f64 = 0.9;
@@ -81,6 +82,7 @@ impl Trainer {
             teacher,
             cancel: CancelToken::default(),
             recomputed: 0,
+            identity: OnceLock::new(),
         })
     }
 }
