@@ -30,13 +30,8 @@ impl Integers {
     fn round(x: [__m256; 4]) -> Self {
         let [a, b, c, d] = x.map(|x| abs_bits(x));
         let most = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
-        let most = _mm_max_epi32(
-            _mm256_castsi256_si128(most),
-            _mm256_extracti128_si256::<1>(most),
-        );
-        let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-        let most = _mm_max_epi32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-        let most = f32::from_bits(_mm_cvtsi128_si32(most).cast_unsigned());
+        let most = across(most, |a, b| _mm_max_epi32(a, b));
+        let most = f32::from_bits(most.cast_unsigned());
         let (step, inverse) = if !most.is_finite() {
             (f32::NAN, 0.0)
         } else if most > TINY {
@@ -71,13 +66,7 @@ impl Integers {
             .words
             .map(|x| _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
         let sum = _mm256_add_epi32(pairs[0], pairs[1]);
-        let sum = _mm_add_epi32(
-            _mm256_castsi256_si128(sum),
-            _mm256_extracti128_si256::<1>(sum),
-        );
-        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
-        let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum));
-        _mm_cvtsi128_si32(sum) as f32 * self.step
+        across(sum, |a, b| _mm_add_epi32(a, b)) as f32 * self.step
     }
 }
 
@@ -86,6 +75,16 @@ impl Integers {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn abs_bits(x: __m256) -> __m256i {
     _mm256_castps_si256(_mm256_andnot_ps(_mm256_set1_ps(-0.0), x))
+}
+
+/// All elements reduced to one.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn across(x: __m256i, f: impl Fn(__m128i, __m128i) -> __m128i) -> i32 {
+    let x = f(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+    let x = f(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+    let x = f(x, _mm_shuffle_epi32::<0b10_11_00_01>(x));
+    _mm_cvtsi128_si32(x)
 }
 
 /// Rounds a block to words of two multiples of a step each, and returns the step and the sum of the values.
