@@ -123,13 +123,13 @@ typedef int32_t ggraft_precision;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Whose kernels multiply many tokens at a time with the weights.
+// Whose kernels multiply with the weights.
 enum ggraft_kernels
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-  // ggraft's own where they are faster than ggml's on this CPU.
+  // ggraft's own where they are faster than ggml's on this CPU, by type and number of tokens.
   GGRAFT_KERNELS_AUTO = 0,
   // ggraft's own where the CPU has them.
   GGRAFT_KERNELS_OWN = 1,

@@ -257,6 +257,8 @@ fn own_kernels() {
         GgmlType::Q4_K,
         GgmlType::Q5_K,
         GgmlType::Q6_K,
+        GgmlType::IQ4_NL,
+        GgmlType::IQ4_XS,
     ];
     let variants = [
         Variant::Llama,

@@ -42,11 +42,11 @@ pub struct ggraft_model_params {
     pub reserved: i32,
 }
 
-/// Whose kernels multiply many tokens at a time with the weights.
+/// Whose kernels multiply with the weights.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ggraft_kernels {
-    /// ggraft's own where they are faster than ggml's on this CPU.
+    /// ggraft's own where they are faster than ggml's on this CPU, by type and number of tokens.
     GGRAFT_KERNELS_AUTO = 0,
     /// ggraft's own where the CPU has them.
     GGRAFT_KERNELS_OWN = 1,

@@ -26,16 +26,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use vocab::{ChatOptions, Vocab};
 
-/// Whose kernels multiply several rows at a time (prompts, training, [batches](crate::Session)) with the weights. One row, a generated
-/// token, is always multiplied by ggml's.
+/// Whose kernels multiply with the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernels {
-    /// [`Kernels::Own`] for the types of weights for which they are faster than ggml's on this CPU, unless weights are repacked.
+    /// [`Kernels::Own`] where they are faster than ggml's on this CPU, by the weights' type and the number of rows (prompts, training,
+    /// [batches](crate::Session)), unless weights are repacked.
     #[default]
     Auto,
     /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA; all quantized types, F16 and BF16): nearer to the exact product than
-    /// ggml's, which round activations to 8 bits.
+    /// ggml's, which round activations to 8 bits. A row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K to Q6_K, IQ4_NL and
+    /// IQ4_XS has the same bits whatever rows it is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml.
     Own,
     /// ggml's only: the logits are libllama's, bit for bit.
     Ggml,

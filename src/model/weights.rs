@@ -7,7 +7,7 @@ use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, RepackLayout, Tensor, fewest_rows, has_mul_mat, packs_faster};
+use crate::ggml::{Buffer, RepackLayout, Tensor, faster_from, has_mul_mat, sensible_from};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -39,13 +39,15 @@ impl Linear {
     fn choose(&mut self, kernels: Kernels) {
         let w = self.mapped();
         let (ty, k) = (w.ty(), w.ne()[0]);
-        let own = match kernels {
+        let available = has_mul_mat(ty, k);
+        self.packed_from = match kernels {
             // Whoever repacks has chosen ggml's kernels.
-            Kernels::Auto => self.mapped.is_none() && has_mul_mat(ty, k) && packs_faster(ty),
-            Kernels::Own => has_mul_mat(ty, k),
-            Kernels::Ggml => false,
+            Kernels::Auto => (self.mapped.is_none() && available)
+                .then(|| faster_from(ty))
+                .flatten(),
+            Kernels::Own => available.then(|| sensible_from(ty)),
+            Kernels::Ggml => None,
         };
-        self.packed_from = own.then(|| fewest_rows(ty));
     }
 
     /// The weights to multiply so many packed rows with, `ne = [inputs, outputs]`, where that product is our own.

@@ -69,7 +69,9 @@ fn ctrl_c_keeps_the_rows_that_are_done() {
         // Later, until it is late enough: a handler is there, and a row is done.
         for delay in (50..).step_by(50) {
             let args = place.args(&format!("{line} -t 1 -m @@ --data @rows.jsonl"));
-            let child = crate::Running(command(&args).spawn().unwrap());
+            let mut command = command(&args);
+            heed_interrupts(&mut command);
+            let child = crate::Running(command.spawn().unwrap());
             std::thread::sleep(Duration::from_millis(delay));
             let id = child.0.id().to_string();
             std::process::Command::new("kill")
@@ -211,4 +213,18 @@ fn long_texts_are_split_and_conversations_take_the_chosen_template() {
     assert!(row.ends_with("|[b]|[;]"), "{row}");
     let said = warnings.matches("without an end-of-generation token");
     assert_eq!(said.count(), 1, "{warnings}");
+}
+
+/// What runs in the background of a shell without job control ignores Ctrl-C from the start, and so would what it starts.
+fn heed_interrupts(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let reset = || {
+        // SAFETY: nothing but a system call, and no function of ours is called.
+        match unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) } {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: it may run between fork and exec, as it does nothing but a system call.
+    unsafe { command.pre_exec(reset) };
 }

@@ -74,6 +74,9 @@ fn weights(ty: GgmlType, width: usize, rows: usize) -> Vec<u8> {
     some.repeat(rows.div_ceil(DIFFERENT))
 }
 
+/// What is measured takes at least so long, by repetition.
+const LEAST: Duration = Duration::from_millis(5);
+
 /// One product in a graph.
 struct Measured {
     graph: Graph,
@@ -98,9 +101,16 @@ impl Measured {
     }
 
     fn compute(&mut self, pool: &ThreadPool) -> Duration {
-        let start = Instant::now();
-        self.graph.compute(pool, None).expect("memory");
-        let time = start.elapsed();
+        // Products of a few rows are over before the clock and the caches of a CPU that slept are worth it.
+        let (start, mut times) = (Instant::now(), 0);
+        let time = loop {
+            self.graph.compute(pool, None).expect("memory");
+            times += 1;
+            let time = start.elapsed();
+            if time > LEAST {
+                break time / times;
+            }
+        };
         // Workers poll for a while and would slow down what comes next.
         std::thread::sleep(Duration::from_millis(10));
         time

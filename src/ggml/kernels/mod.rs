@@ -14,7 +14,7 @@ mod packed;
 
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
-pub(crate) use mul_mat::{MulMat, fewest_rows, has_mul_mat, packs_faster};
+pub(crate) use mul_mat::{MulMat, faster_from, has_mul_mat, sensible_from};
 pub(crate) use mul_mat_back::MulMatBack;
 pub(crate) use packed::{pack_row, packed_words};
 

@@ -12,8 +12,9 @@ impl Kernel for Pack {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let x = op.operand(0);
         let (first, packed) = out.share(x.ne[1]);
-        for (i, to) in packed.chunks_exact_mut(packed_words(x.ne[0])).enumerate() {
-            pack_row(x.row(first + i, 0), to);
+        let [k, t, ..] = x.ne;
+        for (i, to) in packed.chunks_exact_mut(packed_words(k, t)).enumerate() {
+            pack_row(x.row(first + i, 0), t, to);
         }
     }
 }
@@ -25,7 +26,7 @@ impl Kernel for PackedProduct {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let (w, ty, row_bytes, [k, n]) = op.matrix(0);
         let x = op.operand(1);
-        assert_eq!(x.ne[0], packed_words(k));
+        assert_eq!(x.ne[0], packed_words(k, x.ne[1]));
         let product = MulMat {
             ty,
             w,
@@ -70,7 +71,7 @@ impl Context {
     /// Rows x `ne = [K, T]` for [`Context::mul_mat_packed`], for as many products as read them.
     pub(crate) fn pack(&self, x: &Tensor) -> Tensor {
         let [k, t, ..] = x.ne();
-        self.custom(Pack, &[x], [packed_words(k), t, 1, 1])
+        self.custom(Pack, &[x], [packed_words(k, t), t, 1, 1])
     }
 
     /// `W x` by our own kernel, see [`has_mul_mat`](crate::ggml::has_mul_mat): w `ne = [K, N]` as it lies in the file, rows

@@ -3,7 +3,7 @@
 //! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant.
 
 use super::dequant::row_to_f32;
-use super::packed::{self, BLOCK, Output, Panel, Rows, WIDTH};
+use super::packed::{self, BLOCK, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -20,21 +20,23 @@ pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
         && (ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16))
 }
 
-/// Rows of X from which on it is worth while to unpack W: with fewer that is most of the work. Measured on Zen 3.
-pub(crate) fn fewest_rows(ty: GgmlType) -> usize {
-    if ty.is_quantized() && packed::unpacks(ty) {
-        8
-    } else {
-        32
-    }
+/// Rows of X from which on the kernel is used if it is asked for. Weights that are multiplied as they lie in memory take any number; others must
+/// be unpacked, which is most of the work with fewer rows.
+pub(crate) fn sensible_from(ty: GgmlType) -> usize {
+    if packed::has_dots(ty) { 1 } else { 32 }
 }
 
-/// Whether the kernel is faster than ggml's for weights of type `ty` and [`fewest_rows`] or more: against AVX2 it is, unless weights go
-/// through F32.
-pub(crate) fn packs_faster(ty: GgmlType) -> bool {
+/// Rows of X from which on the kernel is faster than ggml's for weights of type `ty`, if it ever is: against AVX2 it is, unless weights go
+/// through F32. Measured on Zen 3.
+pub(crate) fn faster_from(ty: GgmlType) -> Option<usize> {
     // SAFETY: a pure query of how ggml was compiled.
     let wider = unsafe { ggml_sys::ggml_cpu_has_avx512() } != 0;
-    !wider && packed::unpacks(ty)
+    match ty {
+        _ if wider || !packed::unpacks(ty) => None,
+        GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
+        _ if packed::has_dots(ty) => Some(2),
+        _ => Some(32),
+    }
 }
 
 /// `Y = W X`.
@@ -66,10 +68,51 @@ impl MulMat {
     /// The matrices must be valid; all parts together write all of Y, each its own.
     pub(crate) unsafe fn part(&self, ith: usize, nth: usize) {
         let panels = self.n.div_ceil(WIDTH);
+        let part = panels * ith / nth..panels * (ith + 1) / nth;
+        if part.is_empty() || self.t == 0 {
+            return;
+        }
+        let rows = part.start * WIDTH..self.n.min(part.end * WIDTH);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.t <= MOST_DOTS && packed::has_dots(self.ty) {
+                self.dots(rows);
+            } else {
+                self.panels(rows);
+            }
+        }
+    }
+
+    /// Multiplies rows of W as they lie in memory.
+    ///
+    /// # Safety
+    /// There must be rows, which nobody else computes.
+    unsafe fn dots(&self, rows: Range<usize>) {
+        // SAFETY: these rows of W, all of X, ours of Y, on a CPU that has the instructions (`has_mul_mat`).
+        unsafe {
+            let dots = Dots {
+                first: self.w.add(rows.start * self.row_bytes),
+                row_bytes: self.row_bytes,
+                rows: rows.len(),
+                x: self.x,
+                t: self.t,
+                k: self.k,
+                y: self.y.add(rows.start),
+                y_stride: self.n,
+            };
+            assert!(dots.compute(self.ty), "{:?} has dot products", self.ty);
+        }
+    }
+
+    /// Unpacks rows of W, panel by panel, and multiplies them.
+    ///
+    /// # Safety
+    /// As for [`MulMat::dots`].
+    unsafe fn panels(&self, rows: Range<usize>) {
         PANEL.with_borrow_mut(|panel| {
             panel.resize(DEPTH / BLOCK);
-            for i in panels * ith / nth..panels * (ith + 1) / nth {
-                let rows = i * WIDTH..self.n.min((i + 1) * WIDTH);
+            for first in rows.clone().step_by(WIDTH) {
+                let rows = first..rows.end.min(first + WIDTH);
                 for k0 in (0..self.k).step_by(DEPTH) {
                     let depth = k0..self.k.min(k0 + DEPTH);
                     // SAFETY: rows and columns of W, all rows of X and ours of Y.

@@ -33,19 +33,21 @@ impl Case {
         self.x.len() / self.k
     }
 
-    fn packed(&self) -> Vec<f32> {
-        let width = packed_words(self.k);
-        let mut packed = vec![0.0; self.t() * width];
-        for (x, to) in self.x.chunks(self.k).zip(packed.chunks_mut(width)) {
-            pack_row(x, to);
+    fn packed(&self, rows: Range<usize>) -> Vec<f32> {
+        let (k, t) = (self.k, rows.len());
+        let mut packed = Vec::new();
+        for x in self.x[rows.start * k..rows.end * k].chunks(k) {
+            let mut row = vec![0.0; packed_words(k, t)];
+            pack_row(x, t, &mut row);
+            packed.extend(row);
         }
         packed
     }
 
     /// Rows `rows` of X, by so many threads, one after the other.
     fn product(&self, rows: Range<usize>, nth: usize) -> Vec<f32> {
-        let packed = self.packed();
         let t = rows.len();
+        let packed = self.packed(rows);
         let mut y = vec![f32::NAN; self.n * t];
         let product = MulMat {
             ty: self.ty,
@@ -53,7 +55,7 @@ impl Case {
             row_bytes: self.ty.row_bytes(self.k as u64).unwrap() as usize,
             k: self.k,
             n: self.n,
-            x: packed[rows.start * packed_words(self.k)..].as_ptr(),
+            x: packed.as_ptr(),
             t,
             y: y.as_mut_ptr(),
         };

@@ -41,29 +41,52 @@ pub(super) fn unpacks(ty: GgmlType) -> bool {
     arch::unpacks(ty)
 }
 
-/// Words that a packed row of `k` values takes, a multiple of 32: for each block its values, a step, and their sum.
-pub(crate) fn packed_words(k: usize) -> usize {
-    k / BLOCK * (WORDS + 2)
+/// Whether weights of type `ty` can be multiplied as they lie in memory, see [`Dots`].
+pub(super) fn has_dots(ty: GgmlType) -> bool {
+    arch::has_format(ty)
 }
 
-/// Rounds a row to [`packed_words`] words: those of all blocks, then the steps, then the sums. A block with a value that
-/// is infinite or not a number gets a step that is not a number.
+/// Rows of X that [`Dots`] take.
+pub(super) const MOST_DOTS: usize = 3;
+
+/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. Of all blocks first their integers, then the steps,
+/// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].
+pub(crate) fn packed_words(k: usize, t: usize) -> usize {
+    k / BLOCK * (SCALED + if t <= MOST_DOTS { WORDS } else { 0 })
+}
+
+/// Words of a packed block without its bytes.
+const SCALED: usize = WORDS + 3;
+
+/// Integers of a block as 128 times a high byte and a low one, both of -64 to 64: the high ones first.
+type Bytes = [f32; WORDS];
+
+/// A rounded block, apart from its integers.
+struct Rounded {
+    step: f32,
+    /// Of the integers: small enough to be exact.
+    sum: f32,
+    half_sum: f32,
+}
+
+/// Rounds one of `t` rows to [`packed_words`] words. A block with a value that is infinite or not a number gets a step that is not a number.
 ///
 /// # Panics
 /// If the kernels are not [`available`], or the sizes do not fit.
-pub(crate) fn pack_row(x: &[f32], to: &mut [f32]) {
+pub(crate) fn pack_row(x: &[f32], t: usize, to: &mut [f32]) {
     let (blocks, rest) = x.as_chunks::<BLOCK>();
-    assert!(available() && rest.is_empty() && to.len() == packed_words(x.len()));
-    let (words, scales) = to.split_at_mut(blocks.len() * WORDS);
-    let (steps, sums) = scales.split_at_mut(blocks.len());
-    for (((x, words), step), sum) in blocks
-        .iter()
-        .zip(words.as_chunks_mut::<WORDS>().0)
-        .zip(steps)
-        .zip(sums)
-    {
+    assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t));
+    let n = blocks.len();
+    let (words, scales) = to.split_at_mut(n * WORDS);
+    let (scales, bytes) = scales.split_at_mut(n * (SCALED - WORDS));
+    let words = words.as_chunks_mut::<WORDS>().0;
+    let mut bytes = bytes.as_chunks_mut::<WORDS>().0.iter_mut();
+    for (b, (x, words)) in blocks.iter().zip(words).enumerate() {
         // SAFETY: the CPU has the instructions (asserted above).
-        (*step, *sum) = unsafe { arch::round_row(x, words) };
+        let rounded = unsafe { arch::round_row(x, words, bytes.next()) };
+        scales[b] = rounded.step;
+        scales[n + b] = rounded.sum;
+        scales[2 * n + b] = rounded.half_sum;
     }
 }
 
@@ -78,6 +101,24 @@ pub(super) struct Rows {
     pub(super) k: usize,
     /// The first block that is wanted.
     pub(super) first: usize,
+}
+
+/// Some rows of weights in memory, to be multiplied with all of a few rows of X.
+pub(super) struct Dots {
+    /// The first row, `row_bytes` from the next.
+    pub(super) first: *const u8,
+    pub(super) row_bytes: usize,
+    /// At least one.
+    pub(super) rows: usize,
+    /// As [`pack_row`] gives them.
+    pub(super) x: *const f32,
+    /// Rows of X: 1 to [`MOST_DOTS`].
+    pub(super) t: usize,
+    /// Values of a row.
+    pub(super) k: usize,
+    /// Element `i` of row `t` goes to `y[t * y_stride + i]`.
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
 }
 
 /// Where a product goes: element `i` of row `t` at `values[t * stride + i]`.
@@ -159,7 +200,7 @@ impl Panel {
         assert!(blocks <= self.steps.len() && y.width <= WIDTH);
         // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
         let tiles = x.t.div_ceil(arch::HEIGHT);
-        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k));
+        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t));
         for tile in 0..tiles {
             let (from, to) = (tile * x.t / tiles, (tile + 1) * x.t / tiles);
             // SAFETY: rows from..to of X and Y.
@@ -215,7 +256,7 @@ struct Tile {
 /// Other CPUs multiply with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use super::{BLOCK, Blocks, Tile, WORDS};
+    use super::{BLOCK, Blocks, Bytes, Dots, Rounded, Tile, WORDS};
     use crate::file::types::GgmlType;
 
     pub(super) const HEIGHT: usize = 1;
@@ -228,12 +269,26 @@ mod arch {
         false
     }
 
-    pub(super) unsafe fn round_row(_: &[f32; BLOCK], _: &mut [f32; WORDS]) -> (f32, f32) {
+    pub(super) unsafe fn round_row(
+        _: &[f32; BLOCK],
+        _: &mut [f32; WORDS],
+        _: Option<&mut Bytes>,
+    ) -> Rounded {
         unreachable!("not available")
+    }
+
+    pub(super) fn has_format(_: GgmlType) -> bool {
+        false
     }
 
     impl Blocks<'_> {
         pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<bool> {
+            unreachable!("not available")
+        }
+    }
+
+    impl Dots {
+        pub(in super::super) unsafe fn compute(self, _: GgmlType) -> bool {
             unreachable!("not available")
         }
     }

@@ -1,87 +1,74 @@
-//! Blocks of weights as integers.
+//! How weights lie in memory, type by type.
 
-use super::super::{Blocks, Line, WIDTH, WORDS};
 use super::Integers;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
-impl Blocks<'_> {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn each<F: Format>(&mut self) -> bool {
-        let mut words = [[0.0f32; WORDS]; WIDTH];
-        let to = self.words.as_chunks_mut::<WORDS>().0;
-        let scales = self.steps.iter_mut().zip(&mut *self.mins);
-        for (b, (to, (steps, mins))) in to.iter_mut().zip(scales).enumerate() {
-            let first = self.first.wrapping_add(b / F::BLOCKS * F::BYTES);
-            for (r, words) in words.iter_mut().take(self.rows).enumerate() {
-                // SAFETY: block b of row r.
-                let (block, min) =
-                    unsafe { F::block(first.add(r * self.row_bytes), b % F::BLOCKS) };
-                block.store(words);
-                steps.0[r] = block.step;
-                if F::MINS {
-                    mins.0[r] = min;
-                }
-            }
-            interleave(&words, to);
-        }
-        F::MINS
-    }
-}
+/// Rows that are read side by side: lanes of a register.
+pub(super) const GROUP: usize = 8;
 
-/// Words of [`WIDTH`] rows, one after the other, to rows of words.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn interleave(from: &[[f32; WORDS]; WIDTH], to: &mut [Line<f32>; WORDS]) {
-    for (half, rows) in from.as_chunks::<8>().0.iter().enumerate() {
-        for (part, to) in to.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            // SAFETY: eight words of eight rows each.
-            unsafe {
-                let r: [__m256; 8] =
-                    std::array::from_fn(|i| _mm256_loadu_ps(rows[i].as_ptr().add(8 * part)));
-                let pair = |i: usize| {
-                    (
-                        _mm256_unpacklo_ps(r[i], r[i + 1]),
-                        _mm256_unpackhi_ps(r[i], r[i + 1]),
-                    )
-                };
-                let (a, b, c, d) = (pair(0), pair(2), pair(4), pair(6));
-                let low = |a, b| _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
-                let high = |a, b| _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
-                let four = [
-                    (low(a.0, b.0), low(c.0, d.0)),
-                    (high(a.0, b.0), high(c.0, d.0)),
-                    (low(a.1, b.1), low(c.1, d.1)),
-                    (high(a.1, b.1), high(c.1, d.1)),
-                ];
-                for (i, (x, y)) in four.into_iter().enumerate() {
-                    let first = _mm256_permute2f128_ps::<0x20>(x, y);
-                    let second = _mm256_permute2f128_ps::<0x31>(x, y);
-                    _mm256_storeu_ps(to[i].0.as_mut_ptr().add(8 * half), first);
-                    _mm256_storeu_ps(to[i + 4].0.as_mut_ptr().add(8 * half), second);
-                }
-            }
-        }
-    }
-}
-
-/// How weights lie in memory.
-trait Format {
+/// Integers of 8 bits without a sign, with a step, or a step and a minimum, for each block of 32: some blocks to a unit.
+pub(super) trait Format {
     /// Of a unit.
     const BYTES: usize;
-    /// 32 values each, in a unit.
-    const BLOCKS: usize = 1;
+    /// Of a unit, at most 8.
+    const BLOCKS: usize;
     /// Whether a block has a minimum.
-    const MINS: bool = false;
+    const MINS: bool;
+    /// Whether the halves of a block have factors, at most ±4096 with the largest integer.
+    const FACTORS: bool;
+    /// What the integers are more than they stand for: they have no sign.
+    const OFFSET: u8;
 
-    /// Block `i` of a unit, and its minimum.
+    /// Of one unit in each of some rows.
     ///
     /// # Safety
-    /// There must be a unit at `at`. Callers have AVX2, FMA and F16C, and this becomes part of them.
-    unsafe fn block(at: *const u8, i: usize) -> (Integers, f32);
+    /// There must be a unit at each. Callers have AVX2, FMA and F16C, and this becomes part of them.
+    unsafe fn scales(at: &[*const u8; GROUP]) -> Scales;
+
+    /// Block `i` of a unit.
+    ///
+    /// # Safety
+    /// As for `scales`.
+    unsafe fn bytes(at: *const u8, i: usize) -> __m256i;
+}
+
+/// What the integers of a unit in each of [`GROUP`] rows are multiplied with. Lanes are rows.
+pub(super) struct Scales {
+    /// Of each block.
+    pub(super) steps: [__m256; 8],
+    pub(super) mins: [__m256; 8],
+    /// Of first halves of each block, and of second ones.
+    pub(super) factors: [[__m256i; 2]; 8],
+}
+
+/// Repeats a statement for each block of a unit: `$i` is a constant, which shifts depend on.
+macro_rules! for_each_block {
+    ($format:ident, $i:ident, $do:expr) => {
+        for_each_block!($format, $i, $do, 0 1 2 3 4 5 6 7)
+    };
+    ($format:ident, $i:ident, $do:expr, $($n:literal)*) => {$(
+        if $n < $format::BLOCKS {
+            let $i = $n;
+            $do
+        }
+    )*};
+}
+pub(super) use for_each_block;
+
+/// What is done with weights of a type that is known when the program runs.
+pub(super) trait Visit {
+    type Output;
+
+    /// # Safety
+    /// The visitor's.
+    unsafe fn visit<F: Format>(self) -> Self::Output;
 }
 
 macro_rules! formats {
-    ($($(#[$doc:meta])* $ty:ident: $bytes:literal $(in $blocks:literal)? $(, mins $mins:literal)?, |$at:ident, $i:pat_param| $block:expr;)*) => {
+    ($($(#[$doc:meta])* $ty:ident: $bytes:literal
+        $(in $blocks:literal, scales $scales:ident $(, factors $factors:literal)?)?
+        $(, mins $mins:literal)? $(, less $offset:literal)?, |$at:ident, $i:pat_param| $block:expr;)*) => {
         $(
             $(#[$doc])*
             // As in GgmlType.
@@ -90,106 +77,262 @@ macro_rules! formats {
 
             impl Format for $ty {
                 const BYTES: usize = $bytes;
-                $(const BLOCKS: usize = $blocks;)?
-                $(const MINS: bool = $mins;)?
+                const BLOCKS: usize = 1 $(- 1 + $blocks)?;
+                const MINS: bool = false $(|| $mins)?;
+                const FACTORS: bool = false $($(|| $factors)?)?;
+                const OFFSET: u8 = 0 $(+ $offset)?;
 
                 #[inline(always)]
-                unsafe fn block($at: *const u8, $i: usize) -> (Integers, f32) {
-                    // SAFETY: the parts of a unit, whose layout is ggml-common.h's.
+                unsafe fn scales(at: &[*const u8; GROUP]) -> Scales {
+                    // SAFETY: units, whose layout is ggml-common.h's.
+                    unsafe {
+                        $(return Scales::$scales(at);)?
+                        #[allow(unreachable_code)]
+                        Scales::of_blocks(at, Self::MINS)
+                    }
+                }
+
+                #[inline(always)]
+                unsafe fn bytes($at: *const u8, $i: usize) -> __m256i {
+                    // SAFETY: the parts of a unit.
                     unsafe { $block }
                 }
             }
         )*
 
-        impl Blocks<'_> {
-            /// Unpacks blocks of type `ty`, and says whether they have minimums. `None` if there is no way but through F32.
-            ///
-            /// # Safety
-            /// The rows must have as many blocks as there are steps, and the CPU AVX2, FMA and F16C.
-            pub(in super::super) unsafe fn unpack(mut self, ty: GgmlType) -> Option<bool> {
-                match ty {
-                    // SAFETY: the caller's promise.
-                    $(GgmlType::$ty => Some(unsafe { self.each::<$ty>() }),)*
-                    _ => None,
-                }
+        /// Visits the format of type `ty`, if it has one.
+        ///
+        /// # Safety
+        /// The visitor's.
+        pub(super) unsafe fn visit<V: Visit>(ty: GgmlType, visitor: V) -> Option<V::Output> {
+            match ty {
+                // SAFETY: the caller's promise.
+                $(GgmlType::$ty => Some(unsafe { visitor.visit::<$ty>() }),)*
+                _ => None,
             }
         }
 
-        /// Whether there is a format for weights of type `ty`.
-        pub(in super::super) fn unpacks(ty: GgmlType) -> bool {
+        /// Whether weights of type `ty` are integers in blocks.
+        pub(in super::super) fn has_format(ty: GgmlType) -> bool {
             matches!(ty, $(GgmlType::$ty)|*)
         }
     };
 }
 
+// Units of one block begin with its step, and its minimum if it has one, in half precision.
 formats! {
-    F32: 128, |at, _| rounded(std::array::from_fn(|i| _mm256_loadu_ps(at.cast::<f32>().add(8 * i))));
-    F16: 64, |at, _| rounded(std::array::from_fn(|i| _mm256_cvtph_ps(_mm_loadu_si128(at.cast::<__m128i>().add(i)))));
-    BF16: 64, |at, _| rounded(std::array::from_fn(|i| {
-        let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
-    }));
-    Q8_0: 34, |at, _| bytes(load(at.add(2)), half(at), 0.0);
-    Q4_0: 18, |at, _| bytes(minus(nibbles(at.add(2)), 8), half(at), 0.0);
-    Q4_1: 20, mins true, |at, _| bytes(nibbles(at.add(4)), half(at), half(at.add(2)));
-    Q5_0: 22, |at, _| {
-        let x = _mm256_or_si256(nibbles(at.add(6)), fifth_bits(at.add(2)));
-        bytes(minus(x, 16), half(at), 0.0)
-    };
-    Q5_1: 24, mins true, |at, _| {
-        let x = _mm256_or_si256(nibbles(at.add(8)), fifth_bits(at.add(4)));
-        bytes(x, half(at), half(at.add(2)))
-    };
-    /// High bits, low bits, scales of 16 values each, a scale.
-    Q3_K: 110 in 8, |at, i| {
+    Q8_0: 34, less 128, |at, _| _mm256_xor_si256(load(at.add(2)), _mm256_set1_epi8(i8::MIN));
+    Q4_0: 18, less 8, |at, _| nibbles(at.add(2));
+    Q4_1: 20, mins true, |at, _| nibbles(at.add(4));
+    Q5_0: 22, less 16, |at, _| _mm256_or_si256(nibbles(at.add(6)), fifth_bits(at.add(2)));
+    Q5_1: 24, mins true, |at, _| _mm256_or_si256(nibbles(at.add(8)), fifth_bits(at.add(4)));
+    /// High bits, low bits, factors of 16 values each, a step.
+    Q3_K: 110 in 8, scales of_q3_k, factors true, less 4, |at, i| {
         let high = bits(load(at), i, 1, 2);
         let low = bits(load(at.add(32 + 32 * (i / 4))), 2 * (i % 4), 3, 0);
-        let scales = at.add(96);
-        let scale = |s: usize| {
-            let low = if s < 8 { *scales.add(s) & 15 } else { *scales.add(s - 8) >> 4 };
-            let high = *scales.add(8 + s % 4) >> (2 * (s / 4)) & 3;
-            i16::from(low | high << 4) - 32
-        };
-        scaled(minus(_mm256_or_si256(low, high), 4), [scale(2 * i), scale(2 * i + 1)], half(at.add(108)))
+        _mm256_or_si256(low, high)
     };
-    /// Scale and minimum, both's factors, four bits.
-    Q4_K: 144 in 8, mins true, |at, i| {
-        let x = bits(load(at.add(16 + 32 * (i / 2))), 4 * (i % 2), 15, 0);
-        let (scale, min) = factors(at.add(4), i);
-        bytes(x, half(at) * scale, -(half(at.add(2)) * min))
-    };
-    /// Scale and minimum, both's factors, high bits, four bits.
-    Q5_K: 176 in 8, mins true, |at, i| {
+    /// Step and minimum, both's factors, four bits.
+    Q4_K: 144 in 8, scales of_q4_k, mins true, |at, i| bits(load(at.add(16 + 32 * (i / 2))), 4 * (i % 2), 15, 0);
+    /// Step and minimum, both's factors, high bits, four bits.
+    Q5_K: 176 in 8, scales of_q4_k, mins true, |at, i| {
         let low = bits(load(at.add(48 + 32 * (i / 2))), 4 * (i % 2), 15, 0);
         let high = bits(load(at.add(16)), i, 1, 4);
-        let (scale, min) = factors(at.add(4), i);
-        bytes(_mm256_or_si256(low, high), half(at) * scale, -(half(at.add(2)) * min))
+        _mm256_or_si256(low, high)
     };
-    /// Four bits, two high bits, scales of 16 values each, a scale.
-    Q6_K: 210 in 8, |at, i| {
+    /// Four bits, two high bits, factors of 16 values each, a step.
+    Q6_K: 210 in 8, scales of_q6_k, factors true, less 32, |at, i| {
         let (upper, j) = (i / 4, i % 4);
         let low = bits(load(at.add(64 * upper + 32 * (j % 2))), 4 * (j / 2), 15, 0);
         let high = bits(load(at.add(128 + 32 * upper)), 2 * j, 3, 4);
-        let scale = |s: usize| i16::from(at.cast::<i8>().add(192 + 2 * i + s).read());
-        scaled(minus(_mm256_or_si256(low, high), 32), [scale(0), scale(1)], half(at.add(208)))
+        _mm256_or_si256(low, high)
     };
-    IQ4_NL: 18, |at, _| bytes(levels(nibbles(at.add(2))), half(at), 0.0);
-    /// A scale, high bits of its factors, low ones, four bits.
-    IQ4_XS: 136 in 8, |at, i| {
-        let low = *at.add(4 + i / 2) >> (4 * (i % 2)) & 15;
-        let high = at.add(2).cast::<u16>().read_unaligned() >> (2 * i) & 3;
-        let factor = i32::from(low) + 16 * i32::from(high) - 32;
-        bytes(levels(nibbles(at.add(8 + 16 * i))), half(at) * factor as f32, 0.0)
+    IQ4_NL: 18, less 128, |at, _| levels(nibbles(at.add(2)));
+    /// A step, high bits of its factors, low ones, four bits.
+    IQ4_XS: 136 in 8, scales of_iq4_xs, less 128, |at, i| levels(nibbles(at.add(8 + 16 * i)));
+}
+
+impl Scales {
+    /// Without minimums and factors.
+    #[inline(always)]
+    unsafe fn of_steps(steps: [__m256; 8]) -> Self {
+        // SAFETY: callers have the features.
+        unsafe {
+            Self {
+                steps,
+                mins: [_mm256_setzero_ps(); 8],
+                factors: [[_mm256_setzero_si256(); 2]; 8],
+            }
+        }
+    }
+
+    /// Of units of one block: a step, and a minimum if there is one.
+    #[inline(always)]
+    unsafe fn of_blocks(at: &[*const u8; GROUP], has_mins: bool) -> Self {
+        // SAFETY: the caller has units, and the features.
+        unsafe {
+            if !has_mins {
+                return Self::of_steps([half_of_each(at, 0); 8]);
+            }
+            let [a, b, c, d, e, f, g, h] = at.map(|at| at.cast::<i32>().read_unaligned());
+            let (step, min) = two_halves(_mm256_setr_epi32(a, b, c, d, e, f, g, h));
+            Self {
+                mins: [min; 8],
+                ..Self::of_steps([step; 8])
+            }
+        }
+    }
+
+    /// Step and minimum, and six bits for each block's factor of both, packed into 12 bytes.
+    #[inline(always)]
+    unsafe fn of_q4_k(at: &[*const u8; GROUP]) -> Self {
+        // SAFETY: the caller has units, and the features.
+        unsafe {
+            let [halves, a, b, c] = columns(at, 0);
+            let (step, min) = two_halves(halves);
+            let min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0));
+            let factors = |first, low| {
+                let four = masked(first, 0x3f);
+                let high = masked(_mm256_srli_epi32::<2>(first), 0x30);
+                [four, _mm256_or_si256(masked(low, 0x0f), high)]
+            };
+            let (steps, mins) = (factors(a, c), factors(b, _mm256_srli_epi32::<4>(c)));
+            let of_each = |scale, factors: [__m256i; 2]| {
+                std::array::from_fn(|i| {
+                    let factor = _mm256_cvtepi32_ps(byte(factors[i / 4], i % 4));
+                    _mm256_mul_ps(scale, factor)
+                })
+            };
+            Self {
+                mins: of_each(min, mins),
+                ..Self::of_steps(of_each(step, steps))
+            }
+        }
+    }
+
+    /// A step, and factors of 16 values each: six bits less 32, of which the low four come first, then the high two.
+    #[inline(always)]
+    unsafe fn of_q3_k(at: &[*const u8; GROUP]) -> Self {
+        // SAFETY: the caller has units, and the features.
+        unsafe {
+            // A unit ends with the step, behind 12 bytes of factors.
+            let c = columns(at, 94);
+            let shifted = |i: usize| {
+                let (low, high) = (
+                    _mm256_srli_epi32::<16>(c[i]),
+                    _mm256_slli_epi32::<16>(c[i + 1]),
+                );
+                _mm256_or_si256(low, high)
+            };
+            let (low, high) = ([shifted(0), shifted(1)], shifted(2));
+            let four = |low, high| _mm256_or_si256(masked(low, 0x0f), masked(high, 0x30));
+            let four = [
+                four(low[0], _mm256_slli_epi32::<4>(high)),
+                four(low[1], _mm256_slli_epi32::<2>(high)),
+                four(_mm256_srli_epi32::<4>(low[0]), high),
+                four(_mm256_srli_epi32::<4>(low[1]), _mm256_srli_epi32::<2>(high)),
+            ];
+            let factor = |i: usize| {
+                let factor = byte(four[i / 4], i % 4);
+                _mm256_sub_epi32(factor, _mm256_set1_epi32(32))
+            };
+            let (_, step) = two_halves(c[3]);
+            Self {
+                factors: std::array::from_fn(|i| [factor(2 * i), factor(2 * i + 1)]),
+                ..Self::of_steps([step; 8])
+            }
+        }
+    }
+
+    /// A step, and factors of 16 values each.
+    #[inline(always)]
+    unsafe fn of_q6_k(at: &[*const u8; GROUP]) -> Self {
+        // SAFETY: the caller has units, and the features.
+        unsafe {
+            let four = columns(at, 192);
+            let factor = |i: usize| {
+                let up = _mm_cvtsi32_si128(24 - 8 * (i % 4) as i32);
+                _mm256_srai_epi32::<24>(_mm256_sll_epi32(four[i / 4], up))
+            };
+            Self {
+                factors: std::array::from_fn(|i| [factor(2 * i), factor(2 * i + 1)]),
+                ..Self::of_steps([half_of_each(at, 208); 8])
+            }
+        }
+    }
+
+    /// A step, and six bits less 32 for each block's factor of it: the high two first, then the low four.
+    #[inline(always)]
+    unsafe fn of_iq4_xs(at: &[*const u8; GROUP]) -> Self {
+        // SAFETY: the caller has units, and the features.
+        unsafe {
+            let [first, low, ..] = columns(at, 0);
+            let (step, _) = two_halves(first);
+            let high = _mm256_srli_epi32::<16>(first);
+            let bits = |x, from: usize, mask: i32| {
+                let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(from as i32));
+                _mm256_and_si256(x, _mm256_set1_epi32(mask))
+            };
+            let factor = |i: usize| {
+                let high = _mm256_slli_epi32::<4>(bits(high, 2 * i, 3));
+                let factor = _mm256_or_si256(bits(low, 4 * i, 15), high);
+                _mm256_sub_epi32(factor, _mm256_set1_epi32(32))
+            };
+            Self::of_steps(std::array::from_fn(|i| {
+                _mm256_mul_ps(step, _mm256_cvtepi32_ps(factor(i)))
+            }))
+        }
+    }
+}
+
+/// Values that are rounded to integers.
+pub(super) trait Floats {
+    /// Of a block.
+    const BYTES: usize;
+
+    /// A block.
+    ///
+    /// # Safety
+    /// There must be one. Callers have AVX2, FMA and F16C, and this becomes part of them.
+    unsafe fn load(at: *const u8) -> [__m256; 4];
+
+    /// A block as integers.
+    ///
+    /// # Safety
+    /// As for `load`.
+    #[inline(always)]
+    unsafe fn round(at: *const u8) -> Integers {
+        // SAFETY: the caller's promise.
+        unsafe { Integers::round(Self::load(at)) }
+    }
+}
+
+macro_rules! floats {
+    ($($ty:ident: $bytes:literal, |$at:ident, $i:ident| $eight:expr;)*) => {$(
+        pub(super) struct $ty;
+
+        impl Floats for $ty {
+            const BYTES: usize = 32 * $bytes;
+
+            #[inline(always)]
+            unsafe fn load($at: *const u8) -> [__m256; 4] {
+                // SAFETY: the caller's promise.
+                std::array::from_fn(|$i| unsafe { $eight })
+            }
+        }
+    )*};
+}
+
+floats! {
+    F32: 4, |at, i| _mm256_loadu_ps(at.cast::<f32>().add(8 * i));
+    F16: 2, |at, i| _mm256_cvtph_ps(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
+    BF16: 2, |at, i| {
+        let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
     };
 }
 
 // Everything below is inlined into functions that have the CPU's features: that is what makes it safe to call.
-
-#[inline(always)]
-unsafe fn rounded(x: [__m256; 4]) -> (Integers, f32) {
-    // SAFETY: callers have the features.
-    (unsafe { Integers::round(x) }, 0.0)
-}
 
 /// 32 bytes.
 #[inline(always)]
@@ -198,24 +341,82 @@ unsafe fn load(at: *const u8) -> __m256i {
     unsafe { _mm256_loadu_si256(at.cast()) }
 }
 
-/// A half-precision number.
+/// Half-precision numbers at an offset.
 #[inline(always)]
-unsafe fn half(at: *const u8) -> f32 {
-    // SAFETY: the caller has it, and the features.
+unsafe fn half_of_each(at: &[*const u8; GROUP], offset: usize) -> __m256 {
+    // SAFETY: the caller has them, and the features.
     unsafe {
-        let bits = i32::from(at.cast::<u16>().read_unaligned());
-        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
+        let bits = at.map(|at| at.add(offset).cast::<i16>().read_unaligned());
+        let [a, b, c, d, e, f, g, h] = bits;
+        _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
     }
 }
 
-/// Bits `from` to `from + 8` of each byte under the mask, moved up by `to`.
+/// Lanes of two half-precision numbers.
 #[inline(always)]
-unsafe fn bits(x: __m256i, from: usize, mask: i8, to: i32) -> __m256i {
+unsafe fn two_halves(x: __m256i) -> (__m256, __m256) {
     // SAFETY: callers have the features.
     unsafe {
-        let low = _mm256_srl_epi16(x, _mm_cvtsi32_si128(from as i32));
-        let low = _mm256_and_si256(low, _mm256_set1_epi8(mask));
-        _mm256_sll_epi16(low, _mm_cvtsi32_si128(to))
+        let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        let x = _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
+        let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+        (
+            _mm256_cvtph_ps(_mm256_castsi256_si128(x)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)),
+        )
+    }
+}
+
+/// 16 bytes at an offset in each row, as four columns of four.
+#[inline(always)]
+unsafe fn columns(at: &[*const u8; GROUP], offset: usize) -> [__m256i; 4] {
+    // SAFETY: the caller has them, and the features.
+    unsafe {
+        let row = |r: usize| _mm_loadu_si128(at[r].add(offset).cast());
+        let rows = [0, 1, 2, 3].map(|r| _mm256_set_m128i(row(r + 4), row(r)));
+        let pairs = [
+            _mm256_unpacklo_epi32(rows[0], rows[1]),
+            _mm256_unpacklo_epi32(rows[2], rows[3]),
+            _mm256_unpackhi_epi32(rows[0], rows[1]),
+            _mm256_unpackhi_epi32(rows[2], rows[3]),
+        ];
+        [
+            _mm256_unpacklo_epi64(pairs[0], pairs[1]),
+            _mm256_unpackhi_epi64(pairs[0], pairs[1]),
+            _mm256_unpacklo_epi64(pairs[2], pairs[3]),
+            _mm256_unpackhi_epi64(pairs[2], pairs[3]),
+        ]
+    }
+}
+
+/// Bytes under a mask.
+#[inline(always)]
+unsafe fn masked(x: __m256i, mask: i8) -> __m256i {
+    // SAFETY: callers have the features.
+    unsafe { _mm256_and_si256(x, _mm256_set1_epi8(mask)) }
+}
+
+/// Byte `i` of each lane.
+#[inline(always)]
+unsafe fn byte(x: __m256i, i: usize) -> __m256i {
+    // SAFETY: callers have the features.
+    unsafe {
+        let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * i as i32));
+        _mm256_and_si256(x, _mm256_set1_epi32(0xff))
+    }
+}
+
+/// Bits of each byte from `from` on, as many as the mask has, moved to `to`.
+#[inline(always)]
+unsafe fn bits(x: __m256i, from: usize, mask: i8, to: usize) -> __m256i {
+    // SAFETY: callers have the features.
+    unsafe {
+        let x = if from > to {
+            _mm256_srl_epi16(x, _mm_cvtsi32_si128((from - to) as i32))
+        } else {
+            _mm256_sll_epi16(x, _mm_cvtsi32_si128((to - from) as i32))
+        };
+        masked(x, mask << to)
     }
 }
 
@@ -251,68 +452,14 @@ unsafe fn fifth_bits(at: *const u8) -> __m256i {
     }
 }
 
-/// Four bits as the values that IQ4_NL and IQ4_XS give them.
+/// Four bits as the values that IQ4_NL and IQ4_XS give them, plus 128.
 #[inline(always)]
 unsafe fn levels(x: __m256i) -> __m256i {
     // SAFETY: callers have the features.
     unsafe {
         let levels = _mm_setr_epi8(
-            -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+            1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15,
         );
         _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), x)
-    }
-}
-
-#[inline(always)]
-unsafe fn minus(x: __m256i, offset: i8) -> __m256i {
-    // SAFETY: callers have the features.
-    unsafe { _mm256_sub_epi8(x, _mm256_set1_epi8(offset)) }
-}
-
-/// The factors of a superblock's scale and minimum for its block `i`: six bits each, packed by Q4_K and Q5_K into 12 bytes.
-#[inline(always)]
-unsafe fn factors(at: *const u8, i: usize) -> (f32, f32) {
-    // SAFETY: the caller has 12 bytes.
-    let byte = |i: usize| unsafe { *at.add(i) };
-    let (scale, min) = if i < 4 {
-        (byte(i) & 63, byte(i + 4) & 63)
-    } else {
-        let high = |i| byte(i) >> 6 << 4;
-        (byte(i + 4) & 15 | high(i - 4), byte(i + 4) >> 4 | high(i))
-    };
-    (f32::from(scale), f32::from(min))
-}
-
-/// Signed bytes times a step, and a minimum: nothing is rounded.
-#[inline(always)]
-unsafe fn bytes(x: __m256i, step: f32, min: f32) -> (Integers, f32) {
-    // SAFETY: callers have the features.
-    let words = unsafe { halves(x) };
-    (Integers { words, step }, min)
-}
-
-/// Signed bytes times a factor for each half, at most ±4096, times a step.
-#[inline(always)]
-unsafe fn scaled(x: __m256i, factors: [i16; 2], step: f32) -> (Integers, f32) {
-    // SAFETY: callers have the features.
-    let words = unsafe {
-        let [low, high] = halves(x);
-        [
-            _mm256_mullo_epi16(low, _mm256_set1_epi16(factors[0])),
-            _mm256_mullo_epi16(high, _mm256_set1_epi16(factors[1])),
-        ]
-    };
-    (Integers { words, step }, 0.0)
-}
-
-/// Signed bytes in 16 bits.
-#[inline(always)]
-unsafe fn halves(x: __m256i) -> [__m256i; 2] {
-    // SAFETY: callers have the features.
-    unsafe {
-        [
-            _mm256_cvtepi8_epi16(_mm256_castsi256_si128(x)),
-            _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(x)),
-        ]
     }
 }

@@ -1,11 +1,14 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{BLOCK, MAX, TINY, Tile, WIDTH, WORDS};
+use super::{BLOCK, Bytes, MAX, Rounded, TINY, Tile, WIDTH, WORDS};
 use std::arch::x86_64::*;
 
+mod dot;
 mod formats;
+mod panel;
 
-pub(super) use formats::unpacks;
+pub(super) use formats::has_format;
+pub(super) use panel::unpacks;
 
 /// Rows of X in a register tile: with two registers of a panel half of the 16 registers hold sums.
 pub(super) const HEIGHT: usize = 4;
@@ -58,15 +61,30 @@ impl Integers {
         }
     }
 
-    /// The sum of the values.
+    /// The sums of the integers of each half.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn sum(self) -> f32 {
-        let pairs = self
+    fn half_sums(self) -> [i32; 2] {
+        let pairs = |x| _mm256_madd_epi16(x, _mm256_set1_epi16(1));
+        self.words
+            .map(|x| across(pairs(x), |a, b| _mm_add_epi32(a, b)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn store_bytes(self, to: &mut Bytes) {
+        let high = self
             .words
-            .map(|x| _mm256_madd_epi16(x, _mm256_set1_epi16(1)));
-        let sum = _mm256_add_epi32(pairs[0], pairs[1]);
-        across(sum, |a, b| _mm_add_epi32(a, b)) as f32 * self.step
+            .map(|x| _mm256_srai_epi16::<7>(_mm256_add_epi16(x, _mm256_set1_epi16(64))));
+        let low = [0, 1].map(|i| _mm256_sub_epi16(self.words[i], _mm256_slli_epi16::<7>(high[i])));
+        // Packing interleaves the halves of its operands.
+        let bytes = [high, low]
+            .map(|[a, b]| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(a, b)));
+        Self {
+            words: bytes,
+            step: self.step,
+        }
+        .store(to);
     }
 }
 
@@ -87,14 +105,55 @@ fn across(x: __m256i, f: impl Fn(__m128i, __m128i) -> __m128i) -> i32 {
     _mm_cvtsi128_si32(x)
 }
 
-/// Rounds a block to words of two multiples of a step each, and returns the step and the sum of the values.
+/// Rows to columns.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn round_row(x: &[f32; BLOCK], to: &mut [f32; WORDS]) -> (f32, f32) {
+fn transpose(r: [__m256; 8]) -> [__m256; 8] {
+    let pair = |i: usize| {
+        (
+            _mm256_unpacklo_ps(r[i], r[i + 1]),
+            _mm256_unpackhi_ps(r[i], r[i + 1]),
+        )
+    };
+    let (a, b, c, d) = (pair(0), pair(2), pair(4), pair(6));
+    let low = |a, b| _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+    let high = |a, b| _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
+    let four = [
+        (low(a.0, b.0), low(c.0, d.0)),
+        (high(a.0, b.0), high(c.0, d.0)),
+        (low(a.1, b.1), low(c.1, d.1)),
+        (high(a.1, b.1), high(c.1, d.1)),
+    ];
+    std::array::from_fn(|i| {
+        let (x, y) = four[i % 4];
+        if i < 4 {
+            _mm256_permute2f128_ps::<0x20>(x, y)
+        } else {
+            _mm256_permute2f128_ps::<0x31>(x, y)
+        }
+    })
+}
+
+/// Rounds a block to words of two multiples of a step each, and to bytes where they are wanted.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn round_row(
+    x: &[f32; BLOCK],
+    words: &mut [f32; WORDS],
+    bytes: Option<&mut Bytes>,
+) -> Rounded {
     // SAFETY: loads within the array.
     let x = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) });
     let rounded = Integers::round(x);
-    rounded.store(to);
-    (rounded.step, rounded.sum())
+    rounded.store(words);
+    if let Some(bytes) = bytes {
+        rounded.store_bytes(bytes);
+    }
+    let [first, second] = rounded.half_sums();
+    Rounded {
+        step: rounded.step,
+        sum: (first + second) as f32,
+        half_sum: first as f32,
+    }
 }
 
 impl Tile {
@@ -164,7 +223,9 @@ impl Tile {
                 if MINS && let Some(mins) = self.mins {
                     let mins = of_block(mins);
                     for (t, sums) in sums.iter_mut().enumerate() {
+                        let x_step = _mm256_broadcast_ss(&*self.x_steps.add(t * x_stride + b));
                         let x_sum = _mm256_broadcast_ss(&*self.x_sums.add(t * x_stride + b));
+                        let x_sum = _mm256_mul_ps(x_sum, x_step);
                         for (sum, min) in sums.iter_mut().zip(mins) {
                             *sum = _mm256_fmadd_ps(min, x_sum, *sum);
                         }

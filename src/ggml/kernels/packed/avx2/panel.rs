@@ -1,0 +1,145 @@
+//! Panels of weights.
+
+use super::super::{Blocks, Line, WIDTH, WORDS};
+use super::formats::{
+    BF16, F16, F32, Floats, Format, GROUP, Scales, Visit, for_each_block, has_format, visit,
+};
+use super::transpose;
+use crate::file::types::GgmlType;
+use std::arch::x86_64::*;
+
+/// Whether there is a way from weights of type `ty` to a panel.
+pub(in super::super) fn unpacks(ty: GgmlType) -> bool {
+    has_format(ty) || matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+}
+
+impl Blocks<'_> {
+    /// Unpacks blocks of type `ty`, and says whether they have minimums. `None` if there is no way but through F32.
+    ///
+    /// # Safety
+    /// The rows must have as many blocks as there are steps, and the CPU AVX2, FMA and F16C.
+    pub(in super::super) unsafe fn unpack(self, ty: GgmlType) -> Option<bool> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match ty {
+                GgmlType::F32 => Some(self.round::<F32>()),
+                GgmlType::F16 => Some(self.round::<F16>()),
+                GgmlType::BF16 => Some(self.round::<BF16>()),
+                _ => visit(ty, self),
+            }
+        }
+    }
+
+    /// The groups of rows: where the first lies in a line, and where in memory each begins. Where there are too few, the last one stands for
+    /// those that are missing.
+    fn groups(&self) -> impl Iterator<Item = (usize, [*const u8; GROUP])> + use<> {
+        let (first, row_bytes, last) = (self.first, self.row_bytes, self.rows - 1);
+        (0..self.rows).step_by(GROUP).map(move |at| {
+            let row = |r: usize| first.wrapping_add((at + r).min(last) * row_bytes);
+            (at, std::array::from_fn(row))
+        })
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn copy<F: Format>(self) -> bool {
+        let groups = self.groups();
+        let blocks = self.words.as_chunks_mut::<WORDS>().0;
+        for (lane, rows) in groups {
+            let units = (blocks.chunks_mut(F::BLOCKS))
+                .zip(self.steps.chunks_mut(F::BLOCKS))
+                .zip(self.mins.chunks_mut(F::BLOCKS));
+            for (u, ((blocks, steps), mins)) in units.enumerate() {
+                let at = rows.map(|row| row.wrapping_add(u * F::BYTES));
+                // SAFETY: unit u of these rows.
+                unsafe {
+                    let scales = F::scales(&at);
+                    for_each_block!(F, i, {
+                        store(scales.steps[i], &mut steps[i], lane);
+                        if F::MINS {
+                            store(scales.mins[i], &mut mins[i], lane);
+                        }
+                        copy_block::<F>(&at, i, &scales, &mut blocks[i], lane);
+                    });
+                }
+            }
+        }
+        F::MINS
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn round<F: Floats>(self) -> bool {
+        let groups = self.groups();
+        let blocks = self.words.as_chunks_mut::<WORDS>().0;
+        for (lane, rows) in groups {
+            for (b, (to, steps)) in blocks.iter_mut().zip(&mut *self.steps).enumerate() {
+                // SAFETY: block b of these rows.
+                let rounded = rows.map(|row| unsafe { F::round(row.wrapping_add(b * F::BYTES)) });
+                for (r, rounded) in rounded.iter().enumerate() {
+                    steps.0[lane + r] = rounded.step;
+                }
+                for half in [0, 1] {
+                    let words = transpose(rounded.map(|r| _mm256_castsi256_ps(r.words[half])));
+                    for (words, to) in words.into_iter().zip(&mut to[half * GROUP..]) {
+                        store(words, to, lane);
+                    }
+                }
+            }
+        }
+        false
+    }
+}
+
+impl Visit for Blocks<'_> {
+    type Output = bool;
+
+    unsafe fn visit<F: Format>(self) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.copy::<F>() }
+    }
+}
+
+/// Writes eight lanes of a line.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(x: __m256, to: &mut Line<f32>, lane: usize) {
+    let to = &mut to.0[lane..lane + GROUP];
+    // SAFETY: eight values.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) };
+}
+
+/// Block `i` of the rows' units in words of 16 bits, times their factors, as columns.
+///
+/// # Safety
+/// The units must exist. Callers have AVX2, FMA and F16C, and this becomes part of them.
+#[inline(always)]
+unsafe fn copy_block<F: Format>(
+    at: &[*const u8; GROUP],
+    i: usize,
+    scales: &Scales,
+    to: &mut [Line<f32>; WORDS],
+    lane: usize,
+) {
+    const { assert!(WIDTH.is_multiple_of(GROUP) && WORDS == 2 * GROUP) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let offset = _mm256_set1_epi8(F::OFFSET.cast_signed());
+        let bytes = at.map(|at| _mm256_sub_epi8(F::bytes(at, i), offset));
+        let halves = [
+            bytes.map(|x| _mm256_castsi256_si128(x)),
+            bytes.map(|x| _mm256_extracti128_si256::<1>(x)),
+        ];
+        for (half, to) in to.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            let words = halves[half].map(|x| _mm256_castsi256_ps(_mm256_cvtepi8_epi16(x)));
+            let factor = scales.factors[i][half];
+            let factor = _mm256_blend_epi16::<0b1010_1010>(factor, _mm256_slli_epi32::<16>(factor));
+            for (words, to) in transpose(words).into_iter().zip(to) {
+                let words = match F::FACTORS {
+                    true => {
+                        _mm256_castsi256_ps(_mm256_mullo_epi16(_mm256_castps_si256(words), factor))
+                    }
+                    false => words,
+                };
+                store(words, to, lane);
+            }
+        }
+    }
+}
