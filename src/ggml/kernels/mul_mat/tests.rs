@@ -149,7 +149,7 @@ fn bits_depend_on_neither_batch_nor_threads() {
                 "{ty:?}, {nth} threads"
             );
         }
-        for rows in [0..1, 3..5, 8..11, 2..10] {
+        for rows in [0..1, 3..5, 8..11, 1..5, 5..10, 2..10] {
             let want = &all[rows.start * case.n..rows.end * case.n];
             assert_eq!(
                 bits(&case.product(rows.clone(), 1)),

@@ -46,8 +46,8 @@ pub(super) fn has_dots(ty: GgmlType) -> bool {
     arch::has_format(ty)
 }
 
-/// Rows of X that [`Dots`] take.
-pub(super) const MOST_DOTS: usize = 3;
+/// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
+pub(super) const MOST_DOTS: usize = 4;
 
 /// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. Of all blocks first their integers, then the steps,
 /// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].

@@ -18,6 +18,7 @@ impl Visit for Dots {
                 1 => self.fixed::<F, 1>(),
                 2 => self.fixed::<F, 2>(),
                 3 => self.fixed::<F, 3>(),
+                4 => self.fixed::<F, 4>(),
                 t => unreachable!("dot products of {t} rows"),
             }
         }
