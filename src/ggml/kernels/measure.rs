@@ -101,7 +101,7 @@ impl Measured {
     }
 
     fn compute(&mut self, pool: &ThreadPool) -> Duration {
-        // Products of a few rows are over before the clock and the caches of a CPU that slept are worth it.
+        // Products of a few rows are over before a CPU that slept is at its speed again.
         let (start, mut times) = (Instant::now(), 0);
         let time = loop {
             self.graph.compute(pool, None).expect("memory");

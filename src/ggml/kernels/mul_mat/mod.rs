@@ -1,6 +1,7 @@
-//! The product with a frozen weight matrix forward, in 16-bit integers: see [`packed`](super::packed).
+//! The product with a frozen weight matrix forward, in integers: see [`packed`](super::packed).
 //!
-//! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant.
+//! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant. Too few rows for that are multiplied with the
+//! weights as they lie in memory.
 
 use super::dequant::row_to_f32;
 use super::packed::{self, BLOCK, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH};
@@ -20,10 +21,16 @@ pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
         && (ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16))
 }
 
-/// Rows of X from which on the kernel is used if it is asked for. Weights that are multiplied as they lie in memory take any number; others must
-/// be unpacked, which is most of the work with fewer rows.
+/// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
+const FEWEST_UNPACKED: usize = 32;
+
+/// Rows of X from which on the kernel is used if it is asked for.
 pub(crate) fn sensible_from(ty: GgmlType) -> usize {
-    if packed::has_dots(ty) { 1 } else { 32 }
+    if packed::has_dots(ty) {
+        1
+    } else {
+        FEWEST_UNPACKED
+    }
 }
 
 /// Rows of X from which on the kernel is faster than ggml's for weights of type `ty`, if it ever is: against AVX2 it is, unless weights go
@@ -36,7 +43,7 @@ pub(crate) fn faster_from(ty: GgmlType) -> Option<usize> {
         GgmlType::F16 => None,
         GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
         _ if packed::has_dots(ty) => Some(2),
-        _ => Some(32),
+        _ => Some(FEWEST_UNPACKED),
     }
 }
 

@@ -1,4 +1,4 @@
-//! 16-bit integers in blocks: what products of many rows with a frozen weight matrix are made of.
+//! Integers in blocks: what products with a frozen weight matrix are made of.
 //!
 //! Both operands are cut into blocks of 32 values along the reduction. A block of the matrix X that is multiplied is rounded to multiples
 //! of a step of its own, at most ±8191 of them: 64 times finer than the 8 bits that ggml gives activations. A block of weights is
@@ -6,7 +6,8 @@
 //! The products of a block are summed exactly in 32 bits (8191² · 32 < 2³¹), and the blocks in single precision, in order. So what
 //! an element of the result is does not depend on how many rows there are, on the tiles it was computed in, or on who computed it.
 //!
-//! `vpmaddwd` multiplies and adds twice as many pairs in an instruction as a fused multiply-add of F32 does.
+//! Many rows are multiplied in 16 bits with weights that were unpacked ([`Panel`]): `vpmaddwd` multiplies and adds twice as many pairs in an
+//! instruction as a fused multiply-add of F32 does. A few are multiplied with weights as they lie in memory ([`Dots`]).
 
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]

@@ -1,7 +1,7 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
 use super::super::{BLOCK, Dots, SCALED, WORDS, packed_words};
-use super::formats::{Format, GROUP, Scales, Visit, for_each_block, visit};
+use super::formats::{Format, GROUP, Scales, Visit, for_each_block, groups, visit};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -37,12 +37,10 @@ impl Dots {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn fixed<F: Format, const N: usize>(self) {
-        let last = self.rows - 1;
-        for first in (0..self.rows).step_by(GROUP) {
-            // SAFETY: rows of W; the last one stands for those that are missing.
+        for (first, rows) in groups(self.first, self.row_bytes, self.rows) {
+            // SAFETY: rows of W.
             unsafe {
-                let row = |r: usize| self.first.add((first + r).min(last) * self.row_bytes);
-                let sums = self.group::<F, N>(std::array::from_fn(row));
+                let sums = self.group::<F, N>(rows);
                 for (t, sum) in sums.into_iter().enumerate() {
                     let y = self.y.add(t * self.y_stride + first);
                     if first + GROUP <= self.rows {

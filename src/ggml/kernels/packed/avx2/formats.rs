@@ -7,6 +7,18 @@ use std::arch::x86_64::*;
 /// Rows that are read side by side: lanes of a register.
 pub(super) const GROUP: usize = 8;
 
+/// Rows by groups: which the first is, and where in memory each begins. Where there are too few, the last one stands for those that are missing.
+pub(super) fn groups(
+    first: *const u8,
+    row_bytes: usize,
+    rows: usize,
+) -> impl Iterator<Item = (usize, [*const u8; GROUP])> {
+    (0..rows).step_by(GROUP).map(move |at| {
+        let row = |r: usize| first.wrapping_add((at + r).min(rows - 1) * row_bytes);
+        (at, std::array::from_fn(row))
+    })
+}
+
 /// Integers of 8 bits without a sign, with a step, or a step and a minimum, for each block of 32: some blocks to a unit.
 pub(super) trait Format {
     /// Of a unit.
@@ -199,7 +211,7 @@ impl Scales {
             let (steps, mins) = (factors(a, c), factors(b, _mm256_srli_epi32::<4>(c)));
             let of_each = |scale, factors: [__m256i; 2]| {
                 std::array::from_fn(|i| {
-                    let factor = _mm256_cvtepi32_ps(byte(factors[i / 4], i % 4));
+                    let factor = _mm256_cvtepi32_ps(field(factors[i / 4], 8 * (i % 4), 0xff));
                     _mm256_mul_ps(scale, factor)
                 })
             };
@@ -233,7 +245,7 @@ impl Scales {
                 four(_mm256_srli_epi32::<4>(low[1]), _mm256_srli_epi32::<2>(high)),
             ];
             let factor = |i: usize| {
-                let factor = byte(four[i / 4], i % 4);
+                let factor = field(four[i / 4], 8 * (i % 4), 0xff);
                 _mm256_sub_epi32(factor, _mm256_set1_epi32(32))
             };
             let (_, step) = two_halves(c[3]);
@@ -269,13 +281,9 @@ impl Scales {
             let [first, low, ..] = columns(at, 0);
             let (step, _) = two_halves(first);
             let high = _mm256_srli_epi32::<16>(first);
-            let bits = |x, from: usize, mask: i32| {
-                let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(from as i32));
-                _mm256_and_si256(x, _mm256_set1_epi32(mask))
-            };
             let factor = |i: usize| {
-                let high = _mm256_slli_epi32::<4>(bits(high, 2 * i, 3));
-                let factor = _mm256_or_si256(bits(low, 4 * i, 15), high);
+                let high = _mm256_slli_epi32::<4>(field(high, 2 * i, 3));
+                let factor = _mm256_or_si256(field(low, 4 * i, 15), high);
                 _mm256_sub_epi32(factor, _mm256_set1_epi32(32))
             };
             Self::of_steps(std::array::from_fn(|i| {
@@ -396,13 +404,13 @@ unsafe fn masked(x: __m256i, mask: i8) -> __m256i {
     unsafe { _mm256_and_si256(x, _mm256_set1_epi8(mask)) }
 }
 
-/// Byte `i` of each lane.
+/// Bits of each lane from `from` on, as many as the mask has.
 #[inline(always)]
-unsafe fn byte(x: __m256i, i: usize) -> __m256i {
+unsafe fn field(x: __m256i, from: usize, mask: i32) -> __m256i {
     // SAFETY: callers have the features.
     unsafe {
-        let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(8 * i as i32));
-        _mm256_and_si256(x, _mm256_set1_epi32(0xff))
+        let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(from as i32));
+        _mm256_and_si256(x, _mm256_set1_epi32(mask))
     }
 }
 
@@ -427,7 +435,7 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
     unsafe {
         let both = _mm_loadu_si128(at.cast());
         let both = _mm256_set_m128i(_mm_srli_epi16::<4>(both), both);
-        _mm256_and_si256(both, _mm256_set1_epi8(15))
+        masked(both, 15)
     }
 }
 

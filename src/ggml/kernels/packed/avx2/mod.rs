@@ -50,17 +50,6 @@ impl Integers {
         Self { words, step }
     }
 
-    /// Stores the words.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn store(self, to: &mut [f32; WORDS]) {
-        // SAFETY: within the array.
-        unsafe {
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), self.words[0]);
-            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), self.words[1]);
-        }
-    }
-
     /// The sums of the integers of each half.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -70,6 +59,7 @@ impl Integers {
             .map(|x| across(pairs(x), |a, b| _mm_add_epi32(a, b)))
     }
 
+    /// Stores the integers as high and low bytes.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn store_bytes(self, to: &mut Bytes) {
@@ -80,11 +70,17 @@ impl Integers {
         // Packing interleaves the halves of its operands.
         let bytes = [high, low]
             .map(|[a, b]| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(a, b)));
-        Self {
-            words: bytes,
-            step: self.step,
-        }
-        .store(to);
+        store(bytes, to);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(x: [__m256i; 2], to: &mut [f32; WORDS]) {
+    // SAFETY: within the array.
+    unsafe {
+        _mm256_storeu_si256(to.as_mut_ptr().cast(), x[0]);
+        _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), x[1]);
     }
 }
 
@@ -144,7 +140,7 @@ pub(super) fn round_row(
     // SAFETY: loads within the array.
     let x = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) });
     let rounded = Integers::round(x);
-    rounded.store(words);
+    store(rounded.words, words);
     if let Some(bytes) = bytes {
         rounded.store_bytes(bytes);
     }

@@ -2,7 +2,7 @@
 
 use super::super::{Blocks, Line, WIDTH, WORDS};
 use super::formats::{
-    BF16, F16, F32, Floats, Format, GROUP, Scales, Visit, for_each_block, has_format, visit,
+    BF16, F16, F32, Floats, Format, GROUP, Scales, Visit, for_each_block, groups, has_format, visit,
 };
 use super::transpose;
 use crate::file::types::GgmlType;
@@ -30,21 +30,10 @@ impl Blocks<'_> {
         }
     }
 
-    /// The groups of rows: where the first lies in a line, and where in memory each begins. Where there are too few, the last one stands for
-    /// those that are missing.
-    fn groups(&self) -> impl Iterator<Item = (usize, [*const u8; GROUP])> + use<> {
-        let (first, row_bytes, last) = (self.first, self.row_bytes, self.rows - 1);
-        (0..self.rows).step_by(GROUP).map(move |at| {
-            let row = |r: usize| first.wrapping_add((at + r).min(last) * row_bytes);
-            (at, std::array::from_fn(row))
-        })
-    }
-
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn copy<F: Format>(self) -> bool {
-        let groups = self.groups();
         let blocks = self.words.as_chunks_mut::<WORDS>().0;
-        for (lane, rows) in groups {
+        for (lane, rows) in groups(self.first, self.row_bytes, self.rows) {
             let units = (blocks.chunks_mut(F::BLOCKS))
                 .zip(self.steps.chunks_mut(F::BLOCKS))
                 .zip(self.mins.chunks_mut(F::BLOCKS));
@@ -54,9 +43,9 @@ impl Blocks<'_> {
                 unsafe {
                     let scales = F::scales(&at);
                     for_each_block!(F, i, {
-                        store(scales.steps[i], &mut steps[i], lane);
+                        store(_mm256_castps_si256(scales.steps[i]), &mut steps[i], lane);
                         if F::MINS {
-                            store(scales.mins[i], &mut mins[i], lane);
+                            store(_mm256_castps_si256(scales.mins[i]), &mut mins[i], lane);
                         }
                         copy_block::<F>(&at, i, &scales, &mut blocks[i], lane);
                     });
@@ -68,18 +57,16 @@ impl Blocks<'_> {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn round<F: Floats>(self) -> bool {
-        let groups = self.groups();
         let blocks = self.words.as_chunks_mut::<WORDS>().0;
-        for (lane, rows) in groups {
+        for (lane, rows) in groups(self.first, self.row_bytes, self.rows) {
             for (b, (to, steps)) in blocks.iter_mut().zip(&mut *self.steps).enumerate() {
                 // SAFETY: block b of these rows.
                 let rounded = rows.map(|row| unsafe { F::round(row.wrapping_add(b * F::BYTES)) });
                 for (r, rounded) in rounded.iter().enumerate() {
                     steps.0[lane + r] = rounded.step;
                 }
-                for half in [0, 1] {
-                    let words = transpose(rounded.map(|r| _mm256_castsi256_ps(r.words[half])));
-                    for (words, to) in words.into_iter().zip(&mut to[half * GROUP..]) {
+                for (half, to) in to.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    for (words, to) in columns(rounded.map(|r| r.words[half])).into_iter().zip(to) {
                         store(words, to, lane);
                     }
                 }
@@ -98,12 +85,20 @@ impl Visit for Blocks<'_> {
     }
 }
 
-/// Writes eight lanes of a line.
+/// Words of [`GROUP`] rows as columns.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store(x: __m256, to: &mut Line<f32>, lane: usize) {
+fn columns(rows: [__m256i; GROUP]) -> [__m256i; GROUP] {
+    transpose(rows.map(|x| _mm256_castsi256_ps(x))).map(|x| _mm256_castps_si256(x))
+}
+
+/// Writes eight lanes of a line.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(x: __m256i, to: &mut Line<f32>, lane: usize) {
     let to = &mut to.0[lane..lane + GROUP];
     // SAFETY: eight values.
-    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) };
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) };
 }
 
 /// Block `i` of the rows' units in words of 16 bits, times their factors, as columns.
@@ -128,14 +123,12 @@ unsafe fn copy_block<F: Format>(
             bytes.map(|x| _mm256_extracti128_si256::<1>(x)),
         ];
         for (half, to) in to.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-            let words = halves[half].map(|x| _mm256_castsi256_ps(_mm256_cvtepi8_epi16(x)));
+            let words = halves[half].map(|x| _mm256_cvtepi8_epi16(x));
             let factor = scales.factors[i][half];
             let factor = _mm256_blend_epi16::<0b1010_1010>(factor, _mm256_slli_epi32::<16>(factor));
-            for (words, to) in transpose(words).into_iter().zip(to) {
+            for (words, to) in columns(words).into_iter().zip(to) {
                 let words = match F::FACTORS {
-                    true => {
-                        _mm256_castsi256_ps(_mm256_mullo_epi16(_mm256_castps_si256(words), factor))
-                    }
+                    true => _mm256_mullo_epi16(words, factor),
                     false => words,
                 };
                 store(words, to, lane);
