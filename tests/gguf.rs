@@ -496,6 +496,12 @@ fn tensors_are_checked() {
         GgufError::TensorNameNotUtf8 { index: 0 }
     );
     assert_eq!(
+        Raw::default().tensor(b"t\0u", &[1], f32_ty, 0).error(),
+        GgufError::TensorNameNul {
+            tensor: "t\0u".to_owned()
+        }
+    );
+    assert_eq!(
         Raw::default()
             .tensor(&[b't'; 64], &[1], f32_ty, 0)
             .data(64)

@@ -64,6 +64,8 @@ pub enum GgufError {
     TensorNameEmpty { index: u64 },
     #[error("the name of tensor number {index} is not utf-8")]
     TensorNameNotUtf8 { index: u64 },
+    #[error("tensor {tensor:?}: its name has a NUL byte in it, where llama.cpp would end it")]
+    TensorNameNul { tensor: String },
     #[error("tensor {tensor:?} occurs twice")]
     DuplicateTensor { tensor: String },
     #[error("tensor {tensor:?} has {got} dimensions, 1 to {MAX_DIMS} are allowed")]

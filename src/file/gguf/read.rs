@@ -231,6 +231,9 @@ impl<'a> Reader<'a> {
         let name = std::str::from_utf8(name)
             .map_err(|_| GgufError::TensorNameNotUtf8 { index })?
             .to_owned();
+        if name.contains('\0') {
+            return Err(GgufError::TensorNameNul { tensor: name });
+        }
 
         let n_dims = match self.u32("a dimension count")? {
             n @ 1..=4 => n as usize,
