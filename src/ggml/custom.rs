@@ -4,6 +4,7 @@ use super::context::Context;
 use super::tensor::Tensor;
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
+use half::f16;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
@@ -87,6 +88,17 @@ impl<'a> Operand<'a> {
     }
 }
 
+/// An operand of any type.
+pub(super) struct Memory {
+    /// Its first byte.
+    pub(super) first: *const u8,
+    pub(super) ty: GgmlType,
+    /// Elements per dimension.
+    pub(super) ne: [usize; 4],
+    /// Bytes from one element (or block), row, plane or cube to the next.
+    pub(super) nb: [usize; 4],
+}
+
 impl<'a> Op<'a> {
     fn src(&self, i: usize) -> &'a sys::ggml_tensor {
         // SAFETY: the constructors below set the sources that kernels ask for; ggml keeps them alive.
@@ -110,23 +122,35 @@ impl<'a> Op<'a> {
 
     /// Operand `i`, contiguous I32.
     pub(super) fn ids(&self, i: usize) -> &'a [i32] {
-        let t = self.src(i);
-        assert_eq!(t.type_, sys::GGML_TYPE_I32);
-        let n = t.ne.iter().product::<i64>() as usize;
-        // SAFETY: as in `operand`.
-        unsafe { std::slice::from_raw_parts(t.data.cast::<i32>(), n) }
+        self.contiguous(i, sys::GGML_TYPE_I32)
     }
 
-    /// Operand `i`, a matrix of any type, `ne = [K, N]`: first byte, type, bytes per row.
-    pub(super) fn matrix(&self, i: usize) -> (*const u8, GgmlType, usize, [usize; 2]) {
+    /// Operand `i`, contiguous F16.
+    pub(super) fn halves(&self, i: usize) -> &'a [f16] {
+        self.contiguous(i, sys::GGML_TYPE_F16)
+    }
+
+    /// Operand `i`, contiguous and of type `ty`, whose values are `T`s.
+    fn contiguous<T: bytemuck::AnyBitPattern>(&self, i: usize, ty: sys::ggml_type) -> &'a [T] {
         let t = self.src(i);
-        let ty = GgmlType::from_u32(t.type_).expect("weights are loaded with known types");
-        (
-            t.data.cast::<u8>().cast_const(),
-            ty,
-            t.nb[1],
-            [t.ne[0] as usize, t.ne[1] as usize],
-        )
+        assert_eq!(t.type_, ty);
+        let n = t.ne.iter().product::<i64>() as usize;
+        // SAFETY: a pure query of a valid description.
+        let bytes = unsafe { sys::ggml_nbytes(t) };
+        assert_eq!(bytes, n * size_of::<T>());
+        // SAFETY: as in `operand`.
+        unsafe { std::slice::from_raw_parts(t.data.cast::<T>(), n) }
+    }
+
+    /// Operand `i`, of any type, as it lies in memory.
+    pub(super) fn memory(&self, i: usize) -> Memory {
+        let t = self.src(i);
+        Memory {
+            first: t.data.cast::<u8>().cast_const(),
+            ty: GgmlType::from_u32(t.type_).expect("tensors are made with known types"),
+            ne: t.ne.map(|n| n as usize),
+            nb: t.nb,
+        }
     }
 
     /// First element of operand `i`, which the kernel writes besides its result.

@@ -27,7 +27,9 @@ pub(crate) use context::{Context, Rope, RopeKind};
 pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
-pub(crate) use kernels::{RowMajor, Strided, faster_from, gemm, has_mul_mat, sensible_from};
+pub(crate) use kernels::{
+    RowMajor, Strided, attends_faster, faster_from, gemm, has_attention, has_mul_mat, sensible_from,
+};
 pub(crate) use memory::Buffer;
 pub(crate) use ops::{Activation, Gate, Scoring, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;

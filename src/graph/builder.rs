@@ -7,6 +7,17 @@ use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
 
+/// How attention over a cache is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AttentionKernel {
+    /// Fused, by our own kernel.
+    Own,
+    /// Fused, by ggml's.
+    Ggml,
+    /// As scores, softmax and values one after the other.
+    InSteps,
+}
+
 /// Builds one graph.
 pub(crate) struct Builder {
     ctx: Context,
@@ -292,7 +303,7 @@ impl Builder {
 
     /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads, each of S streams on its own:
     /// q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]` -> `ne = [H d, T S]`.
-    /// `flash` selects the fused kernel. For inference only: it is not recorded.
+    /// For inference only: it is not recorded.
     pub(crate) fn attention(
         &self,
         q: &Tensor,
@@ -300,17 +311,21 @@ impl Builder {
         v: &Tensor,
         mask: &Tensor,
         scoring: Scoring,
-        flash: bool,
+        kernel: AttentionKernel,
     ) -> Tensor {
         const BY_HEAD: [i32; 4] = [0, 2, 1, 3];
         let c = &self.ctx;
         let [d, h, t, s] = q.ne();
+        if kernel == AttentionKernel::Own {
+            let heads = c.cached_attention(q, k, v, mask, scoring);
+            return c.reshape(&heads, &[d * h, t * s]);
+        }
         let (q, k, v) = (
             c.permute(q, BY_HEAD),
             c.permute(k, BY_HEAD),
             c.permute(v, BY_HEAD),
         );
-        if flash {
+        if kernel == AttentionKernel::Ggml {
             return c.reshape(&c.flash_attn(&q, &k, &v, mask, scoring), &[d * h, t * s]);
         }
         let scores = c.mul_mat_f32(&k, &q);

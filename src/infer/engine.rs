@@ -260,6 +260,7 @@ impl Core {
             inputs: &cache_inputs,
             topology,
             flash: self.mode.flash,
+            kernels: self.model.kernels(),
         };
         let decoder = Decoder::new(hp, self.model.weights(), &inputs, self.mode.long_context);
         let logits = decoder.run(&mut b, &topology, &mut kv);

@@ -2,8 +2,8 @@
 
 use crate::file::types::GgmlType;
 use crate::ggml::{Buffer, Scoring, Tensor, quantize_rows, rotate};
-use crate::graph::{Builder, CacheInputs, KeyValues, Topology};
-use crate::model::{HParams, LayerShape};
+use crate::graph::{AttentionKernel, Builder, CacheInputs, KeyValues, Topology};
+use crate::model::{HParams, Kernels, LayerShape};
 use half::f16;
 use memmap2::MmapMut;
 use std::sync::Arc;
@@ -233,7 +233,9 @@ pub(crate) struct Cached<'a> {
     pub(crate) hp: &'a HParams,
     pub(crate) inputs: &'a CacheInputs,
     pub(crate) topology: Topology,
+    /// Fused attention.
     pub(crate) flash: bool,
+    pub(crate) kernels: Kernels,
 }
 
 impl Cached<'_> {
@@ -302,7 +304,12 @@ impl KeyValues for Cached<'_> {
             scale: layer.score_scale,
             softcap: hp.attn_softcap,
         };
-        let a = b.attention(&q, &k, &v, mask, scoring, self.flash);
+        let kernel = match self.flash {
+            true if self.kernels.attend(self.cache.ty.ggml(), d) => AttentionKernel::Own,
+            true => AttentionKernel::Ggml,
+            false => AttentionKernel::InSteps,
+        };
+        let a = b.attention(&q, &k, &v, mask, scoring, kernel);
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.
         let a = b.named("kqv_out", Some(il), self.rotated(b, KvPart::V, il, &a));
         b.demand(&a);

@@ -18,7 +18,8 @@ pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 
 use crate::error::{Error, Result};
 use crate::file::mmap::MappedGguf;
-use crate::ggml::{ThreadPool, warn_once_if_slow};
+use crate::file::types::GgmlType;
+use crate::ggml::{ThreadPool, attends_faster, has_attention, warn_once_if_slow};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,17 @@ pub enum Kernels {
     Own,
     /// ggml's only: the logits are libllama's, bit for bit.
     Ggml,
+}
+
+impl Kernels {
+    /// Whether our own kernel computes fused attention over heads of `d` cached keys and values of type `ty`.
+    pub(crate) fn attend(self, ty: GgmlType, d: usize) -> bool {
+        match self {
+            Self::Auto => attends_faster() && has_attention(ty, d),
+            Self::Own => has_attention(ty, d),
+            Self::Ggml => false,
+        }
+    }
 }
 
 /// How to open a model.
@@ -88,6 +100,7 @@ struct Inner {
     vocab: Vocab,
     shape: BaseShape,
     fingerprint: Fingerprint,
+    kernels: Kernels,
     /// Pools in use, by thread count: sessions with equal counts share one.
     pools: Mutex<HashMap<usize, Weak<ThreadPool>>>,
 }
@@ -140,6 +153,7 @@ impl Model {
             vocab,
             shape,
             fingerprint,
+            kernels: options.kernels,
             pools: Mutex::default(),
         })))
     }
@@ -175,6 +189,11 @@ impl Model {
     /// Shape signature.
     pub fn shape(&self) -> &BaseShape {
         &self.0.shape
+    }
+
+    /// Whose kernels compute.
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.0.kernels
     }
 
     /// Identifies the model whatever its quantization.

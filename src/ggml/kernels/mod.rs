@@ -1,9 +1,10 @@
-//! Compute kernels where ggml has none, or slower ones: products of a quantized matrix and of its transpose, and what attention's
-//! backward pass is made of.
+//! Compute kernels where ggml has none, or slower ones: products of a quantized matrix and of its transpose, attention over a cache, and
+//! what attention of training is made of.
 //!
 //! Results do not depend on how work is cut into tiles, chunks or threads: every element is one fixed chain of
 //! operations.
 
+mod attention;
 mod dequant;
 pub(crate) mod exp;
 pub(crate) mod gemm;
@@ -12,6 +13,9 @@ mod mul_mat;
 mod mul_mat_back;
 mod packed;
 
+pub(crate) use attention::{
+    Attention, Cached, Shape, attends_faster, has_attention, merge_records,
+};
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
 pub(crate) use mul_mat::{MulMat, faster_from, has_mul_mat, sensible_from};
@@ -20,6 +24,12 @@ pub(crate) use packed::{pack_row, packed_words};
 
 #[cfg(test)]
 use crate::file::types::GgmlType;
+
+/// Whether ggml was built for a CPU with AVX-512, on which its kernels are faster than ours for AVX2.
+fn ggml_has_avx512() -> bool {
+    // SAFETY: a pure query of how ggml was compiled.
+    unsafe { ggml_sys::ggml_cpu_has_avx512() != 0 }
+}
 
 /// A cache line.
 #[derive(Clone, Copy)]

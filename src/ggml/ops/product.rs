@@ -24,13 +24,14 @@ struct PackedProduct;
 
 impl Kernel for PackedProduct {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
-        let (w, ty, row_bytes, [k, n]) = op.matrix(0);
+        let w = op.memory(0);
+        let [k, n, ..] = w.ne;
         let x = op.operand(1);
         assert_eq!(x.ne[0], packed_words(k, x.ne[1]));
         let product = MulMat {
-            ty,
-            w,
-            row_bytes,
+            ty: w.ty,
+            w: w.first,
+            row_bytes: w.nb[1],
             k,
             n,
             x: x.contiguous().as_ptr(),
@@ -47,13 +48,14 @@ struct ProductBack;
 
 impl Kernel for ProductBack {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
-        let (w, ty, row_bytes, [k, n]) = op.matrix(0);
+        let w = op.memory(0);
+        let [k, n, ..] = w.ne;
         let dy = op.operand(1);
         assert_eq!(dy.ne[0], n);
         let product = MulMatBack {
-            ty,
-            w,
-            row_bytes,
+            ty: w.ty,
+            w: w.first,
+            row_bytes: w.nb[1],
             k,
             n,
             dy: dy.values.as_ptr(),

@@ -4,6 +4,7 @@
 //! weights as they lie in memory.
 
 use super::dequant::row_to_f32;
+use super::ggml_has_avx512;
 use super::packed::{self, BLOCK, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
@@ -36,10 +37,8 @@ pub(crate) fn sensible_from(ty: GgmlType) -> usize {
 /// Rows of X from which on the kernel is faster than ggml's for weights of type `ty`, if it ever is: against AVX2 it is, unless weights go
 /// through F32, and products of F16 weights, which ggml does not round down to 8 bits either. Measured on Zen 3.
 pub(crate) fn faster_from(ty: GgmlType) -> Option<usize> {
-    // SAFETY: a pure query of how ggml was compiled.
-    let wider = unsafe { ggml_sys::ggml_cpu_has_avx512() } != 0;
     match ty {
-        _ if wider || !packed::unpacks(ty) => None,
+        _ if ggml_has_avx512() || !packed::unpacks(ty) => None,
         GgmlType::F16 => None,
         GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
         _ if packed::has_dots(ty) => Some(2),

@@ -1,8 +1,9 @@
-//! Attention of training: several rows of text packed into one sequence, each behind the same prefix, without seeing each
+//! Attention of sessions over a cache ([`cached`]), and of training: several rows of text packed into one sequence, each behind the same prefix, without seeing each
 //! other ([`spans`]); forward ([`forward`]) and its derivative ([`backward`]). Nothing of size T x T is kept: both compute the
 //! weights ([`weights`]) a few queries at a time (Dao et al. 2022).
 
 mod backward;
+mod cached;
 mod forward;
 mod operands;
 mod spans;

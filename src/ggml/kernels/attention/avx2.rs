@@ -1,0 +1,277 @@
+//! The kernels for x86-64 with AVX2, FMA and F16C.
+
+use super::{CHUNK, Run, WIDTH};
+use crate::file::types::GgmlType;
+use std::arch::x86_64::*;
+
+/// Lanes of a register.
+const EIGHT: usize = 8;
+/// Queries in a register tile: with two registers of keys or values, 12 of the 16 registers hold sums.
+const HEIGHT: usize = 6;
+
+pub(super) use crate::ggml::kernels::packed::available;
+
+/// How values lie in memory.
+trait Values {
+    /// Values `at` to `at + 8` of a row, `at` a multiple of 8.
+    ///
+    /// # Safety
+    /// They must be there. Callers have AVX2, FMA and F16C, and this becomes part of them.
+    unsafe fn eight(row: *const u8, at: usize) -> __m256;
+}
+
+struct F32;
+
+impl Values for F32 {
+    #[inline(always)]
+    unsafe fn eight(row: *const u8, at: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_loadu_ps(row.cast::<f32>().add(at)) }
+    }
+}
+
+struct F16;
+
+impl Values for F16 {
+    #[inline(always)]
+    unsafe fn eight(row: *const u8, at: usize) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(row.cast::<u16>().add(at).cast())) }
+    }
+}
+
+/// Blocks of 32 signed bytes behind their step, as `block_q8_0` in ggml-common.h.
+struct Q8;
+
+impl Values for Q8 {
+    #[inline(always)]
+    unsafe fn eight(row: *const u8, at: usize) -> __m256 {
+        const BLOCK: usize = 32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let block = row.add(at / BLOCK * (2 + BLOCK));
+            let step = i32::from(block.cast::<u16>().read_unaligned());
+            let step = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(step)));
+            let bytes = _mm_loadl_epi64(block.add(2 + at % BLOCK).cast());
+            _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), step)
+        }
+    }
+}
+
+/// Calls a function with the type of values in memory.
+macro_rules! by_type {
+    ($ty:expr, $f:ident($($arg:expr),*)) => {
+        match $ty {
+            GgmlType::F32 => $f::<F32>($($arg),*),
+            GgmlType::F16 => $f::<F16>($($arg),*),
+            GgmlType::Q8_0 => $f::<Q8>($($arg),*),
+            ty => unreachable!("{ty:?} is not a cache's type"),
+        }
+    };
+}
+
+/// Unpacks up to [`WIDTH`] keys side by side, `ne = [WIDTH, d]`. What stands in the place of missing ones means nothing.
+///
+/// # Safety
+/// The run must be there; the kernels must be [`available`].
+pub(super) unsafe fn unpack_keys(run: Run, to: &mut [f32]) {
+    assert!(to.len() >= run.d * WIDTH && run.d.is_multiple_of(EIGHT));
+    // SAFETY: the caller's promise, and room for the keys.
+    unsafe { by_type!(run.ty, keys(run, to.as_mut_ptr())) }
+}
+
+/// # Safety
+/// As for [`unpack_keys`], and `to` must have room.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn keys<V: Values>(run: Run, to: *mut f32) {
+    for half in [0, EIGHT] {
+        let row = |r: usize| {
+            run.first
+                .wrapping_add((half + r).min(run.n - 1) * run.row_bytes)
+        };
+        let rows: [_; EIGHT] = std::array::from_fn(row);
+        for at in (0..run.d).step_by(EIGHT) {
+            // SAFETY: eight values of each row, and a place for each.
+            unsafe {
+                let columns = transpose(rows.map(|row| V::eight(row, at)));
+                for (i, column) in columns.into_iter().enumerate() {
+                    _mm256_storeu_ps(to.add((at + i) * WIDTH + half), column);
+                }
+            }
+        }
+    }
+}
+
+/// Columns of eight rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose(rows: [__m256; EIGHT]) -> [__m256; EIGHT] {
+    let pair = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let four = |a: [__m256; 4]| {
+        let ((ab0, ab1), (cd0, cd1)) = (pair(a[0], a[1]), pair(a[2], a[3]));
+        [
+            _mm256_shuffle_ps::<0b01_00_01_00>(ab0, cd0),
+            _mm256_shuffle_ps::<0b11_10_11_10>(ab0, cd0),
+            _mm256_shuffle_ps::<0b01_00_01_00>(ab1, cd1),
+            _mm256_shuffle_ps::<0b11_10_11_10>(ab1, cd1),
+        ]
+    };
+    let [a, b, c, d, e, f, g, h] = rows;
+    let (upper, lower) = (four([a, b, c, d]), four([e, f, g, h]));
+    std::array::from_fn(|i| match i / 4 {
+        0 => _mm256_permute2f128_ps::<0x20>(upper[i % 4], lower[i % 4]),
+        _ => _mm256_permute2f128_ps::<0x31>(upper[i % 4], lower[i % 4]),
+    })
+}
+
+/// Products of `n` queries, `ne = [d, n]`, and unpacked keys: `ne = [WIDTH, n]`, rows of which are [`CHUNK`] apart.
+///
+/// # Safety
+/// The kernels must be [`available`].
+pub(super) unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
+    assert!(q.len() >= n * d && keys.len() >= WIDTH * d && s.len() >= (n - 1) * CHUNK + WIDTH);
+    for first in (0..n).step_by(HEIGHT) {
+        // SAFETY: queries `first` to at most `first + HEIGHT`, which are there.
+        unsafe {
+            let (q, s) = (&raw const q[first * d], &raw mut s[first * CHUNK]);
+            let f = match n - first {
+                1 => score_tile::<1>,
+                2 => score_tile::<2>,
+                3 => score_tile::<3>,
+                4 => score_tile::<4>,
+                5 => score_tile::<5>,
+                _ => score_tile::<HEIGHT>,
+            };
+            f(q, keys.as_ptr(), d, s);
+        }
+    }
+}
+
+/// # Safety
+/// There must be `M` queries, keys, and room for the scores.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn score_tile<const M: usize>(q: *const f32, keys: *const f32, d: usize, s: *mut f32) {
+    let mut sums = [[_mm256_setzero_ps(); 2]; M];
+    for i in 0..d {
+        // SAFETY: value `i` of queries and keys.
+        unsafe {
+            let key = [0, EIGHT].map(|at| _mm256_loadu_ps(keys.add(i * WIDTH + at)));
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let q = _mm256_broadcast_ss(&*q.add(m * d + i));
+                *sum = [0, 1].map(|j| _mm256_fmadd_ps(q, key[j], sum[j]));
+            }
+        }
+    }
+    for (m, sum) in sums.into_iter().enumerate() {
+        // SAFETY: row `m` of the scores.
+        unsafe { store(sum, s.add(m * CHUNK)) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store(x: [__m256; 2], to: *mut f32) {
+    // SAFETY: the caller has room for 16.
+    unsafe {
+        _mm256_storeu_ps(to, x[0]);
+        _mm256_storeu_ps(to.add(EIGHT), x[1]);
+    }
+}
+
+/// Unpacks the values of some keys, `ne = [WIDTH, keys, d / WIDTH]`, the last ones filled up with zeros.
+///
+/// # Safety
+/// The run must be there; the kernels must be [`available`].
+pub(super) unsafe fn unpack_values(run: Run, to: &mut [f32]) {
+    assert!(to.len() >= run.d.next_multiple_of(WIDTH) * run.n && run.d.is_multiple_of(EIGHT));
+    // SAFETY: the caller's promise, and room for the values.
+    unsafe { by_type!(run.ty, values(run, to.as_mut_ptr())) }
+}
+
+/// # Safety
+/// As for [`unpack_values`], and `to` must have room.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn values<V: Values>(run: Run, to: *mut f32) {
+    for r in 0..run.n {
+        let row = run.first.wrapping_add(r * run.row_bytes);
+        for at in (0..run.d).step_by(WIDTH) {
+            // SAFETY: values of this row, and a place for them.
+            unsafe {
+                let second = if at + EIGHT < run.d {
+                    V::eight(row, at + EIGHT)
+                } else {
+                    _mm256_setzero_ps()
+                };
+                store([V::eight(row, at), second], to.add(at * run.n + r * WIDTH));
+            }
+        }
+    }
+}
+
+/// Sets records of `n` queries to values weighted, of keys side by side, or adds these. Weights of a query are [`CHUNK`] from those of the next.
+///
+/// # Safety
+/// The kernels must be [`available`].
+pub(super) unsafe fn add_weighted(
+    (weights, keys): (&[f32], usize),
+    values: &[f32],
+    [n, d]: [usize; 2],
+    add: bool,
+    to: &mut [f32],
+) {
+    let padded = d.next_multiple_of(WIDTH);
+    let record = padded + 2;
+    assert!(weights.len() >= (n - 1) * CHUNK + keys && values.len() >= padded * keys);
+    assert!(to.len() >= n * record);
+    for first in (0..n).step_by(HEIGHT) {
+        for at in (0..d).step_by(WIDTH) {
+            // SAFETY: queries `first` to at most `first + HEIGHT`, which are there.
+            unsafe {
+                let p = &raw const weights[first * CHUNK];
+                let to = &raw mut to[first * record + at];
+                let f = match n - first {
+                    1 => value_tile::<1>,
+                    2 => value_tile::<2>,
+                    3 => value_tile::<3>,
+                    4 => value_tile::<4>,
+                    5 => value_tile::<5>,
+                    _ => value_tile::<HEIGHT>,
+                };
+                f(p, &raw const values[at * keys], keys, add, (to, record));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// There must be `M` queries with `keys` weights, values of these keys, and room for the result.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn value_tile<const M: usize>(
+    p: *const f32,
+    values: *const f32,
+    keys: usize,
+    add: bool,
+    (to, stride): (*mut f32, usize),
+) {
+    let mut sums = [[_mm256_setzero_ps(); 2]; M];
+    if add {
+        for (m, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: record `m`.
+            *sum = [0, EIGHT].map(|at| unsafe { _mm256_loadu_ps(to.add(m * stride + at)) });
+        }
+    }
+    for key in 0..keys {
+        // SAFETY: this key's values, and its weight for each query.
+        unsafe {
+            let value = [0, EIGHT].map(|at| _mm256_loadu_ps(values.add(key * WIDTH + at)));
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let p = _mm256_broadcast_ss(&*p.add(m * CHUNK + key));
+                *sum = [0, 1].map(|j| _mm256_fmadd_ps(p, value[j], sum[j]));
+            }
+        }
+    }
+    for (m, sum) in sums.into_iter().enumerate() {
+        // SAFETY: record `m`.
+        unsafe { store(sum, to.add(m * stride)) };
+    }
+}
