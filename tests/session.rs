@@ -10,6 +10,7 @@ use ggraft::infer::{
 };
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::metrics::{argmax, max_abs_diff};
+use ggraft_testkit::skipped;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -537,8 +538,11 @@ fn damaged_weights_never_become_text() {
 #[test]
 fn a_prompt_in_chunks_equals_a_prompt_in_one() {
     let text = tokenize(&format!("{PROMPT} {PROMPT} {PROMPT} {PROMPT}"));
-    let cases = KV_TYPES.map(|kv| (Kernels::Ggml, kv));
-    for (kernels, kv) in cases.into_iter().chain([(Kernels::Own, KvType::F16)]) {
+    if !cfg!(target_feature = "avx2") {
+        skipped("equal bits of prompts in chunks by our own kernels (needs AVX2)");
+    }
+    let cases = [Kernels::Ggml, Kernels::Own].map(|kernels| KV_TYPES.map(|kv| (kernels, kv)));
+    for (kernels, kv) in cases.concat() {
         let file = path("models/tinylm-q8_0.gguf");
         let model = Model::open(file, &ModelOptions::default().kernels(kernels)).unwrap();
         let logits = [512, 7, 1].map(|n| {
@@ -554,11 +558,15 @@ fn a_prompt_in_chunks_equals_a_prompt_in_one() {
             all
         });
         assert_eq!(logits[0].len(), text.len());
-        // Blocks of eight bits round differently when a value moves by a hair.
-        let limit = if kv == KvType::Q8_0 { 1e-2 } else { 1e-3 };
+        let limit = match kernels {
+            Kernels::Own if cfg!(target_feature = "avx2") => 0.0,
+            // Blocks of eight bits round differently when a value moves by a hair.
+            _ if kv == KvType::Q8_0 => 1e-2,
+            _ => 1e-3,
+        };
         for chunked in &logits[1..] {
             let diff = max_abs_diff(&chunked.concat(), &logits[0].concat());
-            assert!(diff < limit, "{kernels:?} {kv:?}: {diff}");
+            assert!(diff <= limit, "{kernels:?} {kv:?}: {diff}");
         }
     }
 }

@@ -1,8 +1,9 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::{MulMatBack, has_mul_mat};
+use super::{MulMatBack, has_attention, has_mul_mat};
 use crate::file::types::GgmlType;
-use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
+use crate::ggml::{Context, Graph, GraphMemory, Scoring, Tensor, ThreadPool, quantize_rows};
+use half::f16;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,9 +36,9 @@ pub fn mul_mat_back_seconds(
     let pool = ThreadPool::new(n_threads);
     let w = weights(ty, k, n);
     let transposed = weights(GgmlType::BF16, n, k);
-    let mut bf16 = Measured::new(GgmlType::BF16, n, k, t, &transposed, false);
-    let mut own = has_mul_mat(ty, k).then(|| Measured::new(ty, k, n, t, &w, true));
-    let mut forward = Measured::new(ty, k, n, t, &w, false);
+    let mut bf16 = Measured::product(GgmlType::BF16, n, k, t, &transposed, false);
+    let mut own = has_mul_mat(ty, k).then(|| Measured::product(ty, k, n, t, &w, true));
+    let mut forward = Measured::product(ty, k, n, t, &w, false);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
     let mut best = [f64::INFINITY; 4];
     for _ in 0..rounds {
@@ -60,6 +61,42 @@ pub fn mul_mat_back_seconds(
     }
 }
 
+/// Sizes of an attention over a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Values of a head, a multiple of 32.
+    pub d: usize,
+    /// Heads of queries.
+    pub h: usize,
+    /// Heads of keys and values, a divisor of `h`.
+    pub hk: usize,
+    /// Tokens that ask, the last ones.
+    pub t: usize,
+    /// Tokens in the cache.
+    pub n: usize,
+}
+
+/// Seconds that attention over a cache of type `ty` (F16, F32 or Q8_0) takes by our own kernel, not a number without it, and by ggml's
+/// fused one, the best of some rounds, in turns.
+pub fn attention_seconds(
+    ty: GgmlType,
+    shape: AttentionShape,
+    n_threads: usize,
+    rounds: usize,
+) -> [f64; 2] {
+    let pool = ThreadPool::new(n_threads);
+    let own = has_attention(ty, shape.d).then(|| Measured::attention(ty, shape, true));
+    let mut both = [own, Some(Measured::attention(ty, shape, false))];
+    let mut best = [f64::INFINITY; 2];
+    for _ in 0..rounds {
+        for (best, measured) in best.iter_mut().zip(&mut both) {
+            let now = measured.as_mut().map(|m| m.compute(&pool).as_secs_f64());
+            *best = best.min(now.unwrap_or(f64::INFINITY));
+        }
+    }
+    best.map(|s| if s.is_finite() { s } else { f64::NAN })
+}
+
 /// Values in -1..1 without a period that a matrix could have.
 fn values(n: usize) -> Vec<f32> {
     let value = |i: usize| (i.wrapping_mul(2_654_435_761) >> 8 & 0xffff) as f32 / 32_768.0 - 1.0;
@@ -77,14 +114,60 @@ fn weights(ty: GgmlType, width: usize, rows: usize) -> Vec<u8> {
 /// What is measured takes at least so long, by repetition.
 const LEAST: Duration = Duration::from_millis(5);
 
-/// One product in a graph.
+/// One operation in a graph.
 struct Measured {
     graph: Graph,
 }
 
 impl Measured {
+    /// `y`, given the bytes of its operands.
+    fn new(ctx: Context, y: Tensor, operands: &[(&Tensor, &[u8])]) -> Self {
+        let y = ctx.output(y);
+        let mut graph = Graph::new(ctx, &[y], GraphMemory::new()).expect("memory");
+        for (operand, bytes) in operands {
+            let to = graph.bytes_mut(operand);
+            to.copy_from_slice(&bytes[..to.len()]);
+        }
+        Self { graph }
+    }
+
+    /// The last tokens of a text read all of it.
+    fn attention(ty: GgmlType, shape: AttentionShape, own: bool) -> Self {
+        let AttentionShape { d, h, hk, t, n } = shape;
+        let ctx = Context::new();
+        let q = ctx.input(GgmlType::F32, &[d, h, t], "q");
+        let [k, v] = ["k", "v"].map(|name| ctx.input(ty, &[d, hk, n], name));
+        let mask = ctx.input(GgmlType::F16, &[n, t], "mask");
+        let scoring = Scoring {
+            scale: (d as f32).powf(-0.5),
+            softcap: 0.0,
+        };
+        let y = match own {
+            true => ctx.cached_attention(&q, &k, &v, &mask, scoring),
+            false => {
+                let [q, k, v] = [&q, &k, &v].map(|x| ctx.permute(x, [0, 2, 1, 3]));
+                ctx.flash_attn(&q, &k, &v, &mask, scoring)
+            }
+        };
+        let seen = |i: usize| i % n <= n - t + i / n;
+        let visible = (0..n * t).map(|i| match seen(i) {
+            true => f16::ZERO,
+            false => f16::NEG_INFINITY,
+        });
+        let visible: Vec<_> = visible.collect();
+        let rows = weights(ty, d * hk, n);
+        let queries = values(d * h * t);
+        let operands: [(&Tensor, &[u8]); 4] = [
+            (&q, bytemuck::cast_slice(&queries)),
+            (&k, &rows),
+            (&v, &rows),
+            (&mask, bytemuck::cast_slice(&visible)),
+        ];
+        Self::new(ctx, y, &operands)
+    }
+
     /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`, by our own kernel or ggml's.
-    fn new(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8], own: bool) -> Self {
+    fn product(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8], own: bool) -> Self {
         let ctx = Context::new();
         let w = ctx.input(ty, &[k, n], "w");
         let x = ctx.input(GgmlType::F32, &[k, t], "x");
@@ -92,12 +175,9 @@ impl Measured {
             true => ctx.mul_mat_packed(&w, &ctx.pack(&x)),
             false => ctx.mul_mat(&w, &x),
         };
-        let y = ctx.output(y);
-        let mut graph = Graph::new(ctx, &[y], GraphMemory::new()).expect("memory");
-        let bytes = graph.bytes_mut(&w);
-        bytes.copy_from_slice(&weights[..bytes.len()]);
-        graph.slice_mut::<f32>(&x).copy_from_slice(&values(k * t));
-        Self { graph }
+        let x_values = values(k * t);
+        let operands = [(&w, weights), (&x, bytemuck::cast_slice(&x_values))];
+        Self::new(ctx, y, &operands)
     }
 
     fn compute(&mut self, pool: &ThreadPool) -> Duration {
@@ -192,5 +272,15 @@ mod tests {
                 .all(|t| t.is_finite() && *t > 0.0)
         );
         assert_eq!(s.forward > 0.0, has_mul_mat(GgmlType::Q8_0, 64));
+        let shape = AttentionShape {
+            d: 32,
+            h: 2,
+            hk: 1,
+            t: 3,
+            n: 40,
+        };
+        let [own, ggml] = attention_seconds(GgmlType::Q8_0, shape, 2, 1);
+        assert!(ggml.is_finite() && ggml > 0.0);
+        assert_eq!(own > 0.0, has_attention(GgmlType::Q8_0, 32));
     }
 }
