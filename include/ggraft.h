@@ -123,7 +123,7 @@ typedef int32_t ggraft_precision;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// Whose kernels multiply with the weights.
+// Whose kernels multiply with the weights and compute attention.
 enum ggraft_kernels
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t

@@ -422,6 +422,100 @@ fn turns_are_found_where_prefixes_do_not_help() {
     );
 }
 
+/// What a template writes for the last message only, and answers that begin as what asks for them.
+#[test]
+fn turns_end_where_the_next_message_begins() {
+    let call = |content: Value| {
+        json!({"role": "assistant", "content": content, "tool_calls": [
+            {"type": "function", "function": {"name": "add", "arguments": {"a": "1"}}},
+        ]})
+    };
+    let row = |content: Value| {
+        json!({"messages": [
+            {"role": "user", "content": "hi"},
+            call(content),
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "so 2"},
+        ]})
+    };
+    let template = "{% for m in messages %}{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}\
+                    {% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content or [] %}{{ p.text }}{% endfor %}{% endif %}\
+                    {% for t in m.tool_calls or [] %}<call>{{ t.function.name }} {{ t.function.arguments | tojson }}</call>{% endfor %}</s>\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant\n{% endif %}";
+    let calling = model(template, false);
+    for (content, said) in [
+        (json!("calling"), "calling"),
+        (json!(""), ""),
+        (Value::Null, ""),
+        (json!([{"type": "text", "text": "calling"}]), "calling"),
+    ] {
+        assert_eq!(
+            parts(&calling, row(content)),
+            format!(
+                "user\nhi</s>\nassistant\n|{said}<call>add {{\"a\": \"1\"}}</call></s>|\ntool\n2</s>\nassistant\n|<think></think>so 2</s>"
+            )
+        );
+    }
+
+    // The answer begins with letters of what asks for one.
+    let talk = |answer: &str| {
+        json!({"messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": answer},
+        ]})
+    };
+    let thoughtful = "{% for m in messages %}{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}\
+                      {% if add_generation_prompt %}assistant\n<think></think>{% endif %}";
+    for answer in ["<b>ho</b>", "<thin>", "ho", "</s>", " x"] {
+        assert_eq!(
+            parts(&model(thoughtful, false), talk(answer)),
+            format!("user\nhi</s>\nassistant\n|{answer}</s>")
+        );
+    }
+    // It begins with a control token that begins as what asks for it.
+    let control = "{% for m in messages %}{{ m.role }}\n{% if m.role == 'assistant' %}<s>{% endif %}{{ m.content }}</s>\n{% endfor %}\
+                   {% if add_generation_prompt %}assistant\n<think>{% endif %}";
+    assert_eq!(
+        parts(&model(control, false), talk("ho")),
+        "user\nhi</s>\nassistant\n|<s>ho</s>"
+    );
+    // The header follows at once on what was said before, and only when there is an answer.
+    let alpaca = "{% for m in messages %}{% if m.role == 'user' %}### I:\n{{ m.content }}{% else %}### R:\n{{ m.content }}</s>{% endif %}\
+                  {% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\n### R:\n' }}{% endif %}";
+    assert_eq!(
+        parts(&model(alpaca, false), talk("ho")),
+        "### I:\nhi\n\n### R:\n|ho</s>"
+    );
+}
+
+/// Collections of conversations have many that the assistant begins.
+#[test]
+fn the_assistant_may_speak_first() {
+    let row = json!({"messages": [
+        {"role": "assistant", "content": "welcome"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+    ]});
+    for (template, expected) in [
+        // A system message of the template's own.
+        (
+            "{% for m in messages %}{% if loop.first and messages[0].role != 'system' %}assistants\nBe kind.</s>\n{% endif %}{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}\
+             {% if add_generation_prompt %}assistant\n{% endif %}",
+            "assistants\nBe kind.</s>\nassistant\n|welcome</s>|\nuser\nhi</s>\nassistant\n|ho</s>",
+        ),
+        // The beginning of the text comes with the first message.
+        (
+            "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}<|{{ m.role }}|>{{ m.content }}</s>\n{% endfor %}\
+             {% if add_generation_prompt %}<|assistant|>{% endif %}",
+            "<s><|assistant|>|welcome</s>|\n<|user|>hi</s>\n<|assistant|>|ho</s>",
+        ),
+    ] {
+        let got = parts(&model(template, false), row.clone());
+        // The beginning of text is not among a row's tokens.
+        assert_eq!(got, expected.trim_start_matches("<s>"));
+    }
+}
+
 #[test]
 fn a_chosen_template_must_be_readable() {
     let chat = ChatOptions::default().template("{% if %}");

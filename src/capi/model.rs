@@ -42,7 +42,7 @@ pub struct ggraft_model_params {
     pub reserved: i32,
 }
 
-/// Whose kernels multiply with the weights.
+/// Whose kernels multiply with the weights and compute attention.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ggraft_kernels {

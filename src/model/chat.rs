@@ -7,6 +7,7 @@ mod json;
 mod python;
 mod script;
 mod source;
+mod turns;
 
 pub(crate) use script::ChatFormat;
 pub use script::{ChatScript, Conversation};

@@ -27,17 +27,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use vocab::{ChatOptions, Vocab};
 
-/// Whose kernels multiply with the weights.
+/// Whose kernels multiply with the weights and compute fused attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernels {
-    /// [`Kernels::Own`] where they are faster than ggml's on this CPU, by the weights' type and the number of rows (prompts, training,
-    /// [batches](crate::Session)), unless weights are repacked.
+    /// [`Kernels::Own`] where they are faster than ggml's on this CPU: products by the weights' type and the number of rows (prompts,
+    /// training, [batches](crate::Session)), unless weights are repacked, and attention.
     #[default]
     Auto,
     /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA; all quantized types, F16 and BF16): nearer to the exact product than
     /// ggml's, which round activations to 8 bits. A row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K to Q6_K, IQ4_NL and
     /// IQ4_XS has the same bits whatever rows it is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml.
+    /// The same holds for attention, and so for the logits of a model with such weights: they do not depend on how a text is cut into batches.
     Own,
     /// ggml's only: the logits are libllama's, bit for bit.
     Ggml,
@@ -61,7 +62,7 @@ pub struct ModelOptions {
     /// Copy matrices into ggml's interleaved layouts where it has them for this CPU: faster products, for a second copy
     /// of the weights in memory and seconds at start. Off by default: nothing is copied.
     pub repack: bool,
-    /// Whose kernels multiply with the weights.
+    /// Whose kernels multiply with the weights and compute fused attention.
     pub kernels: Kernels,
     /// How conversations are formatted: by the file's own template unless it says otherwise.
     pub chat: ChatOptions,

@@ -4,9 +4,6 @@ use super::{ChatError, ChatMessage, ChatTemplate};
 use crate::model::vocab::{Vocab, VocabError};
 use serde_json::{Map, Value as Json};
 use std::collections::HashSet;
-use std::ops::Range;
-
-const ASSISTANT: &str = "assistant";
 
 /// Messages, and what else a chat template looks at.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,10 +27,10 @@ impl Conversation {
 /// A model's chat template and the control tokens of its vocabulary.
 #[derive(Debug)]
 pub(crate) struct ChatFormat {
-    template: ChatTemplate,
+    pub(super) template: ChatTemplate,
     /// `bos_token` and `eos_token`.
     tokens: Map<String, Json>,
-    controls: Controls,
+    pub(super) controls: Controls,
 }
 
 impl ChatFormat {
@@ -49,39 +46,50 @@ impl ChatFormat {
         Ok(Self {
             template,
             tokens,
-            controls: Controls::new(vocab.control_texts()),
+            controls: Controls::new(vocab.control_texts(), vocab.eog_texts()),
         })
     }
 }
 
 /// Texts of control tokens.
 #[derive(Debug)]
-struct Controls {
+pub(super) struct Controls {
     /// The longest first.
     texts: Vec<String>,
+    /// Those that end a generation.
+    ends: HashSet<String>,
     /// Whether one of them begins with this byte.
     begins: [bool; 256],
 }
 
 impl Controls {
-    fn new(mut texts: Vec<String>) -> Self {
+    fn new(mut texts: Vec<String>, ends: HashSet<String>) -> Self {
         texts.retain(|t| !t.is_empty());
         texts.sort_by_key(|t| std::cmp::Reverse(t.len()));
         let mut begins = [false; 256];
         for text in &texts {
             begins[usize::from(text.as_bytes()[0])] = true;
         }
-        Self { texts, begins }
+        Self {
+            texts,
+            ends,
+            begins,
+        }
     }
 
     /// The longest one that `text` begins with.
-    fn at(&self, text: &str) -> Option<&str> {
+    pub(super) fn at(&self, text: &str) -> Option<&str> {
         let first = *text.as_bytes().first()?;
         if !self.begins[usize::from(first)] {
             return None;
         }
         let found = self.texts.iter().find(|t| text.starts_with(t.as_str()));
         found.map(String::as_str)
+    }
+
+    /// Whether it ends a generation.
+    pub(super) fn ends(&self, control: &str) -> bool {
+        self.ends.contains(control)
     }
 
     /// Where in `text` one of them stands, or begins at its end: another text may follow.
@@ -112,18 +120,18 @@ impl Controls {
 #[derive(Debug)]
 pub struct ChatScript<'v> {
     vocab: &'v Vocab,
-    format: &'v ChatFormat,
-    messages: Vec<ChatMessage>,
-    values: Map<String, Json>,
-    marked: Option<Marked>,
+    pub(super) format: &'v ChatFormat,
+    pub(super) messages: Vec<ChatMessage>,
+    pub(super) values: Map<String, Json>,
+    pub(super) marked: Option<Marked>,
 }
 
 /// The same with marks.
 #[derive(Debug)]
-struct Marked {
-    mark: char,
-    messages: Vec<ChatMessage>,
-    values: Map<String, Json>,
+pub(super) struct Marked {
+    pub(super) mark: char,
+    pub(super) messages: Vec<ChatMessage>,
+    pub(super) values: Map<String, Json>,
 }
 
 /// Characters for private use: no text has a meaning for them.
@@ -189,7 +197,7 @@ impl<'v> ChatScript<'v> {
     }
 
     /// A character that occurs in no text and is not `taken`.
-    fn unused(&self, taken: Option<char>) -> Option<char> {
+    pub(super) fn unused(&self, taken: Option<char>) -> Option<char> {
         let mut used: HashSet<char> = taken.into_iter().collect();
         self.any_text(&mut |text| {
             used.extend(text.chars().filter(|c| PRIVATE_USE.contains(c)));
@@ -304,107 +312,6 @@ impl<'v> ChatScript<'v> {
         self.vocab.strip_bos(&mut ids);
         Ok(ids)
     }
-
-    /// The text of all messages, and in it the turns of the assistant among those from `given` on: from where the answer begins up
-    /// to where the next message may begin.
-    ///
-    /// # Errors
-    /// [`ChatError::NotAdditive`], and what the template refuses.
-    pub(crate) fn turns(&self, given: usize) -> Result<(String, Vec<Range<usize>>), ChatError> {
-        let all = self.render(self.messages.len(), false)?;
-        let mut turns: Vec<Range<usize>> = Vec::new();
-        for (i, message) in self.messages.iter().enumerate().skip(given) {
-            if message.role() == ASSISTANT {
-                let from = turns.last().map_or(0, |turn| turn.end);
-                let begin = self.begin_of(i, &all)?;
-                let end = self.end_of(i, &all, begin)?;
-                if begin < from || end < begin {
-                    return Err(ChatError::NotAdditive);
-                }
-                turns.push(begin..end);
-            }
-        }
-        Ok((all, turns))
-    }
-
-    /// Where in `all` the answer that message `i` is begins: behind what the template writes to ask for one.
-    fn begin_of(&self, i: usize, all: &str) -> Result<usize, ChatError> {
-        // Some templates refuse a conversation that ends here.
-        if let Ok(asked) = self.render(i, true) {
-            let common = common_prefix(&asked, all);
-            if common == asked.len() {
-                return Ok(common);
-            }
-            // What asks for an answer is not always what stands before one, such as an empty thought.
-            let history = self.render(i, false);
-            if history.is_ok_and(|h| h.len() <= common && all.starts_with(&h)) {
-                return Ok(common);
-            }
-        }
-        self.locate(i, all, Side::Begin)
-    }
-
-    /// Where in `all` the turn of message `i` ends.
-    fn end_of(&self, i: usize, all: &str, begin: usize) -> Result<usize, ChatError> {
-        if let Ok(done) = self.render(i + 1, false)
-            && done.len() >= begin
-            && all.starts_with(&done)
-        {
-            return Ok(done.len());
-        }
-        let end = self.locate(i, all, Side::End)?;
-        let rest = &all[end..];
-        let control = rest.trim_start();
-        let len = self.format.controls.at(control).map_or(0, str::len);
-        Ok(match len {
-            0 => end,
-            len => all.len() - control.len() + len,
-        })
-    }
-
-    /// Where in `all` the text of message `i` begins or ends, found by rendering it with one more character there.
-    fn locate(&self, i: usize, all: &str, side: Side) -> Result<usize, ChatError> {
-        let (messages, values, mark) = match &self.marked {
-            Some(m) => (&m.messages, &m.values, Some(m.mark)),
-            None => (&self.messages, &self.values, None),
-        };
-        let text = messages[i].text().ok_or(ChatError::NotAdditive)?;
-        let flag = self.unused(mark).ok_or(ChatError::NotAdditive)?;
-        // Templates trim.
-        let at = match side {
-            Side::Begin => text.len() - text.trim_start().len(),
-            Side::End => text.trim_end().len(),
-        };
-        let mut messages = messages.clone();
-        let flagged = format!("{}{flag}{}", &text[..at], &text[at..]);
-        messages[i] = messages[i].with_text(flagged);
-        let rendered = self.format.template.render(&messages, false, values)?;
-        match rendered.find(flag) {
-            Some(at) if rendered.replace(flag, "") == all => Ok(at),
-            _ => Err(ChatError::NotAdditive),
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Side {
-    Begin,
-    End,
-}
-
-impl ChatMessage {
-    /// The same message with another text.
-    fn with_text(&self, text: String) -> Self {
-        let mut fields = self.0.clone();
-        fields.insert("content".to_owned(), Json::String(text));
-        Self(fields)
-    }
-}
-
-/// Bytes that both begin with, whole characters.
-fn common_prefix(a: &str, b: &str) -> usize {
-    let same = a.chars().zip(b.chars()).take_while(|(x, y)| x == y);
-    same.map(|(c, _)| c.len_utf8()).sum()
 }
 
 fn any_text(value: &Json, found: &mut dyn FnMut(&str) -> bool) -> bool {

@@ -17,6 +17,7 @@ use crate::file::gguf::Gguf;
 use crate::file::mmap::MappedGguf;
 use check::{Tokenizer, at_most, lossy, validate_tokenizer};
 use native::Native;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -421,6 +422,15 @@ impl Vocab {
             return Vec::new();
         };
         let ids = (0..self.n_tokens as i32).filter(|&id| native.is_control(id));
+        ids.map(|id| native.token_text(id)).collect()
+    }
+
+    /// Texts of the tokens that end a generation.
+    pub(crate) fn eog_texts(&self) -> HashSet<String> {
+        let Ok(native) = self.native() else {
+            return HashSet::new();
+        };
+        let ids = (0..self.n_tokens as i32).filter(|&id| native.is_eog(id));
         ids.map(|id| native.token_text(id)).collect()
     }
 
