@@ -31,6 +31,14 @@ fn ggml_has_avx512() -> bool {
     unsafe { ggml_sys::ggml_cpu_has_avx512() != 0 }
 }
 
+/// The first `n` values of memory that a thread keeps, whatever they are.
+pub(crate) fn room(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if v.len() < n {
+        v.resize(n, 0.0);
+    }
+    &mut v[..n]
+}
+
 /// A cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]

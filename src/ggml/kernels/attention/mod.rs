@@ -7,7 +7,7 @@
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-use super::{exp, exp_sub_sum, ggml_has_avx512};
+use super::{exp, exp_sub_sum, ggml_has_avx512, room};
 use crate::file::types::GgmlType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -210,19 +210,19 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Makes room for `n` values.
-fn grow(v: &mut Vec<f32>, n: usize) {
-    if v.len() < n {
-        v.resize(n, 0.0);
-    }
-}
-
 /// Queries that are computed together: those of some tokens of all heads that share one of keys.
 struct Tile {
     stream: usize,
     /// Of keys and values.
     head: usize,
     tokens: Range<usize>,
+}
+
+impl Tile {
+    /// Token and head of query `r`: those of a token stand side by side.
+    fn query(&self, r: usize, group: usize) -> (usize, usize) {
+        (self.tokens.start + r / group, self.head * group + r % group)
+    }
 }
 
 /// Attention, its operands in memory.
@@ -301,10 +301,7 @@ impl Attention<'_> {
             std::mem::take(&mut scratch.all),
             std::mem::take(&mut scratch.next),
         );
-        for records in [&mut all, &mut next] {
-            grow(records, n * record);
-        }
-        let (into, from) = (&mut all[..n * record], &mut next[..n * record]);
+        let (into, from) = (room(&mut all, n * record), room(&mut next, n * record));
         into.chunks_exact_mut(record)
             .for_each(|r| Record(r).clear());
         for chunk in 0..shape.chunks() {
@@ -315,7 +312,7 @@ impl Attention<'_> {
             }
         }
         for (r, record) in into.chunks_exact_mut(record).enumerate() {
-            let (token, head) = (tile.tokens.start + r / group, tile.head * group + r % group);
+            let (token, head) = tile.query(r, group);
             let at = ((tile.stream * shape.t + token) * shape.h + head) * shape.d;
             // SAFETY: this query's output.
             let to = unsafe { std::slice::from_raw_parts_mut(out.add(at), shape.d) };
@@ -329,9 +326,9 @@ impl Attention<'_> {
         let (d, group) = (self.shape.d, self.shape.group());
         let [by_head, by_token, by_stream] = self.q_stride;
         let n = tile.tokens.len() * group;
-        grow(&mut scratch.q, n * d);
-        for (r, to) in scratch.q.chunks_exact_mut(d).take(n).enumerate() {
-            let (token, head) = (tile.tokens.start + r / group, tile.head * group + r % group);
+        let q = room(&mut scratch.q, n * d);
+        for (r, to) in q.chunks_exact_mut(d).enumerate() {
+            let (token, head) = tile.query(r, group);
             let at = head * by_head + token * by_token + tile.stream * by_stream;
             for (to, x) in to.iter_mut().zip(&self.q[at..at + d]) {
                 *to = x * self.scale;
@@ -383,9 +380,9 @@ impl Attention<'_> {
         }
         let n = tile.tokens.len() * shape.group();
         let scored = seen.start / LANES * LANES..seen.end.next_multiple_of(WIDTH);
-        grow(&mut scratch.p, n * CHUNK);
-        grow(&mut scratch.keys, d * WIDTH);
-        grow(&mut scratch.values, shape.padded() * VALUES);
+        room(&mut scratch.p, n * CHUNK);
+        room(&mut scratch.keys, d * WIDTH);
+        room(&mut scratch.values, shape.padded() * VALUES);
         let rows = |c: &Cached, range: Range<usize>| {
             let range = keys.start + range.start..keys.start + range.end.min(keys.len());
             // SAFETY: the caller's promise.
@@ -422,7 +419,7 @@ impl Attention<'_> {
         to: &mut [f32],
     ) {
         let (record, group) = (self.shape.record(), self.shape.group());
-        grow(&mut scratch.bias, CHUNK);
+        room(&mut scratch.bias, CHUNK);
         let p = scratch.p.chunks_exact_mut(CHUNK * group);
         let records = to.chunks_exact_mut(record * group);
         for ((token, p), records) in tile.tokens.clone().zip(p).zip(records) {

@@ -3,10 +3,10 @@
 use super::operands::Operands;
 use super::spans::{Source, Span, Spans, Tile};
 use super::weights::{softmax_back, weights};
-use super::{SCRATCH, Scratch, room, sources, store_head};
+use super::{SCRATCH, Scratch, sources, store_head};
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Operand, Output};
-use crate::ggml::kernels::{RowMajor, Strided, gemm};
+use crate::ggml::kernels::{RowMajor, Strided, gemm, room};
 use crate::ggml::tensor::Tensor;
 
 /// Operands as [`Attention`](super::forward), then dO `ne = [H d, T]`. Result, one behind the other: dq `ne = [d, H, T]`, and

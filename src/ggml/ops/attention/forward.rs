@@ -3,10 +3,10 @@
 use super::operands::Operands;
 use super::spans::{Span, Spans};
 use super::weights::weights;
-use super::{SCRATCH, Scratch, room, sources, store_head};
+use super::{SCRATCH, Scratch, sources, store_head};
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::{RowMajor, Strided, gemm};
+use crate::ggml::kernels::{RowMajor, Strided, gemm, room};
 use crate::ggml::tensor::Tensor;
 
 /// Operands: q, k, v and with a prefix its k and v -> `ne = [H d, T]`.

@@ -39,14 +39,6 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// At least `n` values, whatever they are.
-fn room(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
-    if v.len() < n {
-        v.resize(n, 0.0);
-    }
-    &mut v[..n]
-}
-
 /// Writes `rows`, `ne = [d, n]`, of head `head` of `h` to a result `ne = [d, h, T]`, from token `token` on.
 ///
 /// # Safety

@@ -1,9 +1,8 @@
 //! From queries and keys to the attention weights of a few queries.
 
 use super::operands::Operands;
-use super::room;
 use super::spans::{Scoring, Spans, Tile};
-use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm};
+use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm, room};
 use std::ops::Range;
 
 /// The weights P of a tile's queries for one head, `ne = [keys, queries]`, given the span's keys `k_t`, `ne = [N, d]`: `p` and
