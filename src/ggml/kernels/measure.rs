@@ -40,25 +40,35 @@ pub fn mul_mat_back_seconds(
     let mut own = has_mul_mat(ty, k).then(|| Measured::product(ty, k, n, t, &w, true));
     let mut forward = Measured::product(ty, k, n, t, &w, false);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
-    let mut best = [f64::INFINITY; 4];
-    for _ in 0..rounds {
-        let now = [
-            back(ty, &w, &dy, &mut dx, [k, n, t], n_threads),
-            bf16.compute(&pool),
-            own.as_mut().map_or(Duration::MAX, |own| own.compute(&pool)),
-            forward.compute(&pool),
-        ];
-        for (best, now) in best.iter_mut().zip(now) {
-            *best = best.min(now.as_secs_f64());
-        }
-    }
-    let [back, ggml_bf16, forward, ggml_forward] = best;
+    let [back, ggml_bf16, forward, ggml_forward] = best_of(rounds, || {
+        [
+            Some(back(ty, &w, &dy, &mut dx, [k, n, t], n_threads)),
+            Some(bf16.compute(&pool)),
+            own.as_mut().map(|own| own.compute(&pool)),
+            Some(forward.compute(&pool)),
+        ]
+    });
     Seconds {
         back,
         ggml_bf16,
-        forward: if own.is_some() { forward } else { f64::NAN },
+        forward,
         ggml_forward,
     }
+}
+
+/// The least seconds of each of `N` things in some rounds; not a number for what is not there.
+fn best_of<const N: usize>(
+    rounds: usize,
+    mut round: impl FnMut() -> [Option<Duration>; N],
+) -> [f64; N] {
+    // The smaller of a number and what is none is the number.
+    let mut best = [f64::NAN; N];
+    for _ in 0..rounds {
+        for (best, now) in best.iter_mut().zip(round()) {
+            *best = now.map_or(*best, |now| best.min(now.as_secs_f64()));
+        }
+    }
+    best
 }
 
 /// Sizes of an attention over a cache.
@@ -85,16 +95,14 @@ pub fn attention_seconds(
     rounds: usize,
 ) -> [f64; 2] {
     let pool = ThreadPool::new(n_threads);
-    let own = has_attention(ty, shape.d).then(|| Measured::attention(ty, shape, true));
-    let mut both = [own, Some(Measured::attention(ty, shape, false))];
-    let mut best = [f64::INFINITY; 2];
-    for _ in 0..rounds {
-        for (best, measured) in best.iter_mut().zip(&mut both) {
-            let now = measured.as_mut().map(|m| m.compute(&pool).as_secs_f64());
-            *best = best.min(now.unwrap_or(f64::INFINITY));
-        }
-    }
-    best.map(|s| if s.is_finite() { s } else { f64::NAN })
+    let mut own = has_attention(ty, shape.d).then(|| Measured::attention(ty, shape, true));
+    let mut ggml = Measured::attention(ty, shape, false);
+    best_of(rounds, || {
+        [
+            own.as_mut().map(|own| own.compute(&pool)),
+            Some(ggml.compute(&pool)),
+        ]
+    })
 }
 
 /// Values in -1..1 without a period that a matrix could have.

@@ -70,6 +70,20 @@ macro_rules! by_type {
     };
 }
 
+/// The function `$f` for a tile of `$n` queries, or of [`HEIGHT`] if there are more.
+macro_rules! by_height {
+    ($n:expr, $f:ident) => {
+        match $n {
+            1 => $f::<1>,
+            2 => $f::<2>,
+            3 => $f::<3>,
+            4 => $f::<4>,
+            5 => $f::<5>,
+            _ => $f::<HEIGHT>,
+        }
+    };
+}
+
 /// Unpacks up to [`WIDTH`] keys side by side, `ne = [WIDTH, d]`. What stands in the place of missing ones means nothing.
 ///
 /// # Safety
@@ -134,15 +148,7 @@ pub(super) unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut
         // SAFETY: queries `first` to at most `first + HEIGHT`, which are there.
         unsafe {
             let (q, s) = (&raw const q[first * d], &raw mut s[first * CHUNK]);
-            let f = match n - first {
-                1 => score_tile::<1>,
-                2 => score_tile::<2>,
-                3 => score_tile::<3>,
-                4 => score_tile::<4>,
-                5 => score_tile::<5>,
-                _ => score_tile::<HEIGHT>,
-            };
-            f(q, keys.as_ptr(), d, s);
+            by_height!(n - first, score_tile)(q, keys.as_ptr(), d, s);
         }
     }
 }
@@ -229,15 +235,8 @@ pub(super) unsafe fn add_weighted(
             unsafe {
                 let p = &raw const weights[first * CHUNK];
                 let to = &raw mut to[first * record + at];
-                let f = match n - first {
-                    1 => value_tile::<1>,
-                    2 => value_tile::<2>,
-                    3 => value_tile::<3>,
-                    4 => value_tile::<4>,
-                    5 => value_tile::<5>,
-                    _ => value_tile::<HEIGHT>,
-                };
-                f(p, &raw const values[at * keys], keys, add, (to, record));
+                let values = &raw const values[at * keys];
+                by_height!(n - first, value_tile)(p, values, keys, add, (to, record));
             }
         }
     }
