@@ -46,7 +46,7 @@ impl ChatFormat {
         Ok(Self {
             template,
             tokens,
-            controls: Controls::new(vocab.control_texts(), vocab.eog_texts()),
+            controls: Controls::new(vocab.control_texts()),
         })
     }
 }
@@ -63,8 +63,12 @@ pub(super) struct Controls {
 }
 
 impl Controls {
-    fn new(mut texts: Vec<String>, ends: HashSet<String>) -> Self {
-        texts.retain(|t| !t.is_empty());
+    /// Texts, and whether they end a generation.
+    fn new(mut controls: Vec<(String, bool)>) -> Self {
+        controls.retain(|(text, _)| !text.is_empty());
+        let ends = controls.iter().filter(|(_, ends)| *ends);
+        let ends = ends.map(|(text, _)| text.clone()).collect();
+        let mut texts: Vec<_> = controls.into_iter().map(|(text, _)| text).collect();
         texts.sort_by_key(|t| std::cmp::Reverse(t.len()));
         let mut begins = [false; 256];
         for text in &texts {

@@ -17,7 +17,6 @@ use crate::file::gguf::Gguf;
 use crate::file::mmap::MappedGguf;
 use check::{Tokenizer, at_most, lossy, validate_tokenizer};
 use native::Native;
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -416,22 +415,14 @@ impl Vocab {
         )?)
     }
 
-    /// Texts of the tokens that a text becomes only where special tokens are asked for.
-    pub(crate) fn control_texts(&self) -> Vec<String> {
+    /// Texts of the tokens that a text becomes only where special tokens are asked for, and whether they end a generation.
+    pub(crate) fn control_texts(&self) -> Vec<(String, bool)> {
         let Ok(native) = self.native() else {
             return Vec::new();
         };
         let ids = (0..self.n_tokens as i32).filter(|&id| native.is_control(id));
-        ids.map(|id| native.token_text(id)).collect()
-    }
-
-    /// Texts of the tokens that end a generation.
-    pub(crate) fn eog_texts(&self) -> HashSet<String> {
-        let Ok(native) = self.native() else {
-            return HashSet::new();
-        };
-        let ids = (0..self.n_tokens as i32).filter(|&id| native.is_eog(id));
-        ids.map(|id| native.token_text(id)).collect()
+        ids.map(|id| (native.token_text(id), native.is_eog(id)))
+            .collect()
     }
 
     /// Says, once, that what the assistant says ends without a token that ends a generation.
