@@ -33,7 +33,7 @@ pub(crate) struct ModelArgs {
         default_missing_value = "on"
     )]
     repack: Switch,
-    /// Whose kernels multiply with the weights: ggraft's own, ggml's (logits are llama.cpp's, bit for bit), or the faster ones
+    /// Whose kernels multiply with the weights and compute attention: ggraft's own, ggml's (logits are llama.cpp's, bit for bit), or the faster ones
     #[arg(
         long,
         value_name = "auto|own|ggml",
