@@ -28,7 +28,7 @@ pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kernels::{
-    RowMajor, Strided, attends_faster, faster_from, gemm, has_attention, has_mul_mat, sensible_from,
+    RowMajor, Strided, faster_with, gemm, has_attention, has_mul_mat, sensible_with,
 };
 pub(crate) use memory::Buffer;
 pub(crate) use ops::{Activation, Gate, Scoring, Spans, Targets, rotate, visible};

@@ -19,7 +19,7 @@ pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 use crate::error::{Error, Result};
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{ThreadPool, attends_faster, has_attention, warn_once_if_slow};
+use crate::ggml::{ThreadPool, has_attention, warn_once_if_slow};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,7 @@ impl Kernels {
     /// Whether our own kernel computes fused attention over heads of `d` cached keys and values of type `ty`.
     pub(crate) fn attend(self, ty: GgmlType, d: usize) -> bool {
         match self {
-            Self::Auto => attends_faster() && has_attention(ty, d),
-            Self::Own => has_attention(ty, d),
+            Self::Auto | Self::Own => has_attention(ty, d),
             Self::Ggml => false,
         }
     }

@@ -7,8 +7,9 @@ use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, RepackLayout, Tensor, faster_from, has_mul_mat, sensible_from};
+use crate::ggml::{Buffer, RepackLayout, Tensor, faster_with, has_mul_mat, sensible_with};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// `y = W x + b`.
@@ -20,8 +21,8 @@ pub(crate) struct Linear {
     mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
-    /// Rows from which on products are our own.
-    packed_from: Option<usize>,
+    /// Rows with which the product is our own.
+    packed_with: Range<usize>,
 }
 
 impl Linear {
@@ -31,7 +32,7 @@ impl Linear {
             w,
             mapped: None,
             b,
-            packed_from: None,
+            packed_with: 0..0,
         }
     }
 
@@ -40,20 +41,17 @@ impl Linear {
         let w = self.mapped();
         let (ty, k) = (w.ty(), w.ne()[0]);
         let available = has_mul_mat(ty, k);
-        self.packed_from = match kernels {
+        self.packed_with = match kernels {
             // Whoever repacks has chosen ggml's kernels.
-            Kernels::Auto => (self.mapped.is_none() && available)
-                .then(|| faster_from(ty))
-                .flatten(),
-            Kernels::Own => available.then(|| sensible_from(ty)),
-            Kernels::Ggml => None,
+            Kernels::Auto if self.mapped.is_none() && available => faster_with(ty),
+            Kernels::Own if available => sensible_with(ty),
+            _ => 0..0,
         };
     }
 
     /// The weights to multiply so many packed rows with, `ne = [inputs, outputs]`, where that product is our own.
     pub(crate) fn packed(&self, rows: usize) -> Option<&Tensor> {
-        let own = self.packed_from.is_some_and(|fewest| rows >= fewest);
-        own.then(|| self.mapped())
+        self.packed_with.contains(&rows).then(|| self.mapped())
     }
 
     /// The weights as they lie in the file, `ne = [inputs, outputs]`.

@@ -13,19 +13,17 @@ mod mul_mat;
 mod mul_mat_back;
 mod packed;
 
-pub(crate) use attention::{
-    Attention, Cached, Shape, attends_faster, has_attention, merge_records,
-};
+pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
-pub(crate) use mul_mat::{MulMat, faster_from, has_mul_mat, sensible_from};
+pub(crate) use mul_mat::{MulMat, faster_with, has_mul_mat, sensible_with};
 pub(crate) use mul_mat_back::MulMatBack;
 pub(crate) use packed::{pack_row, packed_words};
 
 #[cfg(test)]
 use crate::file::types::GgmlType;
 
-/// Whether ggml was built for a CPU with AVX-512, on which its kernels are faster than ours for AVX2.
+/// Whether ggml was built for a CPU with AVX-512, on which its products are faster than ours for AVX2.
 fn ggml_has_avx512() -> bool {
     // SAFETY: a pure query of how ggml was compiled.
     unsafe { ggml_sys::ggml_cpu_has_avx512() != 0 }

@@ -1,15 +1,27 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{CHUNK, Run, WIDTH};
+use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
 /// Lanes of a register.
 const EIGHT: usize = 8;
-/// Queries in a register tile: with two registers of keys or values, 12 of the 16 registers hold sums.
-const HEIGHT: usize = 6;
+/// With two registers of keys or values, 12 of the 16 registers hold sums.
+pub(super) const TILES: Tiles = Tiles {
+    scores: by_height!(score_tile, 1 2 3 4 5 6),
+    values: by_height!(value_tile, 1 2 3 4 5 6),
+};
 
 pub(super) use crate::ggml::kernels::packed::available;
+
+/// The fastest tiles of this CPU.
+pub(super) fn tiles() -> Tiles {
+    if avx512::available() {
+        avx512::TILES
+    } else {
+        TILES
+    }
+}
 
 /// How values lie in memory.
 trait Values {
@@ -70,20 +82,6 @@ macro_rules! by_type {
     };
 }
 
-/// The function `$f` for a tile of `$n` queries, or of [`HEIGHT`] if there are more.
-macro_rules! by_height {
-    ($n:expr, $f:ident) => {
-        match $n {
-            1 => $f::<1>,
-            2 => $f::<2>,
-            3 => $f::<3>,
-            4 => $f::<4>,
-            5 => $f::<5>,
-            _ => $f::<HEIGHT>,
-        }
-    };
-}
-
 /// Unpacks up to [`WIDTH`] keys side by side, `ne = [WIDTH, d]`. What stands in the place of missing ones means nothing.
 ///
 /// # Safety
@@ -136,21 +134,6 @@ fn transpose(rows: [__m256; EIGHT]) -> [__m256; EIGHT] {
         0 => _mm256_permute2f128_ps::<0x20>(upper[i % 4], lower[i % 4]),
         _ => _mm256_permute2f128_ps::<0x31>(upper[i % 4], lower[i % 4]),
     })
-}
-
-/// Products of `n` queries, `ne = [d, n]`, and unpacked keys: `ne = [WIDTH, n]`, rows of which are [`CHUNK`] apart.
-///
-/// # Safety
-/// The kernels must be [`available`].
-pub(super) unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
-    assert!(q.len() >= n * d && keys.len() >= WIDTH * d && s.len() >= (n - 1) * CHUNK + WIDTH);
-    for first in (0..n).step_by(HEIGHT) {
-        // SAFETY: queries `first` to at most `first + HEIGHT`, which are there.
-        unsafe {
-            let (q, s) = (&raw const q[first * d], &raw mut s[first * CHUNK]);
-            by_height!(n - first, score_tile)(q, keys.as_ptr(), d, s);
-        }
-    }
 }
 
 /// # Safety
@@ -214,34 +197,6 @@ unsafe fn values<V: Values>(run: Run, to: *mut f32) {
     }
 }
 
-/// Sets records of `n` queries to values weighted, of keys side by side, or adds these. Weights of a query are [`CHUNK`] from those of the next.
-///
-/// # Safety
-/// The kernels must be [`available`].
-pub(super) unsafe fn add_weighted(
-    (weights, keys): (&[f32], usize),
-    values: &[f32],
-    [n, d]: [usize; 2],
-    add: bool,
-    to: &mut [f32],
-) {
-    let padded = d.next_multiple_of(WIDTH);
-    let record = padded + 2;
-    assert!(weights.len() >= (n - 1) * CHUNK + keys && values.len() >= padded * keys);
-    assert!(to.len() >= n * record);
-    for first in (0..n).step_by(HEIGHT) {
-        for at in (0..d).step_by(WIDTH) {
-            // SAFETY: queries `first` to at most `first + HEIGHT`, which are there.
-            unsafe {
-                let p = &raw const weights[first * CHUNK];
-                let to = &raw mut to[first * record + at];
-                let values = &raw const values[at * keys];
-                by_height!(n - first, value_tile)(p, values, keys, add, (to, record));
-            }
-        }
-    }
-}
-
 /// # Safety
 /// There must be `M` queries with `keys` weights, values of these keys, and room for the result.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -250,7 +205,8 @@ unsafe fn value_tile<const M: usize>(
     values: *const f32,
     keys: usize,
     add: bool,
-    (to, stride): (*mut f32, usize),
+    to: *mut f32,
+    stride: usize,
 ) {
     let mut sums = [[_mm256_setzero_ps(); 2]; M];
     if add {

@@ -7,7 +7,7 @@
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-use super::{exp, exp_sub_sum, ggml_has_avx512, room};
+use super::{exp, exp_sub_sum, room};
 use crate::file::types::GgmlType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -16,6 +16,8 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "x86_64")]
 use avx2 as arch;
 
@@ -35,11 +37,6 @@ pub(crate) fn has_attention(ty: GgmlType, d: usize) -> bool {
     arch::available()
         && d.is_multiple_of(8)
         && matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0)
-}
-
-/// Whether it is faster than ggml's, which it is without AVX-512. Measured on Zen 3.
-pub(crate) fn attends_faster() -> bool {
-    !ggml_has_avx512()
 }
 
 /// Keys or values, `ne = [d, Hk, N, S]`, as they lie in memory.
@@ -393,7 +390,7 @@ impl Attention<'_> {
             unsafe {
                 let run = rows(&self.k, first..first + WIDTH);
                 arch::unpack_keys(run, &mut scratch.keys);
-                arch::scores(&scratch.q, &scratch.keys, [n, d], &mut scratch.p[first..]);
+                scores(&scratch.q, &scratch.keys, [n, d], &mut scratch.p[first..]);
             }
         }
         self.weights(tile, &keys, scored, scratch, to);
@@ -403,7 +400,7 @@ impl Attention<'_> {
             unsafe {
                 arch::unpack_values(rows(&self.v, some.clone()), &mut scratch.values);
                 let weights = (&scratch.p[some.start..], some.len());
-                arch::add_weighted(weights, &scratch.values, [n, d], first > seen.start, to);
+                add_weighted(weights, &scratch.values, [n, d], first > seen.start, to);
             }
         }
         true
@@ -443,6 +440,90 @@ impl Attention<'_> {
             }
         }
     }
+}
+
+/// Register tiles of some queries: the function for 1 query, for 2, and so on.
+struct Tiles {
+    scores: &'static [ScoreTile],
+    values: &'static [ValueTile],
+}
+
+/// Products of queries, `ne = [d, queries]`, and [`WIDTH`] unpacked keys: `(queries, keys, d, scores)`. Scores of a query are [`CHUNK`] from those
+/// of the next.
+type ScoreTile = unsafe fn(*const f32, *const f32, usize, *mut f32);
+
+/// Values weighted: `(weights, values, keys, add, records, record)`, as [`add_weighted`], for [`WIDTH`] values of a head.
+type ValueTile = unsafe fn(*const f32, *const f32, usize, bool, *mut f32, usize);
+
+/// A function for each number of queries.
+macro_rules! by_height {
+    ($f:ident, $($n:literal)*) => {
+        &[$($f::<$n>),*]
+    };
+}
+use by_height;
+
+/// Cuts `n` queries into tiles of at most `tiles` of them and of almost equal height: a small last one would leave the multipliers waiting for its
+/// few chains. Calls with the first of each, and its function.
+fn each_tile<T: Copy>(tiles: &[T], n: usize, mut call: impl FnMut(usize, T)) {
+    let count = n.div_ceil(tiles.len());
+    for i in 0..count {
+        let (first, end) = (i * n / count, (i + 1) * n / count);
+        call(first, tiles[end - first - 1]);
+    }
+}
+
+/// Products of `n` queries, `ne = [d, n]`, and unpacked keys: `ne = [WIDTH, n]`, rows of which are [`CHUNK`] apart.
+///
+/// # Safety
+/// The kernels must be [`arch::available`].
+unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
+    assert!(q.len() >= n * d && keys.len() >= WIDTH * d && s.len() >= (n - 1) * CHUNK + WIDTH);
+    each_tile(arch::tiles().scores, n, |first, tile| {
+        // SAFETY: queries from `first` on, as many as the tile has.
+        unsafe {
+            tile(
+                &raw const q[first * d],
+                keys.as_ptr(),
+                d,
+                &raw mut s[first * CHUNK],
+            )
+        };
+    });
+}
+
+/// Sets records of `n` queries to values weighted, of keys side by side, or adds these. Weights of a query are [`CHUNK`] from those of the next.
+///
+/// # Safety
+/// The kernels must be [`arch::available`].
+unsafe fn add_weighted(
+    (weights, keys): (&[f32], usize),
+    values: &[f32],
+    [n, d]: [usize; 2],
+    add: bool,
+    to: &mut [f32],
+) {
+    let padded = d.next_multiple_of(WIDTH);
+    let record = padded + 2;
+    assert!(weights.len() >= (n - 1) * CHUNK + keys && values.len() >= padded * keys);
+    assert!(to.len() >= n * record);
+    each_tile(arch::tiles().values, n, |first, tile| {
+        for at in (0..d).step_by(WIDTH) {
+            // SAFETY: queries from `first` on, as many as the tile has.
+            unsafe {
+                let p = &raw const weights[first * CHUNK];
+                let values = &raw const values[at * keys];
+                tile(
+                    p,
+                    values,
+                    keys,
+                    add,
+                    &raw mut to[first * record + at],
+                    record,
+                );
+            }
+        }
+    });
 }
 
 /// `softcap * tanh(score / softcap)`.
@@ -487,7 +568,7 @@ pub(crate) fn merge_records(shape: &Shape, records: &[f32], first: usize, out: &
 /// Other CPUs attend with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use super::Run;
+    use super::{Run, Tiles};
 
     pub(super) fn available() -> bool {
         false
@@ -497,21 +578,11 @@ mod arch {
         unreachable!("not available")
     }
 
-    pub(super) unsafe fn scores(_: &[f32], _: &[f32], _: [usize; 2], _: &mut [f32]) {
-        unreachable!("not available")
-    }
-
     pub(super) unsafe fn unpack_values(_: Run, _: &mut [f32]) {
         unreachable!("not available")
     }
 
-    pub(super) unsafe fn add_weighted(
-        _: (&[f32], usize),
-        _: &[f32],
-        _: [usize; 2],
-        _: bool,
-        _: &mut [f32],
-    ) {
+    pub(super) fn tiles() -> Tiles {
         unreachable!("not available")
     }
 }

@@ -316,3 +316,35 @@ fn what_is_not_a_number_comes_out() {
         }
     }
 }
+
+/// Tiles of AVX-512 beside those of AVX2: the same operations on each element.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn all_kinds_of_tiles_give_the_same_bits() {
+    if !arch::available() || !avx512::available() {
+        ggraft_testkit::skipped("attention with AVX-512 beside AVX2 (needs AVX-512)");
+        return;
+    }
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let (d, n, keys) = (40, 29, 23);
+    let (q, unpacked) = (values(d * n, 1), values(d * WIDTH, 2));
+    let (weights, rows) = (values(CHUNK * n, 3), values(WIDTH * keys, 4));
+    let outputs = [avx2::TILES, avx512::TILES].map(|kind| {
+        let (mut s, mut v) = (vec![0.0f32; CHUNK * n], vec![0.5f32; WIDTH * n]);
+        each_tile(kind.scores, n, |first, tile| {
+            let s = s[first * CHUNK..].as_mut_ptr();
+            // SAFETY: sizes as above, on a CPU with the instructions.
+            unsafe { tile(q[first * d..].as_ptr(), unpacked.as_ptr(), d, s) };
+        });
+        for add in [true, false, true] {
+            each_tile(kind.values, n, |first, tile| {
+                let (p, to) = (&weights[first * CHUNK..], v[first * WIDTH..].as_mut_ptr());
+                // SAFETY: as above.
+                unsafe { tile(p.as_ptr(), rows.as_ptr(), keys, add, to, WIDTH) };
+            });
+        }
+        assert!(s.iter().chain(&v).any(|&x| x != 0.0));
+        (bits(&s), bits(&v))
+    });
+    assert_eq!(outputs[0], outputs[1]);
+}

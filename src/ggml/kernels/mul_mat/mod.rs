@@ -25,24 +25,49 @@ pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
 const FEWEST_UNPACKED: usize = 32;
 
-/// Rows of X from which on the kernel is used if it is asked for.
-pub(crate) fn sensible_from(ty: GgmlType) -> usize {
-    if packed::has_dots(ty) {
+/// Rows of X with which the kernel is used if it is asked for.
+pub(crate) fn sensible_with(ty: GgmlType) -> Range<usize> {
+    let fewest = if packed::has_dots(ty) {
         1
     } else {
         FEWEST_UNPACKED
+    };
+    fewest..usize::MAX
+}
+
+/// Rows of X with which the kernel is faster than ggml's for weights of type `ty`; none if it never is. ggml rounds X to 8 bits where we keep 14, and
+/// for types that it multiplies in tiles with the dot products of AVX-512 we cannot make up for that.
+pub(crate) fn faster_with(ty: GgmlType) -> Range<usize> {
+    if !ggml_has_avx512() {
+        return faster_than_avx2(ty);
+    }
+    match packed::has_avx512() {
+        true => faster_than_avx512(ty),
+        false => 0..0,
     }
 }
 
-/// Rows of X from which on the kernel is faster than ggml's for weights of type `ty`, if it ever is: against AVX2 it is, unless weights go
-/// through F32, and products of F16 weights, which ggml does not round down to 8 bits either. Measured on Zen 3.
-pub(crate) fn faster_from(ty: GgmlType) -> Option<usize> {
+/// Always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either. Measured on Zen 3.
+fn faster_than_avx2(ty: GgmlType) -> Range<usize> {
     match ty {
-        _ if ggml_has_avx512() || !packed::unpacks(ty) => None,
-        GgmlType::F16 => None,
-        GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
-        _ if packed::has_dots(ty) => Some(2),
-        _ => Some(FEWEST_UNPACKED),
+        GgmlType::F16 => 0..0,
+        GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
+        _ if packed::has_dots(ty) => 2..usize::MAX,
+        _ if packed::unpacks(ty) => FEWEST_UNPACKED..usize::MAX,
+        _ => 0..0,
+    }
+}
+
+/// Measured on Zen 4.
+fn faster_than_avx512(ty: GgmlType) -> Range<usize> {
+    match ty {
+        GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
+        GgmlType::Q3_K => 2..usize::MAX,
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::IQ4_NL => 5..usize::MAX,
+        GgmlType::Q8_0 => 16..usize::MAX,
+        GgmlType::Q5_K | GgmlType::IQ4_XS => 2..8,
+        GgmlType::Q6_K => 8..64,
+        _ => 0..0,
     }
 }
 

@@ -19,6 +19,8 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
 use avx2 as arch;
 
 /// Values that share a step.
@@ -35,6 +37,11 @@ const TINY: f32 = 1e-30;
 /// Whether this CPU has the instructions. Everything else here needs them.
 pub(super) fn available() -> bool {
     arch::available()
+}
+
+/// Whether tiles of many rows are multiplied with the dot products of AVX-512.
+pub(super) fn has_avx512() -> bool {
+    arch::has_avx512()
 }
 
 /// Whether there is a way from weights of type `ty` to a [`Panel`] but through F32.
@@ -198,9 +205,18 @@ impl Panel {
     /// # Panics
     /// If the panel has fewer blocks.
     pub(super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
+        // SAFETY: the caller's promise; the tiles are of this CPU.
+        unsafe { self.multiply_by(&arch::tiles(), blocks, x, y) };
+    }
+
+    /// As [`Panel::multiply`], with register tiles of this kind.
+    ///
+    /// # Safety
+    /// As for [`Panel::multiply`]; the CPU must have the instructions.
+    unsafe fn multiply_by(&self, kind: &Tiles, blocks: usize, x: Rows, y: Output) {
         assert!(blocks <= self.steps.len() && y.width <= WIDTH);
         // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
-        let tiles = x.t.div_ceil(arch::HEIGHT);
+        let tiles = x.t.div_ceil(kind.height);
         let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t));
         for tile in 0..tiles {
             let (from, to) = (tile * x.t / tiles, (tile + 1) * x.t / tiles);
@@ -221,7 +237,7 @@ impl Panel {
                         ..y
                     },
                 };
-                tile.rows(to - from);
+                (kind.rows)(&tile, to - from);
             }
         }
     }
@@ -254,15 +270,25 @@ struct Tile {
     y: Output,
 }
 
+/// A kind of register tile.
+struct Tiles {
+    /// Rows of X in one.
+    height: usize,
+    /// Computes one with so many rows, 1 to `height`. All its pointers must be valid for that, and the CPU have the instructions.
+    rows: unsafe fn(&Tile, usize),
+}
+
 /// Other CPUs multiply with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
-    use super::{BLOCK, Blocks, Bytes, Dots, Rounded, Tile, WORDS};
+    use super::{BLOCK, Blocks, Bytes, Dots, Rounded, Tiles, WORDS};
     use crate::file::types::GgmlType;
 
-    pub(super) const HEIGHT: usize = 1;
-
     pub(super) fn available() -> bool {
+        false
+    }
+
+    pub(super) fn has_avx512() -> bool {
         false
     }
 
@@ -294,9 +320,10 @@ mod arch {
         }
     }
 
-    impl Tile {
-        pub(super) unsafe fn rows(&self, _: usize) {
-            unreachable!("not available")
-        }
+    pub(super) fn tiles() -> Tiles {
+        unreachable!("not available")
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;

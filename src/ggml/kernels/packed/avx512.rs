@@ -1,0 +1,88 @@
+//! Register tiles of 16 rows of W and a few of X on CPUs with AVX-512 and its VNNI: one register of a panel instead of two, and one
+//! instruction that multiplies and adds instead of two. The same operations on each element as with AVX2, so the same bits.
+
+use super::{Tile, Tiles, WIDTH, WORDS};
+use std::arch::x86_64::*;
+
+/// 24 of the 32 registers hold sums, of integers and of blocks.
+pub(super) const TILES: Tiles = Tiles {
+    height: HEIGHT,
+    rows: Tile::avx512_rows,
+};
+
+const HEIGHT: usize = 12;
+
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
+}
+
+/// The tile of `$t` rows of X, with or without minimums.
+macro_rules! by_height {
+    ($tile:expr, $t:expr, $mins:literal, $($n:literal)*) => {
+        match $t {
+            $($n => $tile.fixed_512::<$n, $mins>(),)*
+            t => unreachable!("a tile of {t} rows"),
+        }
+    };
+}
+
+impl Tile {
+    /// For `t` rows of X, at most [`HEIGHT`].
+    ///
+    /// # Safety
+    /// All pointers must be valid for that, and the CPU have AVX-512F and VNNI.
+    unsafe fn avx512_rows(&self, t: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.mins {
+                None => by_height!(self, t, false, 1 2 3 4 5 6 7 8 9 10 11 12),
+                Some(_) => by_height!(self, t, true, 1 2 3 4 5 6 7 8 9 10 11 12),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn fixed_512<const N: usize, const MINS: bool>(&self) {
+        const { assert!(N <= HEIGHT && WIDTH == 16) };
+        let Self { y, x_stride, .. } = *self;
+        let there = ((1u32 << y.width) - 1) as __mmask16;
+        // SAFETY: the caller's promise; elements that Y does not have are masked.
+        unsafe {
+            let mut sums = [_mm512_setzero_ps(); N];
+            if y.accumulate {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_maskz_loadu_ps(there, y.values.add(t * y.stride));
+                }
+            }
+            for b in 0..self.blocks {
+                let mut acc = [_mm512_setzero_si512(); N];
+                let words = self.words.add(b * WORDS * WIDTH);
+                let x = self.x.add(b * WORDS);
+                for p in 0..WORDS {
+                    let w = _mm512_load_si512(words.add(p * WIDTH).cast());
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        let x = _mm512_set1_epi32(x.add(t * x_stride + p).cast::<i32>().read());
+                        *acc = _mm512_dpwssd_epi32(*acc, w, x);
+                    }
+                }
+                let step = _mm512_load_ps(self.steps.add(b * WIDTH));
+                for (t, (sum, acc)) in sums.iter_mut().zip(acc).enumerate() {
+                    let x_step = _mm512_set1_ps(*self.x_steps.add(t * x_stride + b));
+                    let step = _mm512_mul_ps(step, x_step);
+                    *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), step, *sum);
+                }
+                if MINS && let Some(mins) = self.mins {
+                    let min = _mm512_load_ps(mins.add(b * WIDTH));
+                    for (t, sum) in sums.iter_mut().enumerate() {
+                        let x_step = _mm512_set1_ps(*self.x_steps.add(t * x_stride + b));
+                        let x_sum = _mm512_set1_ps(*self.x_sums.add(t * x_stride + b));
+                        *sum = _mm512_fmadd_ps(min, _mm512_mul_ps(x_sum, x_step), *sum);
+                    }
+                }
+            }
+            for (t, sum) in sums.iter().enumerate() {
+                _mm512_mask_storeu_ps(y.values.add(t * y.stride), there, *sum);
+            }
+        }
+    }
+}
