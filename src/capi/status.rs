@@ -163,6 +163,7 @@ fn class(error: &Error) -> ggraft_status {
             DataError::NoRows { .. }
             | DataError::LineTooLong { .. }
             | DataError::NotUtf8 { .. }
+            | DataError::Nul { .. }
             | DataError::Json { .. }
             | DataError::Weight { .. }
             | DataError::NotAnObject { .. }

@@ -24,11 +24,25 @@ pub enum DataError {
         max: u64,
     },
     /// A line is not UTF-8.
-    #[error("{place}: not UTF-8 text (byte {byte} of the line)")]
+    #[error("{place}: not UTF-8 text (byte {byte} of the line is 0x{value:02X}): {hint}")]
     NotUtf8 {
         /// The row.
         place: Place,
-        /// The first wrong byte.
+        /// The first wrong byte of the line, counted from 1.
+        byte: usize,
+        /// What it is.
+        value: u8,
+        /// What the line seems to be, and what to do.
+        hint: &'static str,
+    },
+    /// A NUL byte, which no text has.
+    #[error(
+        "{place}: byte {byte} of the line is NUL, which no text has: the file is damaged or no text (tr -d '\\000' < IN > OUT removes such bytes)"
+    )]
+    Nul {
+        /// The row.
+        place: Place,
+        /// Which byte of the line, counted from 1; in UTF-8, whatever the file is written in.
         byte: usize,
     },
     /// A line is not the JSON object that is expected.
@@ -106,9 +120,9 @@ pub enum DataError {
         /// The file, or what else was read.
         source_name: String,
         /// What it seems to be.
-        what: &'static str,
+        what: String,
         /// What to do.
-        hint: &'static str,
+        hint: String,
     },
     /// Several texts in one row.
     #[error("{place}: more than one of 'prompt', 'messages' and 'text'")]

@@ -30,8 +30,11 @@
 //! # Ok::<(), ggraft::Error>(())
 //! ```
 
+mod encoding;
 mod error;
 mod examples;
+mod kind;
+mod lines;
 mod place;
 mod read;
 mod row;

@@ -1,5 +1,8 @@
-//! Files of rows: one JSON object per line or one array of them, in UTF-8 or UTF-16.
+//! Files of rows: one JSON object per line or one array of them, in any of Unicode's encodings.
 
+use super::encoding::{BOM, Decoder, Encoding, NotText, Utf8Only, not_utf8};
+use super::kind::{self, Kind};
+use super::lines::{Lines, MAX_LINE};
 use super::{Content, DataError, Place, Row};
 use crate::error::{Error, Result};
 use serde::Deserializer as _;
@@ -8,13 +11,16 @@ use serde_json::Value as Json;
 use std::fmt;
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::Path;
-use std::string::FromUtf8Error;
 use std::sync::Arc;
 
-/// Longest line, in bytes: far beyond any context, and an endless device ends here.
-const MAX_LINE: usize = 64 << 20;
-/// Longest file that must be in memory as a whole (UTF-16, plain text), in bytes.
+/// Bytes that tell what a file is.
+const HEAD: u64 = 4 << 10;
+/// Longest file that must be in memory as a whole (plain text), in bytes.
 const MAX_WHOLE: u64 = 1 << 30;
+/// Lines that tell a table from prose.
+const TABLE_LINES: usize = 4;
+/// Bytes around one that is not UTF-8 that tell what it may be.
+const AROUND: usize = 2 << 10;
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 
@@ -23,63 +29,81 @@ type Each<'a> = &'a mut dyn FnMut(Row) -> Result<()>;
 
 /// All rows that `from` holds, which errors call `name`, one after the other.
 pub(super) fn rows(mut from: impl BufRead, name: &Path, each: Each<'_>) -> Result<()> {
-    let source = Source {
+    let mut source = Source {
         name,
         file: name.into(),
+        head: Vec::new(),
+        encoding: Encoding::Utf8,
     };
-    let mut head = Vec::new();
-    let read = from.by_ref().take(4).read_to_end(&mut head);
+    let read = from.by_ref().take(HEAD).read_to_end(&mut source.head);
     read.map_err(|e| source.io(e))?;
-    if let Some(kind) = binary(&head) {
+    let head = &source.head[..];
+    if let Some(kind) = kind::binary(head) {
         return Err(source.other(kind));
     }
-    let utf16: Option<fn([u8; 2]) -> u16> = match head[..] {
-        [0xFF, 0xFE, ..] | [b'{' | b'[', 0, ..] => Some(u16::from_le_bytes),
-        [0xFE, 0xFF, ..] | [0, b'{' | b'[', ..] => Some(u16::from_be_bytes),
-        _ => None,
-    };
+    source.encoding = Encoding::of(head);
     let skip = if head.starts_with(UTF8_BOM) { 3 } else { 0 };
-    let mut from = Cursor::new(head.split_off(skip)).chain(from);
-    if let Some(unit) = utf16 {
-        let text = source.decode_utf16(&source.whole(&mut from)?, unit)?;
-        return source.read(Cursor::new(text.into_bytes()), each);
+    let all = Cursor::new(&head[skip..]).chain(from);
+    match source.encoding {
+        Encoding::Utf8 => match kind::unknown(head) {
+            Some(kind) => Err(source.other(kind)),
+            None => source.read(all, each),
+        },
+        encoding => source.read(Decoder::new(all, encoding), each),
     }
-    source.read(from, each)
-}
-
-/// What begins with these bytes, and what to do with it.
-fn binary(head: &[u8]) -> Option<(&'static str, &'static str)> {
-    let unpack = "unpack it first";
-    Some(match head {
-        [0x1F, 0x8B, ..] => ("this is a gzip archive", unpack),
-        [0x28, 0xB5, 0x2F, 0xFD] => ("this is a zstd archive", unpack),
-        [b'P', b'K', 3, 4] => ("this is a zip archive (or a spreadsheet)", unpack),
-        b"PAR1" => (
-            "this is a Parquet file",
-            "python3 -c 'import pandas,sys; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient=\"records\", \
-             lines=True)' IN.parquet OUT.jsonl converts it",
-        ),
-        b"GGUF" => ("this is a model or an adapter", "give the data file here"),
-        _ => return None,
-    })
 }
 
 struct Source<'a> {
     name: &'a Path,
     /// The same for the places of all rows.
     file: Arc<Path>,
+    /// How the file begins.
+    head: Vec<u8>,
+    encoding: Encoding,
 }
 
 impl Source<'_> {
     fn io(&self, source: io::Error) -> Error {
-        Error::Io {
-            path: self.name.to_owned(),
-            source,
+        match source.get_ref().and_then(|e| e.downcast_ref()) {
+            Some(NotText::Wide { encoding, byte }) => {
+                let name = encoding.name();
+                self.other_file(
+                    format!("this looks like {name}, but is not valid (byte {byte})"),
+                    "save it as UTF-8".to_owned(),
+                )
+            }
+            Some(&NotText::Utf8 {
+                line,
+                byte,
+                value,
+                hint,
+            }) => {
+                let place = self.place(line, false);
+                let e = DataError::NotUtf8 {
+                    place,
+                    byte,
+                    value,
+                    hint,
+                };
+                e.into()
+            }
+            Some(&NotText::Nul { line, byte }) => {
+                let place = self.place(line, false);
+                DataError::Nul { place, byte }.into()
+            }
+            None => Error::Io {
+                path: self.name.to_owned(),
+                source,
+            },
         }
     }
 
     /// What the file seems to be, and what to do with it.
-    fn other(&self, (what, hint): (&'static str, &'static str)) -> Error {
+    fn other(&self, Kind { what, hint }: Kind) -> Error {
+        self.other_file(what.to_owned(), hint)
+    }
+
+    fn other_file(&self, what: String, hint: String) -> Error {
         let source_name = self.name.display().to_string();
         DataError::OtherFile {
             source_name,
@@ -89,12 +113,36 @@ impl Source<'_> {
         .into()
     }
 
-    fn utf8(&self, bytes: Vec<u8>, place: Place) -> Result<String> {
-        let not_utf8 = |e: FromUtf8Error| DataError::NotUtf8 {
-            place,
-            byte: e.utf8_error().valid_up_to(),
+    /// The text of bytes of which the first is in line `line`.
+    fn utf8(&self, bytes: Vec<u8>, line: usize) -> Result<String> {
+        let e = match String::from_utf8(bytes) {
+            Ok(text) => return Ok(text),
+            Err(e) => e,
         };
-        Ok(String::from_utf8(bytes).map_err(not_utf8)?)
+        let (bytes, at) = (e.as_bytes(), e.utf8_error().valid_up_to());
+        let (place, byte) = self.place_in(line, &bytes[..at]);
+        let ascii = |at: &usize| bytes.get(*at).is_none_or(u8::is_ascii);
+        let from = (0..at.saturating_sub(AROUND)).rev().find(ascii);
+        let to = (at + AROUND..bytes.len()).find(ascii);
+        Err(DataError::NotUtf8 {
+            place,
+            byte,
+            value: bytes[at],
+            hint: not_utf8(&bytes[from.unwrap_or(0)..to.unwrap_or(bytes.len())]),
+        }
+        .into())
+    }
+
+    fn nul(&self, line: usize, before: &[u8]) -> DataError {
+        let (place, byte) = self.place_in(line, before);
+        DataError::Nul { place, byte }
+    }
+
+    /// Where what stands behind `before` is, which begins in line `line`: the line, and the byte of it, counted from 1.
+    fn place_in(&self, line: usize, before: &[u8]) -> (Place, usize) {
+        let in_line = before.iter().rev().take_while(|&&b| b != b'\n').count();
+        let lines = before.iter().filter(|&&b| b == b'\n').count();
+        (self.place(line + lines, false), in_line + 1)
     }
 
     fn place(&self, number: usize, in_array: bool) -> Place {
@@ -105,46 +153,9 @@ impl Source<'_> {
         }
     }
 
-    fn whole(&self, from: &mut impl Read) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        from.take(MAX_WHOLE + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| self.io(e))?;
-        match bytes.len() as u64 > MAX_WHOLE {
-            true => Err(DataError::LineTooLong {
-                place: self.place(1, false),
-                max: MAX_WHOLE,
-            }
-            .into()),
-            false => Ok(bytes),
-        }
-    }
-
-    fn decode_utf16(&self, bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String> {
-        let not_text = || {
-            self.other((
-                "this looks like UTF-16, but is not valid",
-                "save it as UTF-8",
-            ))
-        };
-        let (pairs, rest) = bytes.as_chunks::<2>();
-        if !rest.is_empty() {
-            return Err(not_text());
-        }
-        let mut units = pairs.iter().map(|&pair| unit(pair)).peekable();
-        units.next_if_eq(&0xFEFF);
-        char::decode_utf16(units)
-            .collect::<Result<_, _>>()
-            .map_err(|_| not_text())
-    }
-
     /// From text without byte order mark.
     fn read(&self, mut from: impl BufRead, each: Each<'_>) -> Result<()> {
-        if self
-            .name
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("txt"))
-        {
+        if self.is_named("txt") {
             return self.text(from, each);
         }
         let mut lines = Lines::default();
@@ -156,36 +167,69 @@ impl Source<'_> {
         let mut first = true;
         while let Some(line) = self.line(&mut lines, &mut from)? {
             let place = self.place(lines.number, false);
-            let trimmed = line.trim();
-            if trimmed.is_empty() {
+            // Where files were joined.
+            let line = line.trim_start_matches(BOM);
+            if line.trim().is_empty() {
                 continue;
             }
-            if std::mem::take(&mut first) && !trimmed.starts_with('{') {
-                return Err(self.other(match is_table(trimmed) {
-                    true => ("this looks like a table (CSV)", CSV_HINT),
-                    false => ("this is plain text", TEXT_HINT),
-                }));
+            if let Some(at) = line.find('\0') {
+                return Err(self.nul(lines.number, &line.as_bytes()[..at]).into());
             }
-            each(row(&line, &place)?)?;
+            if std::mem::take(&mut first) && !line.trim_start().starts_with('{') {
+                return Err(self.other(self.no_rows(line, &mut lines, &mut from)));
+            }
+            each(row(line, &place)?)?;
         }
         Ok(())
     }
 
+    fn is_named(&self, extension: &str) -> bool {
+        let found = self.name.extension();
+        found.is_some_and(|e| e.eq_ignore_ascii_case(extension))
+    }
+
     fn line(&self, lines: &mut Lines, from: &mut impl BufRead) -> Result<Option<String>> {
         let bytes = lines.next(from).map_err(|e| self.io(e))?;
-        let place = self.place(lines.number, false);
         let Some(bytes) = bytes else { return Ok(None) };
         if bytes.len() > MAX_LINE {
-            let max = MAX_LINE as u64;
+            let (place, max) = (self.place(lines.number, false), MAX_LINE as u64);
             return Err(DataError::LineTooLong { place, max }.into());
         }
-        self.utf8(bytes, place).map(Some)
+        self.utf8(bytes, lines.number).map(Some)
+    }
+
+    /// What the file is whose first line is `first` and no JSON.
+    fn no_rows(&self, first: &str, lines: &mut Lines, from: &mut impl BufRead) -> Kind {
+        let mut begin = vec![first.to_owned()];
+        while begin.len() < TABLE_LINES
+            && let Ok(Some(line)) = self.line(lines, from)
+        {
+            begin.extend((!line.trim().is_empty()).then_some(line));
+        }
+        let named = ["csv", "tsv", "tab"].iter().any(|e| self.is_named(e));
+        kind::of_text(&begin, named, self.encoding.python(&self.head))
     }
 
     /// One row of text.
-    fn text(&self, mut from: impl Read, each: Each<'_>) -> Result<()> {
+    fn text(&self, from: impl Read, each: Each<'_>) -> Result<()> {
+        let mut bytes = Vec::new();
+        from.take(MAX_WHOLE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| self.io(e))?;
         let place = self.place(1, false);
-        let text = self.utf8(self.whole(&mut from)?, place.clone())?;
+        if bytes.len() as u64 > MAX_WHOLE {
+            let max = MAX_WHOLE;
+            return Err(DataError::LineTooLong { place, max }.into());
+        }
+        let mut text = self.utf8(bytes, 1)?;
+        if let Some(at) = text.find('\0') {
+            return Err(self.nul(1, &text.as_bytes()[..at]).into());
+        }
+        // Where files were joined.
+        if text.contains(BOM) {
+            let joined = text.trim_start_matches(BOM);
+            text = joined.replace(&format!("\n{BOM}"), "\n");
+        }
         if text.trim().is_empty() {
             return Ok(());
         }
@@ -197,7 +241,7 @@ impl Source<'_> {
 
     /// One array of objects, which begins in line `first`; read as it comes.
     fn array(&self, from: impl Read, first: usize, each: Each<'_>) -> Result<()> {
-        let mut json = serde_json::Deserializer::from_reader(from);
+        let mut json = serde_json::Deserializer::from_reader(Utf8Only::new(from, first));
         let mut rows = Elements {
             source: self,
             each,
@@ -211,25 +255,12 @@ impl Source<'_> {
             (None, Err(e)) if e.is_io() => Err(self.io(e.into())),
             (None, Err(e)) => Err(DataError::Json {
                 place: self.place(first + e.line() - 1, false),
-                what: message(&e),
+                what: message(&e) + hint("", &e),
                 column: e.column(),
             }
             .into()),
         }
     }
-}
-
-const CSV_HINT: &str = "python3 -c 'import csv,json,sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1]))]' IN.csv > OUT.jsonl \
-                        converts it";
-const TEXT_HINT: &str = "write each text as {\"text\": \"...\"} in a line, or name the file .txt to take it as one text";
-
-/// Names of columns that rows are made of, separated as tables separate them.
-fn is_table(line: &str) -> bool {
-    [',', ';', '\t'].iter().any(|&separator| {
-        let mut cells = line.split(separator).map(|c| c.trim().trim_matches('"'));
-        let known = |c: &str| super::row::FIELDS.contains(&c.to_ascii_lowercase().as_str());
-        line.contains(separator) && cells.any(known)
-    })
 }
 
 /// The rows of an array.
@@ -287,93 +318,22 @@ fn hint(line: &str, e: &serde_json::Error) -> &'static str {
     let from = e.column().saturating_sub(1).min(line.len());
     let at = line.as_bytes().get(from..).unwrap_or_default();
     let text = e.to_string();
-    if [&b"NaN"[..], b"Infinity", b"-Infinity"]
-        .iter()
-        .any(|n| at.starts_with(n))
-    {
+    let is_one = |names: [&str; 3]| names.iter().any(|name| at.starts_with(name.as_bytes()));
+    if is_one(["NaN", "Infinity", "-Infinity"]) {
         ": JSON has no such number, write one or leave the field out"
     } else if text.contains("surrogate") || text.contains("hex escape") {
         ": half of a character, which no text can hold; complete or remove it"
+    } else if text.contains("control character") {
+        ": a tab or line end inside a text is written \\t or \\n"
+    } else if at.starts_with(b"'") {
+        ": texts and names of fields stand between \", not '"
+    } else if is_one(["None", "True", "False"]) {
+        ": JSON writes null, true and false"
+    } else if at.starts_with(UTF8_BOM) {
+        ": a byte order mark within the line, files were joined without a line end"
     } else if e.is_eof() && line.ends_with(['{', '[', ',']) || line == "{" {
         ": an object must end in its own line, unless the file is one array"
     } else {
         ""
-    }
-}
-
-/// Lines that end in LF, CR LF or CR.
-#[derive(Default)]
-struct Lines {
-    /// Of the last line, counted from 1.
-    number: usize,
-    /// The last line ended in CR: an LF belongs to it.
-    after_cr: bool,
-}
-
-impl Lines {
-    /// Leaves out lines that are empty or blank; returns the white space that the first other line begins with and what stands
-    /// behind it, which `from` still has.
-    fn skip_blank(&mut self, from: &mut impl BufRead) -> io::Result<(Vec<u8>, Option<u8>)> {
-        let mut indent = Vec::new();
-        loop {
-            let buffer = match from.fill_buf() {
-                Ok(buffer) => buffer,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            let blank = buffer.iter().take_while(|b| b.is_ascii_whitespace());
-            let n = blank.count();
-            for &b in &buffer[..n] {
-                let after_cr = std::mem::replace(&mut self.after_cr, b == b'\r');
-                match b {
-                    b'\n' if after_cr => {}
-                    b'\n' | b'\r' => {
-                        self.number += 1;
-                        indent.clear();
-                    }
-                    _ => indent.push(b),
-                }
-            }
-            // Longer than a line may be: the caller says so.
-            if n == 0 || indent.len() > MAX_LINE {
-                return Ok((indent, buffer.first().copied()));
-            }
-            from.consume(n);
-        }
-    }
-
-    /// The next line without its end, or more than [`MAX_LINE`] bytes of it; `None` at the end.
-    fn next(&mut self, from: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-        self.number += 1;
-        let mut line = Vec::new();
-        let mut begun = false;
-        loop {
-            let buffer = match from.fill_buf() {
-                Ok(buffer) => buffer,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            if buffer.is_empty() {
-                return Ok(begun.then_some(line));
-            }
-            if std::mem::take(&mut self.after_cr) && buffer[0] == b'\n' {
-                from.consume(1);
-                continue;
-            }
-            begun = true;
-            let end = buffer.iter().position(|&b| b == b'\n' || b == b'\r');
-            line.extend_from_slice(&buffer[..end.unwrap_or(buffer.len())]);
-            let Some(end) = end else {
-                let n = buffer.len();
-                from.consume(n);
-                if line.len() > MAX_LINE {
-                    return Ok(Some(line));
-                }
-                continue;
-            };
-            self.after_cr = buffer[end] == b'\r';
-            from.consume(end + 1);
-            return Ok(Some(line));
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Content, DataError, Instruction, Place, Row};
 use crate::model::chat::{ChatMessage, Conversation, json_kind};
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 /// Fields that a row may be made of.
 pub(super) const FIELDS: [&str; 8] = [
@@ -27,6 +27,19 @@ pub(super) fn check_weight(weight: f64, place: &Place) -> Result<(), DataError> 
         place: place.clone(),
         weight,
     })
+}
+
+/// Whether a row of a table can be read whose columns are these.
+pub(super) fn is_layout(columns: &[String]) -> bool {
+    let value = |name: &str| match name {
+        "weight" => json!(1),
+        "messages" | "conversations" | "conversation" => {
+            json!([{"role": ASSISTANT, "content": ""}])
+        }
+        _ => json!(""),
+    };
+    let fields = columns.iter().map(|name| (name.clone(), value(name)));
+    Row::from_json(Json::Object(fields.collect()), &Place::default()).is_ok()
 }
 
 impl Row {

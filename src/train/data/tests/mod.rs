@@ -1,6 +1,8 @@
 use super::*;
 use std::io;
 
+mod files;
+
 fn read(text: &[u8]) -> Result<Dataset> {
     Dataset::from_reader(text, "rows")
 }
@@ -29,7 +31,8 @@ fn every_fault_of_a_line_names_it() {
         ),
         (
             b"{\"text\": \"\xff\"}",
-            "rows:1: not UTF-8 text (byte 10 of the line)",
+            "rows:1: not UTF-8 text (byte 11 of the line is 0xFF): the file seems to be Latin-1 (Windows-1252), iconv -f WINDOWS-1252 \
+             -t UTF-8 IN > OUT converts it",
         ),
         (
             b"{}",
@@ -78,7 +81,7 @@ fn every_fault_of_a_line_names_it() {
         (
             b"prompt,completion\na,b\n",
             "rows: this looks like a table (CSV), not rows: python3 -c 'import csv,json,sys; [print(json.dumps(r)) for r in \
-             csv.DictReader(open(sys.argv[1]))]' IN.csv > OUT.jsonl converts it",
+             csv.DictReader(open(sys.argv[1], encoding=\"utf-8-sig\", newline=\"\"))]' IN.csv > OUT.jsonl converts it",
         ),
         (
             b"Once upon a time,\nthe end.",
@@ -87,11 +90,11 @@ fn every_fault_of_a_line_names_it() {
         ),
         (
             b"\x1f\x8b\x08\x00",
-            "rows: this is a gzip archive, not rows: unpack it first",
+            "rows: this is a gzip archive, not rows: unpack it first (gunzip)",
         ),
         (
             b"\xff\xfe{\x00\x00\xd8}\x00",
-            "rows: this looks like UTF-16, but is not valid, not rows: save it as UTF-8",
+            "rows: this looks like UTF-16, but is not valid (byte 5), not rows: save it as UTF-8",
         ),
         (
             b"{\"text\": \"a\", \"weight\": 1e39}",
