@@ -166,6 +166,7 @@ fn class(error: &Error) -> ggraft_status {
             | DataError::Nul { .. }
             | DataError::Json { .. }
             | DataError::Weight { .. }
+            | DataError::NoWeight { .. }
             | DataError::NotAnObject { .. }
             | DataError::Field { .. }
             | DataError::Speaker { .. }
@@ -173,6 +174,8 @@ fn class(error: &Error) -> ggraft_status {
             | DataError::OtherFile { .. }
             | DataError::NoContent { .. }
             | DataError::ManyContents { .. }
+            | DataError::Preference { .. }
+            | DataError::NoMessages { .. }
             | DataError::CompletionWithoutPrompt { .. }
             | DataError::NoCompletion { .. }
             | DataError::NoPrompt { .. }

@@ -46,18 +46,28 @@ pub enum TrainError {
         why: &'static str,
     },
     /// No example has anything to learn.
-    #[error("{set}: no row has a token to predict within {max_len} tokens")]
+    #[error(
+        "{}: no row has a token to predict within {max_len} tokens: let rows be longer or the adapter shorter",
+        named(set, file)
+    )]
     NothingToLearn {
         /// Training or validation set.
         set: &'static str,
+        /// The file that all of it comes from, if there is one.
+        file: Option<PathBuf>,
         /// The longest row that is used.
         max_len: usize,
     },
     /// All rows have the weight 0: there is no mean over them.
-    #[error("{set}: all rows have the weight 0, so that nothing counts")]
+    #[error(
+        "{}: all rows have the weight 0, so that nothing counts",
+        named(set, file)
+    )]
     NoWeight {
         /// Training or validation set.
         set: &'static str,
+        /// The file that all of it comes from, if there is one.
+        file: Option<PathBuf>,
     },
     /// A token id that the model does not have.
     #[error("row {row} of the {set}: token {token} is not in the vocabulary of {n_vocab}")]
@@ -101,4 +111,12 @@ pub enum TrainError {
         /// What differs.
         what: &'static str,
     },
+}
+
+/// A set, and the file that it comes from.
+fn named(set: &str, file: &Option<PathBuf>) -> String {
+    match file {
+        Some(file) => format!("{} ({set})", file.display()),
+        None => set.to_owned(),
+    }
 }

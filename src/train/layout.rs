@@ -6,6 +6,7 @@ use super::{Objective, TrainError, TrainOptions};
 use crate::adapter::{AdapterKind, Item, arrange};
 use crate::error::Result;
 use crate::model::Model;
+use std::path::Path;
 
 /// Stands for the tokens of an example where they are not known yet; no token has that id.
 const GIVEN: i32 = -1;
@@ -56,9 +57,12 @@ impl Layout {
     }
 
     /// A set of which no row has anything to predict.
-    pub(super) fn nothing_to_learn(&self, set: &'static str) -> TrainError {
-        let max_len = self.max_len;
-        TrainError::NothingToLearn { set, max_len }
+    pub(super) fn nothing_to_learn(&self, set: &'static str, examples: &Examples) -> TrainError {
+        TrainError::NothingToLearn {
+            set,
+            file: examples.file().map(Path::to_path_buf),
+            max_len: self.max_len,
+        }
     }
 
     /// Longest sequence: the rest of a longer one is cut off.

@@ -4,11 +4,12 @@ use super::batch::{Expected, Sequence};
 use super::data::{Example, Examples};
 use super::layout::Layout;
 use super::{TrainError, Trimmed};
+use std::path::Path;
 
 /// The sequences of a set of examples.
 pub(super) struct Sequences {
     examples: Examples,
-    /// Examples that have something to learn, one for each sequence.
+    /// Examples that have something to learn and a weight, one for each sequence.
     used: Vec<u32>,
     /// What a teacher says of the targets of the first sequences.
     taught: Vec<Box<[Expected]>>,
@@ -27,7 +28,7 @@ impl Sequences {
     ) -> Result<(Self, Trimmed), TrainError> {
         let mut trimmed = Trimmed::default();
         let mut used = Vec::with_capacity(examples.len());
-        let mut has_weight = false;
+        let mut all_idle = true;
         for (row, example) in examples.iter().enumerate() {
             let unknown = |&id: &i32| id < 0 || id as usize >= n_vocab;
             if let Some(token) = example.ids().find(unknown) {
@@ -39,25 +40,32 @@ impl Sequences {
                     n_vocab,
                 });
             }
+            // Rows of no weight count for nothing, and those that have nothing to learn, perhaps not any more, neither: they only
+            // cost time.
+            if example.weight == 0.0 {
+                continue;
+            }
+            all_idle = false;
             let s = layout.whole(row, &example);
             let max_len = layout.max_len();
             let is_long = s.slots.len() > max_len;
             if is_long {
                 trimmed.cut.push(row);
             }
-            // Rows that have nothing to learn, perhaps not any more, only cost time.
             if s.targets.iter().any(|t| t.at + 1 < max_len) {
-                has_weight |= s.weight != 0.0;
                 used.push(row as u32);
             } else if is_long {
                 trimmed.lost.push(row);
             }
         }
         if used.is_empty() && !examples.is_empty() {
-            return Err(layout.nothing_to_learn(set));
-        }
-        if !used.is_empty() && !has_weight {
-            return Err(TrainError::NoWeight { set });
+            return Err(match all_idle {
+                true => TrainError::NoWeight {
+                    set,
+                    file: examples.file().map(Path::to_path_buf),
+                },
+                false => layout.nothing_to_learn(set, &examples),
+            });
         }
         let sequences = Self {
             examples,

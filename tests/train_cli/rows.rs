@@ -52,6 +52,38 @@ fn rows_that_are_too_long_are_named_and_left_out() {
     assert!(!place.exists("none.jsonl"));
 }
 
+#[test]
+fn rows_of_weight_0_are_not_scored() {
+    let place = Place::random();
+    let row =
+        |weight| format!("{{\"prompt\": \"a\", \"completion\": \"b\", \"weight\": {weight}}}\n");
+    place.write("rows.jsonl", row(0) + &row(1) + &row(0) + &row(2));
+    place.write("idle.jsonl", row(0));
+    let run = |line: &str| command(&place.args(line)).output().unwrap();
+    let output = run("eval -t 1 -m @@ --data @rows.jsonl --json");
+    assert!(output.status.success(), "{output:?}");
+    let figures = json(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!(figures["rows"], 2);
+    let text = stderr(&output);
+    assert!(
+        text.contains("2 rows have the weight 0 and count for nothing: "),
+        "{text}"
+    );
+    assert!(
+        text.contains("rows.jsonl:1, ") && text.contains("rows.jsonl:3"),
+        "{text}"
+    );
+    let text = error_line(&run("eval -t 1 -m @@ --data @idle.jsonl"));
+    assert!(
+        text.contains("idle.jsonl: all rows have the weight 0"),
+        "{text}"
+    );
+    // To be completed they need no weight.
+    let output = run("predict -t 1 -n 2 -m @@ --data @idle.jsonl -o @out.jsonl");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(place.lines("out.jsonl"), 1);
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_keeps_the_rows_that_are_done() {
@@ -116,6 +148,8 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
     let prompt = place
         .text("odd.jsonl")
         .replacen("a b c d", &"a b ".repeat(60), 1);
+    let lost = prompt.split_once('\n').unwrap().0.to_owned() + "\n";
+    place.write("lost_only.jsonl", lost);
     place.write("lost.jsonl", prompt);
     let warned = |line: &str| {
         let output = place.train(&format!(
@@ -133,7 +167,7 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
         "lost.jsonl:1\n",
         "1 rows have the weight 0 and count for nothing: ",
         "odd.jsonl:3\n",
-        "a step takes 4 rows (--batch x --accum), the data has 3",
+        "a step takes 4 rows (--batch x --accum), the data has 2",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
@@ -146,11 +180,15 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
     for (line, expected) in [
         (
             "--data @idle.jsonl",
-            "training set: all rows have the weight 0",
+            "idle.jsonl: all rows have the weight 0",
         ),
         (
             "--valid @idle.jsonl",
-            "validation set: all rows have the weight 0",
+            "idle.jsonl: all rows have the weight 0",
+        ),
+        (
+            "--data @lost_only.jsonl --max-len 30",
+            "lost_only.jsonl (training set): no row has a token to predict within 30 tokens",
         ),
         (
             "--loss distill:@blank.txt",

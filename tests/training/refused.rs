@@ -177,7 +177,9 @@ fn nothing_to_learn() {
         ("validation set", batch(), silent),
     ] {
         match refused(&fixture, o(), train, valid) {
-            TrainError::NothingToLearn { set: s, max_len } => {
+            TrainError::NothingToLearn {
+                set: s, max_len, ..
+            } => {
                 assert_eq!((s, max_len), (set, fixture.model.n_ctx_train()));
             }
             e => panic!("{e}"),

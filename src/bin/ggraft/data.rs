@@ -15,13 +15,22 @@ pub(crate) const FORMS: &str = "Rows are JSON objects, one per line or all of th
 Those of others are read as
   Alpaca:    instruction (and input) -> the user's message, output -> the assistant's, system -> the system message;
              Alpaca's own prompt for a model without chat template
-  ShareGPT:  conversations -> messages, from -> role (human: user, gpt: assistant), value -> content, system, tools
-\"weight\" multiplies a row's part in the mean loss; \"tools\" go to the chat template. The text of control tokens (<|im_end|>) inside
+  Dolly:     as Alpaca, with context -> input and response -> output
+  pairs:     question or query, input or user beside an answer -> instruction; answer, response, assistant -> output
+             source -> prompt, target -> completion; response, answer or output beside a prompt -> completion
+  ShareGPT:  conversations -> messages, from -> role (human: user, gpt, bot, model: assistant), value -> content, system, tools
+A message with \"weight\": 0 or \"train\": false is not learned. \"weight\" multiplies a row's part in the mean loss, rows of weight 0 are
+left out; \"tools\" go to the chat template. The text of control tokens (<|im_end|>) inside
 messages stays text, unless --parse-special; in prompt, completion and text it becomes tokens.";
 
 /// The rows of a file; `-` is stdin.
 pub(crate) fn read(path: &Path) -> Result<Dataset> {
     with_reader(path, |from, name| Dataset::from_reader(from, name))
+}
+
+/// The rows of a file that count; `-` is stdin. A warning names those of weight 0.
+pub(crate) fn read_counted(path: &Path) -> Result<Dataset> {
+    Ok(read(path)?.counted()?)
 }
 
 /// The tokens of the rows of a file, as `builder` makes them; `-` is stdin. `first` sees the first row.

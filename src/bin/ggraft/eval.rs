@@ -53,7 +53,7 @@ struct Totals {
 
 impl Eval {
     pub(crate) fn execute(self) -> Result<()> {
-        let data = data::read(&self.data)?;
+        let data = data::read_counted(&self.data)?;
         let model = self.model.open_with(&self.chat_format)?;
         let options = self.session.options(KvType::F16);
         let mut session = self.adapter.session(&model, options)?;

@@ -63,6 +63,12 @@ pub enum DataError {
         /// The weight.
         weight: f64,
     },
+    /// All rows have the weight 0: there is no mean over them.
+    #[error("{source_name}: all rows have the weight 0, so that nothing counts")]
+    NoWeight {
+        /// The file, or what else was read.
+        source_name: String,
+    },
     /// A row that is not an object.
     #[error(
         "{place}: {got} is no row: each is an object such as {{\"prompt\": \"...\", \"completion\": \"...\"}}"
@@ -75,7 +81,8 @@ pub enum DataError {
     },
     /// Nothing to read.
     #[error(
-        "{place}: no field 'prompt', 'messages', 'text', 'conversations' or 'instruction' (there {})",
+        "{place}: no field 'prompt', 'messages', 'text', 'conversations', 'instruction', 'question' or 'query', nor 'input' and 'output', \
+         'user' and 'assistant' or 'source' and 'target' (there {}){hint}",
         fields(there)
     )]
     NoContent {
@@ -83,6 +90,8 @@ pub enum DataError {
         place: Place,
         /// The fields that it has.
         there: Vec<String>,
+        /// What else is to be said of them.
+        hint: String,
     },
     /// A field of another type than it must have.
     #[error("{place}: the field '{field}' is {got}, it must be {expected}")]
@@ -90,9 +99,9 @@ pub enum DataError {
         /// The row.
         place: Place,
         /// The field.
-        field: &'static str,
+        field: String,
         /// What it is.
-        got: &'static str,
+        got: String,
         /// What it must be.
         expected: &'static str,
     },
@@ -125,10 +134,34 @@ pub enum DataError {
         hint: String,
     },
     /// Several texts in one row.
-    #[error("{place}: more than one of 'prompt', 'messages' and 'text'")]
+    #[error(
+        "{place}: more than one text to learn ('{}'): leave the fields out that are not meant", there.join("', '")
+    )]
     ManyContents {
         /// The row.
         place: Place,
+        /// The fields that contradict each other.
+        there: Vec<&'static str>,
+    },
+    /// Answers of which some are better than others.
+    #[error(
+        "{place}: this is preference data ({what}), adapters learn from good answers alone: {hint}"
+    )]
+    Preference {
+        /// The row.
+        place: Place,
+        /// What it is called, and what shows it.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A conversation of nothing.
+    #[error("{place}: '{field}' is empty: no message to learn or to answer, leave the row out")]
+    NoMessages {
+        /// The row.
+        place: Place,
+        /// The list.
+        field: &'static str,
     },
     /// `completion` without `prompt`.
     #[error("{place}: a completion without prompt")]
@@ -137,10 +170,14 @@ pub enum DataError {
         place: Place,
     },
     /// `prompt` without `completion`, where one is needed.
-    #[error("{place}: no field 'completion': there is nothing to compare with")]
+    #[error(
+        "{place}: no field {field} with a text in it: there is nothing to learn or to compare with"
+    )]
     NoCompletion {
         /// The row.
         place: Place,
+        /// What is missing.
+        field: &'static str,
     },
     /// `text` where a prompt is needed.
     #[error("{place}: a row of 'text' has no prompt to complete")]
@@ -149,7 +186,7 @@ pub enum DataError {
         place: Place,
     },
     /// A conversation in which the model says nothing.
-    #[error("{place}: no message has the role 'assistant'")]
+    #[error("{place}: no message has the role 'assistant': there is nothing to learn")]
     NoAnswer {
         /// The row.
         place: Place,

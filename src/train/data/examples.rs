@@ -1,5 +1,6 @@
 //! Rows as tokens, in the form that a run keeps.
 
+use super::idle::Idle;
 use super::{DataError, Example, Place, Row};
 use crate::error::{Error, Result};
 use crate::ggml::default_threads;
@@ -51,10 +52,11 @@ struct Source {
 }
 
 impl Examples {
-    /// Reads all rows of a file and keeps their tokens.
+    /// Reads all rows of a file and keeps their tokens. Rows of weight 0 are left out, with a warning.
     ///
     /// # Errors
-    /// As [`Dataset::read_jsonl`](super::Dataset::read_jsonl) and [`Row::example`], for the first row that fails.
+    /// As [`Dataset::read_jsonl`](super::Dataset::read_jsonl) and [`Row::example`], for the first row that fails;
+    /// [`DataError::NoWeight`] if all rows have the weight 0.
     pub fn read_jsonl(path: impl AsRef<Path>, model: &Model) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|source| Error::Io {
@@ -133,6 +135,13 @@ impl Examples {
         }
     }
 
+    /// The file, if all rows come from one.
+    pub(in crate::train) fn file(&self) -> Option<&Path> {
+        let (_, first) = self.sources.first()?;
+        let same = self.sources.iter().all(|(_, s)| s.file == first.file);
+        first.file.as_deref().filter(|_| same)
+    }
+
     /// Whether there is a row whose [`Example::bos`] is `bos`.
     pub(in crate::train) fn any_begins(&self, bos: bool) -> bool {
         self.rows.iter().any(|row| row.bos == bos)
@@ -204,6 +213,7 @@ pub struct ExamplesBuilder<'m> {
     /// Rows whose texts are still there, and about how many bytes these have.
     waiting: Vec<Row>,
     bytes: usize,
+    idle: Idle,
 }
 
 /// Bytes of text that are tokenized at a time: more work than threads cost, and little memory.
@@ -221,6 +231,7 @@ impl<'m> ExamplesBuilder<'m> {
             examples: Examples::default(),
             waiting: Vec::new(),
             bytes: 0,
+            idle: Idle::default(),
         }
     }
 
@@ -234,11 +245,14 @@ impl<'m> ExamplesBuilder<'m> {
         self
     }
 
-    /// Adds a row.
+    /// Adds a row, unless its weight is 0.
     ///
     /// # Errors
     /// As [`Row::example`], perhaps for a row that was added before.
     pub fn push(&mut self, row: Row) -> Result<()> {
+        if !self.idle.counts(&row) {
+            return Ok(());
+        }
         self.bytes += row.text_bytes();
         self.waiting.push(row);
         match self.bytes >= CHUNK {
@@ -247,12 +261,13 @@ impl<'m> ExamplesBuilder<'m> {
         }
     }
 
-    /// The tokens of all rows that were added.
+    /// The tokens of all rows that were added. A warning names those of weight 0, which were not.
     ///
     /// # Errors
-    /// As [`ExamplesBuilder::push`].
+    /// As [`ExamplesBuilder::push`], and [`DataError::NoWeight`] if all rows have the weight 0.
     pub fn finish(mut self) -> Result<Examples> {
         self.tokenize()?;
+        self.idle.finish(!self.examples.is_empty())?;
         self.examples.shrink();
         Ok(self.examples)
     }

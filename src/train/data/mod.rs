@@ -12,6 +12,10 @@
 //! {"conversations": [{"from": "human", "value": "..."}, ...]}   ShareGPT: as messages
 //! ```
 //!
+//! Other names of the same: `instruction`, `question` or `query` (`input` or `user` beside an answer) and `input` or `context`; `output`,
+//! `response`, `answer` or `assistant`; `source` and `target` are prompt and completion. A message with `"weight": 0` or
+//! `"train": false` is not learned. Rows of weight 0 are left out where their tokens are kept for training ([`Examples`]).
+//!
 //! A `"weight"` multiplies a row's part in the mean loss, `"tools"` go to the chat template, and so does a `"system"` message
 //! beside an instruction or conversations. A file whose name ends in `.txt` is one row of text.
 //!
@@ -33,8 +37,10 @@
 mod encoding;
 mod error;
 mod examples;
+mod idle;
 mod kind;
 mod lines;
+mod messages;
 mod place;
 mod read;
 mod row;
@@ -67,6 +73,8 @@ pub enum Content {
         conversation: Conversation,
         /// So many messages at its beginning are not learned, whoever says them.
         given: usize,
+        /// Indices of further messages that are not learned: those that a file marks with `"weight": 0` or `"train": false`.
+        skipped: Vec<usize>,
     },
     /// An instruction in Alpaca's form: for a model with a chat template the user's message (instruction and input on lines of
     /// their own), for one without it Alpaca's prompt.
@@ -181,6 +189,17 @@ impl Dataset {
             return Err(DataError::NoRows { source_name }.into());
         }
         Ok(Self { rows })
+    }
+
+    /// The rows that count: those of weight 0 are left out, with a warning that names the first of them.
+    ///
+    /// # Errors
+    /// [`DataError::NoWeight`] if no row is left.
+    pub fn counted(mut self) -> Result<Self> {
+        let mut idle = idle::Idle::default();
+        self.rows.retain(|row| idle.counts(row));
+        idle.finish(!self.rows.is_empty())?;
+        Ok(self)
     }
 
     /// All rows, in their order.

@@ -27,13 +27,16 @@ impl Row {
                 let given = self.try_vocab(model.vocab().tokenize_start(prompt))?;
                 self.completion(model, given, completion)
             }
-            Content::Completion { .. } => Err(self.no_completion()),
+            Content::Completion { .. } => Err(self.no_completion("'completion'")),
             Content::Text(text) => self.text(model, text),
             Content::Messages {
                 conversation,
                 given,
-            } => self.conversation(model, conversation, *given),
-            Content::Instruction(Instruction { output: None, .. }) => Err(self.no_completion()),
+                skipped,
+            } => self.conversation(model, conversation, *given, skipped),
+            Content::Instruction(Instruction { output: None, .. }) => {
+                Err(self.no_completion("'output', 'response' or 'answer'"))
+            }
             Content::Instruction(instruction) => {
                 self.as_model_reads(instruction, model).example(model)
             }
@@ -65,6 +68,7 @@ impl Row {
             Some(_) => Content::Messages {
                 conversation: instruction.conversation(),
                 given: 0,
+                skipped: Vec::new(),
             },
             None => Content::Completion {
                 prompt: instruction.alpaca(),
@@ -161,23 +165,30 @@ impl Row {
         })
     }
 
-    /// The assistant's messages among those from `given` on, and the ends of their turns.
+    /// The assistant's messages among those from `given` on that are not `skipped`, and the ends of their turns.
     fn conversation(
         &self,
         model: &Model,
         conversation: &Conversation,
         given: usize,
+        skipped: &[usize],
     ) -> Result<Example, DataError> {
-        let mut asked = conversation.messages.iter().skip(given);
-        if !asked.any(|m| m.role() == ASSISTANT) {
-            return Err(DataError::NoAnswer {
-                place: self.place.clone(),
-            });
+        let messages = conversation.messages.iter().enumerate().skip(given);
+        let said = messages.filter(|(_, m)| m.role() == ASSISTANT);
+        let learned: Vec<bool> = said.map(|(i, _)| !skipped.contains(&i)).collect();
+        let place = || self.place.clone();
+        if learned.is_empty() {
+            return Err(DataError::NoAnswer { place: place() });
         }
         let script = self.script(model, conversation)?;
         let (all, turns) = self.try_vocab(script.turns(given).map_err(Into::into))?;
+        let turns = turns.into_iter().zip(learned);
+        let turns: Vec<_> = turns.filter_map(|(turn, l)| l.then_some(turn)).collect();
+        let Some(first) = turns.first() else {
+            return Err(DataError::NoTargets { place: place() });
+        };
         let mut cut = Cut::new(&script, &all);
-        let mut start = self.try_vocab(cut.up_to(turns[0].start))?;
+        let mut start = self.try_vocab(cut.up_to(first.start))?;
         model.vocab().strip_bos(&mut start);
         let mut then = Counted::new();
         for turn in turns {
@@ -272,9 +283,10 @@ impl Row {
         Ok(Some(rows))
     }
 
-    fn no_completion(&self) -> DataError {
+    fn no_completion(&self, field: &'static str) -> DataError {
         DataError::NoCompletion {
             place: self.place.clone(),
+            field,
         }
     }
 

@@ -42,7 +42,9 @@ impl Trainer {
         let sequences = |examples, set| Sequences::new(examples, &layout, n_vocab, set);
         let (train, train_trimmed) = sequences(train, "training set")?;
         if train.is_empty() {
-            return Err(layout.nothing_to_learn("training set").into());
+            return Err(layout
+                .nothing_to_learn("training set", train.examples())
+                .into());
         }
         let (valid, valid_trimmed) = sequences(valid, "validation set")?;
         let (steps, epochs) = duration(&options, train.len());

@@ -25,11 +25,6 @@ pub(super) fn warn(trainer: &Trainer) {
                 "{n} of them lose all that they have to predict and are not used: {names}"
             );
         }
-        let idle: Vec<_> = (0..rows.len()).filter(|&i| rows.weight(i) == 0.0).collect();
-        if !idle.is_empty() {
-            let (n, names) = (idle.len(), names(rows, &idle));
-            tracing::warn!("{n} rows have the weight 0 and count for nothing: {names}");
-        }
     }
     let (taken, there) = (options.batch * options.accum, sets[0].len());
     if taken > there {

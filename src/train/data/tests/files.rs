@@ -336,6 +336,11 @@ fn tables_are_told_with_the_line_that_converts_them() {
         ("a", "Prompt, Completion\na,b\n", vec![lower]),
         (
             "a",
+            "question,answer\na,b\n",
+            vec!["json.dumps(r)) for r in csv."],
+        ),
+        (
+            "a",
             "prompt,completion,weight\na,b,2\n",
             vec!["json.dumps({**r, \"weight\": float(r[\"weight\"])})"],
         ),

@@ -2,6 +2,8 @@ use super::*;
 use std::io;
 
 mod files;
+mod layouts;
+mod weights;
 
 fn read(text: &[u8]) -> Result<Dataset> {
     Dataset::from_reader(text, "rows")
@@ -36,11 +38,12 @@ fn every_fault_of_a_line_names_it() {
         ),
         (
             b"{}",
-            "rows:1: no field 'prompt', 'messages', 'text', 'conversations' or 'instruction' (there are no fields)",
+            "rows:1: no field 'prompt', 'messages', 'text', 'conversations', 'instruction', 'question' or 'query', nor 'input' and \
+             'output', 'user' and 'assistant' or 'source' and 'target' (there are no fields)",
         ),
         (
             b"{\"question\": \"a\", \"answer\": 1}",
-            "rows:1: no field 'prompt', 'messages', 'text', 'conversations' or 'instruction' (there are 'question', 'answer')",
+            "rows:1: the field 'answer' is 1, it must be a text",
         ),
         (
             b"{\"prompt\": \"a\", \"completion\": \"b\", \"weight\": NaN}",
