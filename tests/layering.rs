@@ -46,6 +46,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "infer/kv_cache.rs",
         "memory that graphs write and sessions copy into",
     ),
+    ("bin/ggraft/interrupt.rs", "asks which signals are ignored"),
     (
         "model/weights.rs",
         "promises that graphs never write the mapped file",

@@ -1,4 +1,4 @@
-//! Files that appear complete or not at all.
+//! Files that appear complete or not at all; pipes, devices and open descriptors, which are written as they are.
 
 use std::fs;
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -8,17 +8,22 @@ use std::path::{Path, PathBuf};
 ///
 /// Whatever happens before the rename (an error, a panic in `fill`, a full disk), `path` keeps its old content or stays
 /// absent. A new file gets mode 0644 as narrowed by the umask, a replaced one keeps its mode, a symbolic link keeps
-/// pointing at the file that is replaced. `fill` gets a buffered writer.
+/// pointing at the file that is replaced or, if that was missing, made. `fill` gets a buffered writer. A rename would
+/// destroy a pipe or a device: what [`open_stream`] opens is written directly, and a reader sees what a failed write began.
 ///
 /// # Errors
-/// What the operating system or `fill` reports, and [`ErrorKind::InvalidInput`] if `path` exists and is not a regular
-/// file: a rename would destroy a device or pipe.
+/// What the operating system or `fill` reports, and [`ErrorKind::InvalidInput`] if `path` is a directory.
 pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
+    if let Some(stream) = open_stream(path)? {
+        let mut out = BufWriter::with_capacity(BUFFER, stream);
+        fill(&mut out)?;
+        return out.flush();
+    }
     let target = Target::find(path)?;
-    let mut out = BufWriter::with_capacity(1 << 18, target.temporary()?);
+    let mut out = BufWriter::with_capacity(BUFFER, target.temporary()?);
     fill(&mut out)?;
     let temporary = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     if let Some(permissions) = &target.permissions {
@@ -29,21 +34,131 @@ pub fn write_atomic(
     sync_folder(target.folder())
 }
 
-/// Fails where [`write_atomic`] would fail for reasons that are there beforehand: `path` is a directory or no regular file,
-/// its folder is missing, or nothing can be created in it. For work that takes long and writes at its end. Removes what
-/// writers of `path` have left behind that were killed.
+/// Fails where [`write_atomic`] would fail for reasons that are there beforehand: `path` is a directory or no name of a file, its folder is
+/// missing, nothing can be created in it, or a device may not be written. For work that takes long and writes at its end.
+/// Removes what writers of `path` have left behind that were killed. A named pipe is not opened: that would wait for its
+/// reader.
 ///
 /// # Errors
 /// As [`write_atomic`].
 pub fn check_writable(path: &Path) -> io::Result<()> {
-    let target = Target::find(path)?;
-    target.remove_stale();
-    target.temporary().map(drop)
+    match Place::of(path)? {
+        Place::Descriptor(..) => Ok(()),
+        Place::Special(_) if is_pipe(path) => Ok(()),
+        Place::Special(path) => fs::OpenOptions::new().write(true).open(path).map(drop),
+        Place::File(_) => {
+            let target = Target::find(path)?;
+            target.remove_stale();
+            target.temporary().map(drop)
+        }
+    }
+}
+
+/// Opens `path` for writing if it is no file to be replaced but a pipe, a device or, as `/dev/stdout` and `/dev/fd/3` are,
+/// an open descriptor of this process; `None` otherwise. A file behind a descriptor is written where it ends: it belongs to
+/// whoever opened it. Waits for the reader of a named pipe.
+///
+/// # Errors
+/// What the operating system reports.
+pub fn open_stream(path: &Path) -> io::Result<Option<Box<dyn Write + Send>>> {
+    let mut options = fs::OpenOptions::new();
+    Ok(Some(match Place::of(path)? {
+        Place::File(_) => return Ok(None),
+        Place::Descriptor(_, 1) => Box::new(io::stdout()),
+        Place::Descriptor(_, 2) => Box::new(io::stderr()),
+        Place::Descriptor(path, _) => Box::new(options.append(true).open(path)?),
+        Place::Special(path) => Box::new(options.write(true).open(path)?),
+    }))
+}
+
+/// Whether [`open_stream`] would open `path`.
+pub fn is_stream(path: &Path) -> bool {
+    !matches!(Place::of(path), Ok(Place::File(_)) | Err(_))
+}
+
+/// Whether what is written to `path` goes to standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    matches!(Place::of(path), Ok(Place::Descriptor(_, 1)))
+}
+
+/// The file that [`write_atomic`] makes or replaces: `path` with symbolic links followed, whether or not there is a file
+/// behind the last one.
+///
+/// # Errors
+/// What the operating system reports, for example of links that lead to each other.
+pub fn target(path: &Path) -> io::Result<PathBuf> {
+    match Place::of(path)? {
+        Place::File(path) | Place::Special(path) | Place::Descriptor(path, _) => Ok(path),
+    }
+}
+
+/// Bytes that are written at once.
+const BUFFER: usize = 1 << 18;
+/// Links that lead to links at most; Linux gives up there.
+const MAX_LINKS: usize = 40;
+
+/// What a path leads to, symbolic links followed.
+enum Place {
+    /// A file, or nothing yet; also a directory, which is refused later.
+    File(PathBuf),
+    /// A pipe or a device.
+    Special(PathBuf),
+    /// A descriptor of this process, whatever is behind it.
+    Descriptor(PathBuf, u32),
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut place = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            if let Some(n) = descriptor(&place) {
+                return Ok(Self::Descriptor(place, n));
+            }
+            match fs::read_link(&place) {
+                Ok(to) => place = place.parent().map_or(to.clone(), |folder| folder.join(to)),
+                Err(_) => {
+                    return Ok(match fs::metadata(&place) {
+                        Ok(meta) if !meta.is_file() && !meta.is_dir() => Self::Special(place),
+                        _ => Self::File(place),
+                    });
+                }
+            }
+        }
+        // The operating system knows the words for it, unless it follows even more.
+        fs::metadata(path)?;
+        Err(io::Error::other("too many symbolic links"))
+    }
+}
+
+/// N of `/dev/fd/N` and of what else means this process's descriptors.
+#[cfg(unix)]
+fn descriptor(path: &Path) -> Option<u32> {
+    let path = std::path::absolute(path).ok()?;
+    let own = format!("/proc/{}/fd", std::process::id());
+    ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd", &own]
+        .into_iter()
+        .find_map(|folder| path.strip_prefix(folder).ok()?.to_str()?.parse().ok())
+}
+
+#[cfg(not(unix))]
+fn descriptor(_path: &Path) -> Option<u32> {
+    None
+}
+
+#[cfg(unix)]
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_path: &Path) -> bool {
+    false
 }
 
 /// What a file will be renamed over.
 struct Target {
-    /// With symbolic links followed, if it exists.
+    /// With symbolic links followed.
     path: PathBuf,
     /// Those of the file that is replaced.
     permissions: Option<fs::Permissions>,
@@ -51,21 +166,24 @@ struct Target {
 
 impl Target {
     fn find(path: &Path) -> io::Result<Self> {
-        match fs::metadata(path) {
-            Ok(meta) if !meta.is_file() => {
-                let what = if meta.is_dir() {
-                    "is a directory"
-                } else {
-                    "is not a regular file"
-                };
-                Err(io::Error::new(ErrorKind::InvalidInput, what))
+        let path = target(path)?;
+        let text = path.as_os_str().to_string_lossy();
+        if text.is_empty() || text.ends_with(std::path::is_separator) && !path.is_dir() {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "is no name of a file",
+            ));
+        }
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => {
+                Err(io::Error::new(ErrorKind::InvalidInput, "is a directory"))
             }
             Ok(meta) => Ok(Self {
-                path: fs::canonicalize(path)?,
+                path,
                 permissions: Some(meta.permissions()),
             }),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Self {
-                path: path.to_owned(),
+                path,
                 permissions: None,
             }),
             Err(e) => Err(e),
@@ -222,11 +340,70 @@ mod tests {
             refused(&folder.path().join("absent/f")).kind(),
             ErrorKind::NotFound
         );
+        for wrong in ["", "none/"] {
+            assert_eq!(
+                refused(Path::new(wrong)).to_string(),
+                "is no name of a file"
+            );
+        }
         #[cfg(unix)]
-        assert_eq!(
-            refused(Path::new("/dev/null")).to_string(),
-            "is not a regular file"
-        );
+        {
+            use std::os::unix::fs::symlink;
+            let link = |name: &str, to: &str| {
+                let link = folder.path().join(name);
+                symlink(to, &link).unwrap();
+                link
+            };
+            link("one", "two");
+            refused(&link("two", "one"));
+            let nowhere = link("nowhere", "absent/f");
+            assert_eq!(refused(&nowhere).kind(), ErrorKind::NotFound);
+        }
+    }
+
+    /// A rename would put a file in their place.
+    #[cfg(unix)]
+    #[test]
+    fn pipes_and_devices_are_written_as_they_are() {
+        use std::os::fd::AsRawFd;
+        let folder = tempfile::tempdir().unwrap();
+        let null = Path::new("/dev/null");
+        assert!(is_stream(null) && !is_stdout(null));
+        check_writable(null).unwrap();
+        write_atomic(null, |out| out.write_all(b"1")).unwrap();
+        assert!(!fs::metadata(null).unwrap().is_file());
+
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        // Nobody reads it yet.
+        check_writable(&pipe).unwrap();
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).unwrap()
+        });
+        write_atomic(&pipe, |out| out.write_all(b"through the pipe")).unwrap();
+        assert_eq!(reader.join().unwrap(), b"through the pipe");
+        assert_eq!(names(folder.path()), ["pipe"]);
+
+        // What was opened for appending keeps what it had, and stays the file that it is.
+        let path = folder.path().join("f");
+        fs::write(&path, "old, ").unwrap();
+        let open = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let link = folder.path().join("link");
+        let number = format!("/dev/fd/{}", open.as_raw_fd());
+        std::os::unix::fs::symlink(&number, &link).unwrap();
+        assert!(is_stream(&link) && !is_stdout(&link));
+        for path in [Path::new(&number), &link] {
+            check_writable(path).unwrap();
+            write_atomic(path, |out| out.write_all(b"new ")).unwrap();
+        }
+        (&open).write_all(b"and newer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old, new new and newer");
+
+        assert!(is_stdout(Path::new("/dev/stdout")) && is_stdout(Path::new("/dev/fd/1")));
+        assert!(is_stream(Path::new("/dev/stderr")) && !is_stdout(Path::new("/dev/stderr")));
+        assert!(!is_stream(&path) && !is_stream(&folder.path().join("absent")));
     }
 
     #[cfg(unix)]
@@ -256,5 +433,17 @@ mod tests {
             (fs::read(&path).unwrap(), mode(&path)),
             (b"2".to_vec(), 0o640)
         );
+
+        // A link to a link to nothing: what is made is where they point.
+        symlink("absent", folder.path().join("inner")).unwrap();
+        let outer = folder.path().join("outer");
+        symlink("inner", &outer).unwrap();
+        check_writable(&outer).unwrap();
+        write_atomic(&outer, |out| out.write_all(b"3")).unwrap();
+        let made = folder.path().join("absent");
+        assert_eq!(fs::read(&made).unwrap(), b"3");
+        assert!(fs::symlink_metadata(&made).unwrap().is_file());
+        assert!(fs::symlink_metadata(&outer).unwrap().is_symlink());
+        assert_eq!(target(&outer).unwrap(), made);
     }
 }

@@ -11,6 +11,7 @@ use ggraft::model::vocab::ChatOptions;
 use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Switch {
@@ -127,11 +128,11 @@ enum FlashArg {
 #[command(next_help_heading = "Computation")]
 pub(crate) struct SessionArgs {
     /// Context length in tokens, the adapter's included [default: what the model was trained on]
-    #[arg(short, long = "ctx", value_name = "TOKENS", value_parser = count)]
+    #[arg(short, long = "ctx", value_name = "TOKENS", value_parser = count::<usize>)]
     pub(crate) ctx: Option<usize>,
     /// Threads that compute. They wait for each other by spinning: where other programs keep cores busy, fewer are faster, and
     /// more than there are cores are a disaster [default: the physical cores that this process may use]
-    #[arg(short, long, value_name = "N", value_parser = count)]
+    #[arg(short, long, value_name = "N", value_parser = count::<usize>)]
     threads: Option<usize>,
     /// Type of the KV cache: f16 (the usual), f32 (exact) or q8_0 (half the memory) [default: f16, for logits f32]
     #[arg(long, value_name = "TYPE", hide_possible_values = true)]
@@ -174,7 +175,7 @@ pub(crate) struct AdapterArgs {
     #[arg(short, long, value_name = "FILE|FOLDER")]
     pub(crate) adapter: Option<PathBuf>,
     /// Which task of a multitask PEFT folder, counted from 0
-    #[arg(long, value_name = "N", requires = "adapter")]
+    #[arg(long, value_name = "N", requires = "adapter", value_parser = whole::<usize>)]
     task: Option<usize>,
     /// Use the adapter even if it was made for another model of the same shape
     #[arg(long, requires = "adapter")]
@@ -277,9 +278,9 @@ pub(crate) struct SampleArgs {
     /// Temperature; 0 always takes the most likely token
     #[arg(long, value_name = "T", default_value_t = SamplerParams::default().temperature)]
     temp: f32,
-    /// Keep the K most likely tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = SamplerParams::default().top_k)]
-    top_k: u32,
+    /// Keep the K most likely tokens; 0 or -1 keeps all
+    #[arg(long, value_name = "K", default_value_t = i64::from(SamplerParams::default().top_k), value_parser = or_minus_1)]
+    top_k: i64,
     /// Keep the smallest set of tokens whose probabilities reach P; 1 keeps all
     #[arg(long, value_name = "P", default_value_t = SamplerParams::default().top_p)]
     top_p: f32,
@@ -289,12 +290,12 @@ pub(crate) struct SampleArgs {
     /// Divide the logits of recent tokens; 1 does nothing
     #[arg(long, value_name = "X", default_value_t = SamplerParams::default().repeat_penalty)]
     repeat_penalty: f32,
-    /// How many recent tokens the penalty looks at
-    #[arg(long, value_name = "N", default_value_t = SamplerParams::default().repeat_last_n)]
-    repeat_last_n: u32,
-    /// Equal seeds give equal text [default: a random one]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..i64::from(u32::MAX)))]
-    seed: Option<u32>,
+    /// How many recent tokens the penalty looks at; -1: all
+    #[arg(long, value_name = "N", default_value_t = i64::from(SamplerParams::default().repeat_last_n), value_parser = or_minus_1)]
+    repeat_last_n: i64,
+    /// Equal seeds give equal text; -1: a random one [default: -1]
+    #[arg(long, value_name = "N", value_parser = seed, hide_default_value = true, default_value = "-1")]
+    seed: Seed,
 }
 
 impl SampleArgs {
@@ -302,18 +303,60 @@ impl SampleArgs {
     ///
     /// Fails if a setting is out of range, before anything is computed.
     pub(crate) fn params(&self, model: &Model) -> Result<SamplerParams> {
+        let number = |n: i64, all: u32| u32::try_from(n).unwrap_or(all);
         let params = SamplerParams {
             temperature: self.temp,
-            top_k: self.top_k,
+            top_k: number(self.top_k, 0),
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n,
-            seed: Some(self.seed.unwrap_or_else(random_seed)),
+            repeat_last_n: number(self.repeat_last_n, ALL_RECENT),
+            seed: Some(self.seed.0.unwrap_or_else(random_seed)),
             ..SamplerParams::default()
         };
         params.validate(model.shape().n_vocab)?;
+        self.warn();
         Ok(params)
+    }
+
+    /// Of what was given and has no effect.
+    fn warn(&self) {
+        let usual = SamplerParams::default();
+        let idle: Vec<_> = [
+            ("--top-k", self.top_k != i64::from(usual.top_k)),
+            ("--top-p", self.top_p != usual.top_p),
+            ("--min-p", self.min_p != usual.min_p),
+        ]
+        .into_iter()
+        .filter_map(|(option, given)| given.then_some(option))
+        .collect();
+        if self.temp == 0.0 && !idle.is_empty() {
+            tracing::warn!(
+                "--temp 0 always takes the most likely token: without effect are {}",
+                idle.join(", ")
+            );
+        }
+        if self.repeat_penalty == 1.0 && self.repeat_last_n != i64::from(usual.repeat_last_n) {
+            tracing::warn!("--repeat-last-n has no effect without --repeat-penalty");
+        }
+    }
+}
+
+/// Recent tokens of a penalty that looks at all of them: as many as samplers remember.
+const ALL_RECENT: u32 = 1 << 20;
+
+/// `--seed`; `None`: a random one.
+#[derive(Clone, Copy)]
+struct Seed(Option<u32>);
+
+fn seed(text: &str) -> Result<Seed, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(Seed(None)),
+        Ok(n) => match u32::try_from(n) {
+            Ok(n) if n < u32::MAX => Ok(Seed(Some(n))),
+            _ => Err(format!("must be from 0 to {}, or -1", u32::MAX - 1)),
+        },
+        Err(_) => Err("must be a whole number, or -1".to_owned()),
     }
 }
 
@@ -322,12 +365,33 @@ fn random_seed() -> u32 {
     (RandomState::new().build_hasher().finish() >> 33) as u32
 }
 
-/// A number above 0.
-pub(crate) fn count(text: &str) -> Result<usize, String> {
+/// A whole number, as large as its type holds.
+fn number<T: FromStr + PartialOrd>(text: &str, least: T, why: &str) -> Result<T, String> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
     match text.parse() {
-        Ok(0) => Err("must be at least 1".to_owned()),
-        Ok(n) => Ok(n),
-        Err(e) => Err(e.to_string()),
+        Ok(n) if n >= least => Ok(n),
+        Err(_) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            Err("is more than is supported".to_owned())
+        }
+        _ => Err(why.to_owned()),
+    }
+}
+
+/// A whole number above 0.
+pub(crate) fn count<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    number(text, T::from(1), "must be a whole number, at least 1")
+}
+
+/// A whole number.
+pub(crate) fn whole<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    number(text, T::from(0), "must be a whole number, at least 0")
+}
+
+/// A whole number that fits into 32 bits, or -1.
+fn or_minus_1(text: &str) -> Result<i64, String> {
+    match text {
+        "-1" => Ok(-1),
+        _ => number::<u32>(text, 0, "must be a whole number, at least 0, or -1").map(i64::from),
     }
 }
 
@@ -339,7 +403,7 @@ pub(crate) fn parse_limit(text: &str) -> Result<Limit, String> {
             Ok(n) => Ok(Limit(Some(n))),
             Err(_) => Err("must be a count, or -1 for no limit".to_owned()),
         },
-        Err(e) => Err(e.to_string()),
+        Err(_) => Err("must be a count, or -1 for no limit".to_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `ggraft bench`: how fast this machine opens, attaches, swaps, reads and writes.
 
-use crate::args::{AdapterArgs, ModelArgs, SessionArgs};
+use crate::args::{AdapterArgs, ModelArgs, SessionArgs, whole};
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
@@ -32,13 +32,13 @@ pub(crate) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of the prompt; 0 leaves the test out [default: 512, or what the context holds]
-    #[arg(short = 'p', long = "n-prompt", value_name = "N")]
+    #[arg(short = 'p', long = "n-prompt", value_name = "N", value_parser = whole::<usize>)]
     prompt: Option<usize>,
     /// Tokens to generate; 0 leaves the test out [default: 128, or what the context holds]
-    #[arg(short = 'n', long = "n-gen", value_name = "N")]
+    #[arg(short = 'n', long = "n-gen", value_name = "N", value_parser = whole::<usize>)]
     generate: Option<usize>,
     /// Tokens in the context before each test
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     depth: usize,
     /// Runs of each test
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]

@@ -50,7 +50,7 @@ pub(crate) struct Chat {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Tokens of one answer at most; -1: until the answer ends
-    #[arg(short, value_name = "N", default_value = "512", value_parser = parse_limit, allow_negative_numbers = true)]
+    #[arg(short, value_name = "N", default_value = "512", value_parser = parse_limit)]
     n: Limit,
     #[command(flatten)]
     sample: SampleArgs,

@@ -4,6 +4,7 @@ use crate::args::load_adapter_file;
 use crate::failure::Result;
 use crate::import::PrecisionArgs;
 use crate::io;
+use crate::outputs::Files;
 use clap::Args;
 use ggraft::adapter::concat;
 use std::path::PathBuf;
@@ -33,15 +34,16 @@ pub(crate) struct Concat {
 
 impl Concat {
     pub(crate) fn execute(self) -> Result<()> {
+        Files::default()
+            .reads("", Some(&self.first))
+            .reads("", Some(&self.second))
+            .writes("-o", Some(&self.output))
+            .check()?;
         let adapter = concat(
             &load_adapter_file(&self.first)?,
             &load_adapter_file(&self.second)?,
         )?;
         adapter.save(&self.output, self.precision.get())?;
-        io::print(&format!(
-            "{}: {}\n",
-            self.output.display(),
-            io::summary(&adapter)
-        ))
+        io::report(&self.output, &io::summary(&adapter))
     }
 }

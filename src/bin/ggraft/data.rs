@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, Result};
 use ggraft::train::data::{Dataset, Examples, ExamplesBuilder, Row, for_each_row};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -77,16 +78,29 @@ fn with_reader<T>(
 pub(crate) struct Done {
     /// Rows that were computed.
     pub(crate) rows: usize,
-    /// Why the rows behind them were not, if Ctrl-C or a signal stopped the command.
+    /// Why the rows behind them were not: Ctrl-C or a signal, or one that cannot be computed, which it names.
     pub(crate) stopped: Option<Failure>,
 }
 
 /// Rows that a warning names.
 const NAMED: usize = 5;
 
-/// Calls `each` for every row; its failure names the line. Rows that do not fit into the context are left out with a warning,
-/// and Ctrl-C ends the loop: what was computed is kept.
-pub(crate) fn for_each(data: &Dataset, mut each: impl FnMut(&Row) -> Result<()>) -> Result<Done> {
+/// The first of some rows by their places, and how many more there are.
+pub(crate) fn names(places: impl ExactSizeIterator<Item = impl Display>) -> String {
+    let more = match places.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let named: Vec<_> = places.take(NAMED).map(|place| place.to_string()).collect();
+    named.join(", ") + &more
+}
+
+/// Calls `each` for every row. Rows that do not fit into the context are left out with a warning. A failure and Ctrl-C end the
+/// loop: what was computed is kept.
+pub(crate) fn for_each<'a>(
+    data: &'a Dataset,
+    mut each: impl FnMut(&'a Row) -> Result<()>,
+) -> Result<Done> {
     let progress = crate::io::progress(data.rows().len());
     let mut long = Vec::new();
     let mut done = Done {
@@ -105,30 +119,23 @@ pub(crate) fn for_each(data: &Dataset, mut each: impl FnMut(&Row) -> Result<()>)
     // An error line must not end up behind the bar.
     progress.finish_and_clear();
     if !long.is_empty() {
-        let names: Vec<_> = long.iter().take(NAMED).map(ToString::to_string).collect();
-        let more = match long.len() - names.len() {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
         let text = format!(
-            "{} rows do not fit into the context (a longer one: --ctx): {}{more}",
+            "{} rows do not fit into the context (a longer one: --ctx): {}",
             long.len(),
-            names.join(", ")
+            names(long.iter())
         );
         if done.rows == 0 && result.is_ok() {
             return Err(Failure::Unsuitable(format!("all {text}")));
         }
         tracing::warn!("left out: {text}");
     }
-    match result {
-        Err(why) if why.is_cancelled() => {
-            done.stopped = Some(Failure::Interrupted(format!(
-                "interrupted after {} of {} rows",
-                done.rows,
-                data.rows().len()
-            )));
-            Ok(done)
-        }
-        result => result.map(|()| done),
-    }
+    done.stopped = match result {
+        Err(why) if why.is_cancelled() => Some(Failure::Interrupted(format!(
+            "interrupted after {} of {} rows",
+            done.rows,
+            data.rows().len()
+        ))),
+        result => result.err(),
+    };
+    Ok(done)
 }

@@ -59,7 +59,12 @@ impl Eval {
         let mut session = self.adapter.session(&model, options)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         let mut totals = Totals::default();
+        let mut idle = Vec::new();
         let done = data::for_each(&data, |row| {
+            if row.weight == 0.0 {
+                idle.push(row.place());
+                return Ok(());
+            }
             let score = score(&mut session, &row.example(&model)?)?;
             let weight = f64::from(row.weight);
             totals.nll += weight * score.nll;
@@ -74,16 +79,23 @@ impl Eval {
             }
             Ok(())
         })?;
+        let stopped = match done.stopped {
+            // Figures of rows that somebody did not choose would mislead.
+            Some(why) if totals.weight == 0.0 || !why.is_cancelled() => return Err(why),
+            stopped => stopped,
+        };
         if totals.weight == 0.0 {
-            if let Some(why) = done.stopped {
-                return Err(why);
-            }
-            return Err(Failure::Unsuitable(
-                "no token counts: all weights are 0".to_owned(),
-            ));
+            return Err(Failure::Unsuitable(format!(
+                "{}: all rows have the weight 0, so that nothing counts",
+                self.data.display()
+            )));
         }
-        self.print(done.rows, &totals)?;
-        done.stopped.map_or(Ok(()), Err)
+        if !idle.is_empty() {
+            let (n, names) = (idle.len(), data::names(idle.iter()));
+            tracing::warn!("{n} rows have the weight 0 and count for nothing: {names}");
+        }
+        self.print(done.rows - idle.len(), &totals)?;
+        stopped.map_or(Ok(()), Err)
     }
 
     fn print(&self, rows: usize, totals: &Totals) -> Result<()> {

@@ -1,11 +1,13 @@
 //! `ggraft export`: an adapter becomes a PEFT folder.
 
 use crate::args::{ModelArgs, load_adapter, stem};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::io;
+use crate::outputs::Files;
 use clap::Args;
 use ggraft::Adapter;
 use ggraft::adapter::export_peft;
+use ggraft::file::peft::{CONFIG_FILE, TENSOR_FILE};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -29,6 +31,9 @@ pub(crate) struct Export {
     /// Name or path under which Transformers knows the base model [default: the one in the adapter, or the model file's name]
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
+    /// Replace the adapter that the folder holds already
+    #[arg(long)]
+    overwrite: bool,
     /// Export the adapter even if it was made for another model of the same shape
     #[arg(long)]
     force: bool,
@@ -36,6 +41,17 @@ pub(crate) struct Export {
 
 impl Export {
     pub(crate) fn execute(self) -> Result<()> {
+        Files::default()
+            .reads("", Some(&self.adapter))
+            .reads("-m", Some(&self.model.model))
+            .writes_peft("-o", &self.output)
+            .check()?;
+        if let Some(old) = self.replaced().filter(|_| !self.overwrite) {
+            return Err(Failure::Usage(format!(
+                "{} is there already: --overwrite replaces it",
+                old.display()
+            )));
+        }
         let model = self.model.open()?;
         let fits = |adapter: &Adapter| {
             Ok(adapter.check_fits(model.shape(), &model.fingerprint(), self.force)?)
@@ -53,5 +69,13 @@ impl Export {
             self.output.display(),
             io::summary(&adapter)
         ))
+    }
+
+    /// A file of another adapter that the folder holds.
+    fn replaced(&self) -> Option<PathBuf> {
+        [CONFIG_FILE, TENSOR_FILE]
+            .map(|name| self.output.join(name))
+            .into_iter()
+            .find(|path| path.exists())
     }
 }

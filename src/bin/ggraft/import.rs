@@ -1,8 +1,9 @@
 //! `ggraft import`: a PEFT folder becomes an adapter file.
 
-use crate::args::{ModelArgs, import_folder, stem};
+use crate::args::{ModelArgs, import_folder, stem, whole};
 use crate::failure::Result;
 use crate::io;
+use crate::outputs::Files;
 use clap::Args;
 use ggraft::adapter::{ImportOptions, Precision};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub(crate) struct Import {
     #[arg(short, long, value_name = "OUT.gguf")]
     output: PathBuf,
     /// Which task of a multitask adapter, counted from 0
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     task: Option<usize>,
     /// Multiply the virtual tokens by X: sqrt(embedding width) for gemma adapters trained with Transformers before version 5
     #[arg(long, value_name = "X")]
@@ -63,6 +64,11 @@ impl PrecisionArgs {
 
 impl Import {
     pub(crate) fn execute(self) -> Result<()> {
+        Files::default()
+            .reads("", Some(&self.folder))
+            .reads("-m", Some(&self.model.model))
+            .writes("-o", Some(&self.output))
+            .check()?;
         let model = self.model.open()?;
         let options = ImportOptions {
             task: self.task,
@@ -71,10 +77,6 @@ impl Import {
         };
         let adapter = import_folder(&self.folder, &model, &options)?;
         adapter.save(&self.output, self.precision.get())?;
-        io::print(&format!(
-            "{}: {}\n",
-            self.output.display(),
-            io::summary(&adapter)
-        ))
+        io::report(&self.output, &io::summary(&adapter))
     }
 }

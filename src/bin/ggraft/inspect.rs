@@ -53,9 +53,9 @@ struct Facts {
 impl Inspect {
     pub(crate) fn execute(self) -> Result<()> {
         let file = MappedGguf::open(&self.file)?;
-        let kind = match file.main().gguf.get("general.type") {
-            Some(Value::String(kind)) if kind == "adapter" => Kind::Adapter,
-            _ => Kind::Model,
+        let kind = match is_adapter(&file) {
+            true => Kind::Adapter,
+            false => Kind::Model,
         };
         let loaded = match kind {
             Kind::Adapter => {
@@ -188,6 +188,12 @@ impl Facts {
             "problem": self.problem,
         })
     }
+}
+
+/// Whether a file says that it is an adapter.
+pub(crate) fn is_adapter(file: &MappedGguf) -> bool {
+    let kind = file.main().gguf.get("general.type");
+    matches!(kind, Some(Value::String(kind)) if kind == "adapter")
 }
 
 /// Control characters, which a terminal would obey, as escapes; long text cut short.

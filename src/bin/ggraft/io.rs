@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, Result};
 use ggraft::Adapter;
-use ggraft::file::atomic::write_atomic;
+use ggraft::file::atomic::{is_stdout, write_atomic};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
@@ -123,6 +123,16 @@ pub(crate) fn write_file(
         path: path.to_owned(),
         source,
     })
+}
+
+/// Prints what was written to `path`; to stderr, if standard output has the file itself.
+pub(crate) fn report(path: &Path, what: &str) -> Result<()> {
+    let line = format!("{}: {what}", path.display());
+    if is_stdout(path) {
+        note(&line);
+        return Ok(());
+    }
+    print(&format!("{line}\n"))
 }
 
 /// Progress of reading a file of `size` bytes on stderr; nothing for a small one, and unless stderr is a terminal.

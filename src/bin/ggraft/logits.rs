@@ -2,6 +2,7 @@
 
 use crate::args::{AdapterArgs, ModelArgs, SessionArgs, new_session};
 use crate::failure::Result;
+use crate::outputs::Files;
 use crate::{interrupt, io};
 use clap::Args;
 use ggraft::infer::{KvType, SessionError};
@@ -52,6 +53,11 @@ pub(crate) struct Logits {
 
 impl Logits {
     pub(crate) fn execute(self) -> Result<()> {
+        Files::default()
+            .reads("-m", Some(&self.model.model))
+            .reads("-a", self.adapter.adapter.as_deref())
+            .writes("-o", Some(&self.output))
+            .check()?;
         let model = self.model.open()?;
         let ids = match &self.prompt {
             Some(text) => tokenize(&model, text)?,

@@ -14,6 +14,7 @@ mod interrupt;
 mod io;
 mod log;
 mod logits;
+mod outputs;
 mod plot;
 mod predict;
 mod run;
@@ -21,7 +22,7 @@ mod score;
 mod train;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use failure::{Failure, Result};
 use std::process::ExitCode;
 
@@ -83,8 +84,19 @@ impl Command {
     }
 }
 
+/// The command line. What looks like a negative number is one: an option says itself whether it takes it.
+fn parse() -> Result<Cli, clap::Error> {
+    let number = |arg: Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(number));
+    Cli::from_arg_matches(&command.try_get_matches()?)
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    interrupt::prepare();
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             return Failure::Usage("no command given: `ggraft --help` lists them".to_owned())

@@ -3,6 +3,7 @@
 use crate::args::{AdapterArgs, ChatArgs, Limit, ModelArgs, SessionArgs, parse_limit};
 use crate::data;
 use crate::failure::{Failure, Result};
+use crate::outputs::Files;
 use crate::score::score;
 use crate::{interrupt, io};
 use clap::Args;
@@ -20,7 +21,7 @@ const EXAMPLES: &str = "Examples:
 
 Rows need no completion; of a conversation it is the assistant's last message, if that ends the row. The output has a row {\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the
 summed negative log-likelihood of the completion and its end, and \"tokens\", their number. Of rows that do not fit into the
-context the prediction is null, and a warning names them. Ctrl-C keeps the rows that are done.";
+context the prediction is null, and a warning names them. Ctrl-C and a row that cannot be computed keep the rows before.";
 
 /// Complete every prompt of a data set with the most likely text
 #[derive(Args)]
@@ -35,7 +36,7 @@ pub(crate) struct Predict {
     #[arg(short, long, value_name = "OUT.jsonl")]
     output: PathBuf,
     /// Tokens of one completion at most; -1: until the text ends
-    #[arg(short, value_name = "N", default_value = "64", value_parser = parse_limit, allow_negative_numbers = true)]
+    #[arg(short, value_name = "N", default_value = "64", value_parser = parse_limit)]
     n: Limit,
     #[command(flatten)]
     adapter: AdapterArgs,
@@ -47,6 +48,13 @@ pub(crate) struct Predict {
 
 impl Predict {
     pub(crate) fn execute(self) -> Result<()> {
+        Files::default()
+            .reads("-m", Some(&self.model.model))
+            .reads("-a", self.adapter.adapter.as_deref())
+            .reads_data("--data", Some(&self.data))
+            .reads("--chat-template", self.chat_format.chat_template.as_deref())
+            .writes("-o", Some(&self.output))
+            .check()?;
         let data = data::read(&self.data)?;
         let model = self.model.open_with(&self.chat_format)?;
         let options = self.session.options(KvType::F16);
@@ -66,16 +74,20 @@ impl Predict {
             out += &format!("{}\n", result?);
             Ok(())
         })?;
-        if done.rows == 0
+        if out.is_empty()
             && let Some(why) = done.stopped
         {
             return Err(why);
         }
         io::write_file(&self.output, |file| file.write_all(out.as_bytes()))?;
+        let output = self.output.display();
         match done.stopped {
-            Some(why) => Err(Failure::Interrupted(format!(
-                "{why}, which {} has",
-                self.output.display()
+            Some(Failure::Interrupted(why)) => {
+                Err(Failure::Interrupted(format!("{why}, which {output} has")))
+            }
+            Some(why) => Err(Failure::Unsuitable(format!(
+                "{}; {output} has the rows before it",
+                why.line()
             ))),
             None => Ok(()),
         }

@@ -49,7 +49,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
     /// Tokens to generate at most; -1: until the text ends (running out of context is an error)
-    #[arg(short, value_name = "N", default_value = "128", value_parser = parse_limit, allow_negative_numbers = true)]
+    #[arg(short, value_name = "N", default_value = "128", value_parser = parse_limit)]
     n: Limit,
     /// End the text where this appears, which is not printed; can be given several times
     #[arg(
@@ -87,10 +87,19 @@ struct Report {
 
 impl Run {
     pub(crate) fn execute(self) -> Result<()> {
-        if self.chat_format.chat_template.is_some() && !self.chat {
-            return Err(Failure::Usage(
-                "--chat-template formats a conversation: add --chat".to_owned(),
-            ));
+        let ChatArgs {
+            chat_template,
+            parse_special,
+        } = &self.chat_format;
+        for (option, given) in [
+            ("--chat-template formats", chat_template.is_some()),
+            ("--parse-special is about", *parse_special),
+        ] {
+            if given && !self.chat {
+                return Err(Failure::Usage(format!(
+                    "{option} a conversation: add --chat"
+                )));
+            }
         }
         let text = self.prompt_text()?;
         let begin = Instant::now();

@@ -10,10 +10,11 @@ mod saving;
 mod values;
 
 use crate::failure::{Failure, Result};
+use crate::outputs::{Files, same_file};
 use crate::{data, io};
 use args::{ComputationArgs, DataArgs, ObjectiveArgs, SavingArgs, ScheduleArgs, ShapeArgs};
 use clap::Args;
-use ggraft::file::atomic::check_writable;
+use ggraft::file::atomic::is_stream;
 use ggraft::train::Trainer;
 use ggraft::train::data::{Content, Examples, ExamplesBuilder, Row};
 use ggraft::{Model, ModelOptions};
@@ -30,7 +31,7 @@ const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
 Ctrl-C, SIGTERM and SIGHUP save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on;
-a second one quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or
+another one, more than a second later, quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or
 not. SIZE is a number of bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB
 and GB are powers of 1000).";
 
@@ -64,6 +65,13 @@ impl Train {
             )));
         }
         self.check_outputs()?;
+        if let Some(valid) = self.data.valid.as_deref()
+            && same_file(valid, &self.data.data)
+        {
+            tracing::warn!(
+                "--valid is the file of --data: the loss of rows that are learned says nothing about others"
+            );
+        }
         let chat = self.data.chat_format.options()?;
         let model = Model::open(&self.data.model, &ModelOptions::default().chat(chat))?;
         let (trainer, sample) = self.trainer(&model)?;
@@ -77,51 +85,41 @@ impl Train {
     /// Before anything is computed: a long run shall not fail when it saves its result.
     fn check_outputs(&self) -> Result<()> {
         let SavingArgs {
-            output, plot, log, ..
+            output,
+            plot,
+            log,
+            resume,
+            ..
         } = &self.saving;
         let checkpoint = self.checkpoint();
-        let inputs = [
-            Some(&self.data.model),
-            Some(&self.data.data),
-            self.data.valid.as_ref(),
-            // It is replaced by later checkpoints of its own run.
-            self.saving
-                .resume
-                .as_ref()
-                .filter(|&path| !same_file(path, &checkpoint)),
-        ];
-        let outputs = [Some(output), Some(&checkpoint), plot.as_ref(), log.as_ref()];
-        for (i, path) in outputs.iter().enumerate() {
-            let Some(path) = path else { continue };
-            let same = |other: &&PathBuf| other == path || same_file(other, path);
-            if inputs.iter().flatten().any(same) {
-                return Err(Failure::Usage(format!(
-                    "{} is read by this command: write to another file",
-                    path.display()
-                )));
-            }
-            if outputs[..i].iter().flatten().any(same) {
-                return Err(Failure::Usage(format!(
-                    "{} is to be written twice: use different names",
-                    path.display()
-                )));
-            }
-            if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty())
-                && !folder.is_dir()
-            {
-                return Err(Failure::Unsuitable(format!(
-                    "{}: there is no folder {}",
-                    path.display(),
-                    folder.display()
-                )));
-            }
-            // A log may be a pipe or a device.
-            if Some(*path) != log.as_ref() || path.is_file() || !path.exists() {
-                check_writable(path).map_err(|source| Failure::File {
-                    path: path.to_path_buf(),
-                    source,
-                })?;
-            }
+        // It is replaced by later checkpoints of its own run.
+        let other = resume
+            .as_deref()
+            .filter(|path| !same_file(path, &checkpoint));
+        // An adapter that is trained further may be replaced by what becomes of it: without --overwrite it is kept.
+        let init = self
+            .shape
+            .init_file()
+            .filter(|path| !same_file(path, output));
+        let template = self.data.chat_format.chat_template.as_deref();
+        Files::default()
+            .reads("-m", Some(&self.data.model))
+            .reads_data("--data", Some(&self.data.data))
+            .reads_data("--valid", self.data.valid.as_deref())
+            .reads("--init", init)
+            .reads("--loss", self.objective.loss_file())
+            .reads("--chat-template", template)
+            .reads("--resume", other)
+            .writes("-o", Some(output))
+            .writes("the checkpoint", Some(&checkpoint))
+            .writes("--plot", plot.as_deref())
+            .writes("--log", log.as_deref())
+            .check()?;
+        if is_stream(output) {
+            return Err(Failure::Unsuitable(format!(
+                "{} is not a regular file, and the adapter is saved more than once: name a file with -o",
+                output.display()
+            )));
         }
         Ok(())
     }
@@ -216,14 +214,6 @@ impl Train {
         );
         words.extend(self.computation.threads.map(|n| format!("-t {n}")));
         words.join(" ")
-    }
-}
-
-/// Whether both paths lead to one file that exists.
-fn same_file(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
     }
 }
 

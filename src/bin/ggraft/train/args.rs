@@ -2,13 +2,13 @@
 
 use super::Train;
 use super::values::{Every, InitArg, LossArg, fraction, not_negative, parse_size, positive};
-use crate::args::{ChatArgs, count};
+use crate::args::{ChatArgs, count, whole};
 use crate::failure::{Failure, Result};
 use clap::{Args, ValueEnum};
 use ggraft::Model;
 use ggraft::adapter::{AdapterKind, Template};
 use ggraft::train::{OptimizerKind, Reparam, Schedule, TrainOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Defaults that do not depend on the method.
@@ -70,10 +70,10 @@ pub(super) struct DataArgs {
     pub(super) valid: Option<PathBuf>,
     /// Cut rows at their end, so that they have N tokens with the virtual ones: bounds memory and time [default: the context
     /// that the model was trained on]
-    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
+    #[arg(long, value_name = "N", value_parser = count::<usize>, conflicts_with = "resume")]
     max_len: Option<usize>,
     /// Cut {"text"} rows that have more than N tokens into rows of so many, instead of losing what does not fit
-    #[arg(long, value_name = "N", value_parser = count)]
+    #[arg(long, value_name = "N", value_parser = count::<usize>)]
     pub(super) split_text: Option<usize>,
     #[command(flatten)]
     pub(super) chat_format: ChatArgs,
@@ -109,7 +109,7 @@ pub(super) struct ShapeArgs {
     #[arg(
         long,
         value_name = "N",
-        value_parser = count,
+        value_parser = count::<usize>,
         conflicts_with = "resume",
         help = format!(
             "Virtual tokens: more hold more, and cost context and time in every use [default: what --template or --init \
@@ -146,14 +146,14 @@ pub(super) struct ShapeArgs {
     reparam: Option<ReparamArg>,
     /// Inner width of that network [default: the width of its input, as PEFT: for p-tuning that of the model's embeddings, for
     /// prefix that of a layer's keys]
-    #[arg(long, value_name = "N", value_parser = count, conflicts_with = "resume")]
+    #[arg(long, value_name = "N", value_parser = count::<usize>, conflicts_with = "resume")]
     hidden: Option<usize>,
     /// P-tuning: where the virtual tokens stand, for example "{v:10} {prompt} {v:10}" [default: where --init
     /// adapter:FILE has them, otherwise all in front]
     #[arg(long, value_name = "TEMPLATE", value_parser = Template::parse, conflicts_with = "resume")]
     template: Option<Template>,
     /// Prefix: leave the first N rows as --init made them; 1 keeps an attention sink where the model expects it
-    #[arg(long, value_name = "N", default_value_t = defaults().freeze_first, conflicts_with = "resume")]
+    #[arg(long, value_name = "N", default_value_t = defaults().freeze_first, value_parser = whole::<usize>, conflicts_with = "resume")]
     freeze_first: usize,
 }
 
@@ -196,7 +196,7 @@ pub(super) struct ScheduleArgs {
     #[arg(
         long,
         value_name = "N",
-        value_parser = clap::value_parser!(u64).range(1..),
+        value_parser = count::<u64>,
         conflicts_with = "epochs",
         help = format!(
             "Steps, each of --batch x --accum rows [default: {}, as adapters learn fast]",
@@ -212,7 +212,7 @@ pub(super) struct ScheduleArgs {
         long,
         value_name = "N",
         default_value_t = defaults().batch,
-        value_parser = count,
+        value_parser = count::<usize>,
         conflicts_with = "resume"
     )]
     batch: usize,
@@ -221,7 +221,7 @@ pub(super) struct ScheduleArgs {
         long,
         value_name = "N",
         default_value_t = defaults().accum,
-        value_parser = count,
+        value_parser = count::<usize>,
         conflicts_with = "resume"
     )]
     accum: usize,
@@ -247,7 +247,7 @@ pub(super) struct ScheduleArgs {
     schedule: ScheduleArg,
     /// Steps in which the rate rises from 0, so that the optimizer knows the gradients before it takes large steps [default: one
     /// in 15 of all steps, at most 100]
-    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>, conflicts_with = "resume")]
     warmup: Option<u64>,
     /// adamw needs the least tuning; adafactor (without parameter scaling) is Lester's for prompts; sgd is for experiments
     #[arg(
@@ -284,12 +284,12 @@ pub(super) struct ScheduleArgs {
     #[arg(long, value_name = "X", default_value_t = defaults().clip, value_parser = not_negative, conflicts_with = "resume")]
     clip: f64,
     /// Of everything random: initial values, the order of the rows. Equal seeds give equal adapters
-    #[arg(long, value_name = "N", default_value_t = defaults().seed, conflicts_with = "resume")]
+    #[arg(long, value_name = "N", default_value_t = defaults().seed, value_parser = whole::<u64>, conflicts_with = "resume")]
     seed: u64,
     #[arg(
         long,
         value_name = "N",
-        value_parser = clap::value_parser!(u64).range(1..),
+        value_parser = count::<u64>,
         requires = "valid",
         conflicts_with = "resume",
         help = format!(
@@ -299,7 +299,7 @@ pub(super) struct ScheduleArgs {
     )]
     eval_every: Option<u64>,
     /// Stop when N measurements in a row have not been the best one [default: never, the best adapter is kept anyway]
-    #[arg(long, value_name = "N", value_parser = count, requires = "valid", conflicts_with = "resume")]
+    #[arg(long, value_name = "N", value_parser = count::<usize>, requires = "valid", conflicts_with = "resume")]
     patience: Option<usize>,
 }
 
@@ -339,7 +339,7 @@ pub(super) struct ComputationArgs {
     pub(super) dry_run: bool,
     /// Threads that compute. They wait for each other by spinning: where other programs keep cores busy, fewer are faster, and
     /// more than there are cores are a disaster [default: the physical cores that this process may use]
-    #[arg(short, long, value_name = "N", value_parser = count)]
+    #[arg(short, long, value_name = "N", value_parser = count::<usize>)]
     pub(super) threads: Option<usize>,
     #[arg(
         long,
@@ -354,6 +354,26 @@ pub(super) struct ComputationArgs {
         )
     )]
     memory: Option<u64>,
+}
+
+impl ShapeArgs {
+    /// The adapter that training starts from.
+    pub(super) fn init_file(&self) -> Option<&Path> {
+        match &self.init {
+            Some(InitArg::Adapter(path)) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+impl ObjectiveArgs {
+    /// The text that is distilled.
+    pub(super) fn loss_file(&self) -> Option<&Path> {
+        match &self.loss {
+            LossArg::Distill(path) => Some(path),
+            _ => None,
+        }
+    }
 }
 
 impl Train {

@@ -3,6 +3,7 @@
 use crate::failure::{Failure, Result};
 use crate::io::{read_text, write_file};
 use crate::plot::Curve;
+use ggraft::file::atomic::{is_stream, open_stream};
 use ggraft::train::Report;
 use serde::Deserialize;
 use serde_json::json;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) struct Log {
     path: PathBuf,
-    file: File,
+    file: Box<dyn Write + Send>,
 }
 
 /// What a resumed run needs of a line.
@@ -25,18 +26,25 @@ struct Line {
 }
 
 impl Log {
-    /// A new log, in place of what was there.
+    /// A new log, in place of what was there. A pipe or device gets the lines as they come.
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|source| fail(path, source))?;
+        let file = match open_stream(path) {
+            Ok(Some(stream)) => Ok(stream),
+            Ok(None) => File::create(path).map(|file| Box::new(file) as _),
+            Err(e) => Err(e),
+        };
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: file.map_err(|source| fail(path, source))?,
         })
     }
 
     /// Continues the log of a run that goes on after step `done`, and adds its steps to `curve`. Lines of later steps, which
     /// the run had computed before it ended and will compute again, are removed; so is a line that was not finished.
     pub(super) fn resume(path: &Path, done: u64, curve: &mut Curve) -> Result<Self> {
+        if is_stream(path) {
+            return Self::create(path);
+        }
         if path.is_file() {
             let text = read_text(path)?;
             let mut kept = String::new();
@@ -57,7 +65,7 @@ impl Log {
         let file = OpenOptions::new().append(true).create(true).open(path);
         Ok(Self {
             path: path.to_owned(),
-            file: file.map_err(|source| fail(path, source))?,
+            file: Box::new(file.map_err(|source| fail(path, source))?),
         })
     }
 
@@ -78,6 +86,7 @@ impl Log {
         });
         self.file
             .write_all(format!("{line}\n").as_bytes())
+            .and_then(|()| self.file.flush())
             .map_err(|source| fail(&self.path, source))
     }
 }

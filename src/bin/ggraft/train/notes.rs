@@ -1,10 +1,8 @@
 //! What is odd about a run, said before its first step.
 
-use ggraft::train::Trainer;
+use crate::data;
 use ggraft::train::data::Examples;
-
-/// Rows that a warning names.
-const NAMED: usize = 5;
+use ggraft::train::{OptimizerKind, TrainOptions, Trainer};
 
 /// Warns of what may not be meant.
 pub(super) fn warn(trainer: &Trainer) {
@@ -26,6 +24,11 @@ pub(super) fn warn(trainer: &Trainer) {
             );
         }
     }
+    if options.optimizer != OptimizerKind::AdamW
+        && options.betas != TrainOptions::new(options.method).betas
+    {
+        tracing::warn!("--beta1 and --beta2 have no effect: they are options of adamw");
+    }
     let (taken, there) = (options.batch * options.accum, sets[0].len());
     if taken > there {
         tracing::warn!(
@@ -42,13 +45,5 @@ pub(super) fn warn(trainer: &Trainer) {
 
 /// Where the first of the rows `found` stand.
 fn names(rows: &Examples, found: &[usize]) -> String {
-    let named: Vec<_> = found
-        .iter()
-        .take(NAMED)
-        .map(|&i| rows.place(i).to_string())
-        .collect();
-    match found.len() - named.len() {
-        0 => named.join(", "),
-        n => format!("{} and {n} more", named.join(", ")),
-    }
+    data::names(found.iter().map(|&i| rows.place(i)))
 }

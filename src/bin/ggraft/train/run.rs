@@ -3,12 +3,14 @@
 use super::log::Log;
 use super::progress::{Progress, duration};
 use super::saving::{self, Room};
-use super::{SavingArgs, Train, quote, same_file, size};
+use super::{SavingArgs, Train, quote, size};
 use crate::failure::{Failure, Result};
+use crate::outputs::same_file;
 use crate::plot::{self, Curve};
 use crate::{interrupt, io};
 use ggraft::Adapter;
 use ggraft::adapter::{Parts, Precision};
+use ggraft::file::atomic::is_stream;
 use ggraft::train::{Finish, Trainer};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -132,7 +134,9 @@ impl<'a> Run<'a> {
             self.curve
                 .add(report.step, report.loss, report.valid_loss, report.best);
             self.progress.show(&report, self.curve.best);
-            if report.valid_loss.is_some() {
+            // A reader gets one picture, the last.
+            let is_stream = || self.args.saving.plot.as_deref().is_some_and(is_stream);
+            if report.valid_loss.is_some() && !is_stream() {
                 self.draw();
             }
             let every = self.args.saving.checkpoint_every;

@@ -1,6 +1,7 @@
 //! Room for the files of a run, and places for those that find none.
 
 use crate::failure::{Failure, Result};
+use ggraft::file::atomic::target;
 use ggraft::train::Summary;
 use std::fs::File;
 use std::io::{self, Write};
@@ -32,7 +33,7 @@ impl Room {
         rows: usize,
     ) -> Result<Self> {
         let held = |path: &Path, values: u64| Held {
-            folder: match path.parent() {
+            folder: match target(path).unwrap_or_default().parent() {
                 Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
                 _ => PathBuf::from("."),
             },
