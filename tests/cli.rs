@@ -2,6 +2,7 @@
 
 use ggraft::{Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::command::{stderr, stdout};
+use ggraft_testkit::skipped;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -786,6 +787,74 @@ fn damaged_files_end_in_one_line() {
 }
 
 #[test]
+fn options_without_effect_are_mentioned() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write_rows(folder.path(), &[json!({"prompt": "a", "completion": "b"})]);
+    let at = folder.path().display();
+    let train = format!(
+        "train -t 1 --method prompt --length 2 --steps 1 --batch 1 -m {MODEL} --data {rows} -o {at}/x"
+    );
+    let run = format!("run -q -t 1 -n 1 -p a -m {MODEL}");
+    for (line, expected) in [
+        (
+            format!("{run} --temp 0 --top-k 5 --min-p 0.5"),
+            "--top-k, --min-p",
+        ),
+        (
+            format!("{run} --temp 1 --repeat-last-n 5"),
+            "--repeat-penalty",
+        ),
+        (format!("{train} --optimizer sgd --beta1 0.5"), "--beta1"),
+        (
+            format!("{train} --valid {rows}"),
+            "--valid is the file of --data",
+        ),
+    ] {
+        let output = ggraft(&words(&line));
+        assert!(output.status.success(), "{output:?}");
+        let text = stderr(&output);
+        let warned = |l: &str| l.starts_with("warning: ") && l.contains(expected);
+        assert_eq!(text.lines().filter(|l| warned(l)).count(), 1, "{text}");
+    }
+    for line in [
+        format!("{run} --temp 0 --seed 1"),
+        format!("{run} --repeat-last-n -1 --repeat-penalty 1.1 --top-k -1 --seed -1"),
+    ] {
+        assert_eq!(stderr(&ggraft(&words(&line))), "", "{line}");
+    }
+}
+
+/// A context whose memory the system does not grant.
+#[test]
+fn a_context_without_memory_says_what_to_lower() {
+    let line = format!("run -t 1 -n 1 -p a -m {MODEL} -c 2147483647");
+    let output = ggraft(&words(&line));
+    if output.status.success() {
+        skipped("what a context says that memory does not hold (the system grants any)");
+        return;
+    }
+    let text = failure(&output);
+    assert!(text.contains("lower --ctx"), "{text}");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    fs::write(&file, "\u{feff}Linhaven lies in").unwrap();
+    let base = ["run", "-q", "-t", "1", "--temp", "0", "-m", MODEL];
+    let expected = greedy(None, "Linhaven lies in");
+    let with_file = [&base[..], &["-f", file.to_str().unwrap()]].concat();
+    assert_eq!(ok(&with_file), expected);
+    let input = fs::read(&file).unwrap();
+    assert_eq!(stdout(&with_stdin(&base, &input)), expected);
+    // Of the first line only: later ones have none.
+    let said = |input: &str| stdout(&chat(&[], input));
+    assert_eq!(said("\u{feff}The\n"), said("The\n"));
+    assert_eq!(said("\u{feff}/adapters\n"), "* none\n");
+}
+
+#[test]
 fn help_explains_every_command() {
     let overview = ok(&["--help"]);
     for name in words("run chat train logits eval predict import export concat inspect bench") {
@@ -800,6 +869,31 @@ fn help_explains_every_command() {
         ok(&["--version"]).trim(),
         format!("ggraft {}", env!("CARGO_PKG_VERSION"))
     );
+}
+
+/// Tables and examples fit into 100 columns, and of paragraphs only the terminal breaks the lines.
+#[test]
+fn help_fits_into_100_columns() {
+    let help = |name: &str, columns: &str| {
+        let mut command = command(&[name, "--help"]);
+        stdout(&command.env("COLUMNS", columns).output().unwrap())
+    };
+    let mut checked = 0;
+    for name in words("run chat train logits eval predict import export concat inspect bench") {
+        assert!(help(name, "100").lines().all(|l| l.chars().count() <= 100));
+        let wide = help(name, "1000");
+        let example = wide.rfind(&format!("  ggraft {name} ")).unwrap();
+        let begin = wide[..example].rfind("\n\n").unwrap();
+        let lines: Vec<_> = wide[begin..].lines().chain([""]).collect();
+        for pair in lines.windows(2) {
+            let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ');
+            let long = pair[0].chars().count() > 100;
+            let ends = is_prose(pair[0]) && !is_prose(pair[1]);
+            assert!(!long || ends, "{name}: {}", pair[0]);
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "{checked}");
 }
 
 #[test]
@@ -1234,6 +1328,31 @@ fn wrong_rows_are_named_by_their_line() {
     assert_eq!(text.lines().count(), 1, "the row before it: {text}");
 }
 
+/// They count for nothing, and are not counted.
+#[test]
+fn rows_of_weight_0_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let eval = |rows: &[Value]| {
+        let data = write_rows(folder.path(), rows);
+        ggraft(&["eval", "-t", "1", "--json", "-m", MODEL, "--data", &data])
+    };
+    let row =
+        |prompt: &str, weight: u32| json!({"prompt": prompt, "completion": "c", "weight": weight});
+    let whole = json(&stdout(&eval(&[row("a", 1), row("b", 2)])));
+    let output = eval(&[row("x", 0), row("a", 1), row("y", 0), row("b", 2)]);
+    assert_eq!(json(&stdout(&output)), whole);
+    let text = stderr(&output);
+    assert!(
+        text.starts_with("warning: 2 rows have the weight 0") && text.contains("data.jsonl:1, "),
+        "{text}"
+    );
+    let text = failure(&eval(&[row("x", 0)]));
+    assert!(
+        text.contains("data.jsonl: all rows have the weight 0"),
+        "{text}"
+    );
+}
+
 /// Greedy texts of PEFT adapters on the F16 model, against those that PEFT and Transformers wrote with the F32 model.
 #[test]
 fn predict_reproduces_the_texts_of_peft() {
@@ -1632,6 +1751,20 @@ fn inspect_tells_what_a_file_is() {
     assert_eq!(facts["fingerprint"], model.fingerprint().to_string());
     assert_eq!(facts["tensors"].as_array().unwrap().len(), 16);
     assert_eq!(facts["problem"], Value::Null);
+
+    // What a terminal would obey is shown as what it is.
+    let mut bytes = fs::read(MODEL).unwrap();
+    let key = b"llama.block_count";
+    let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+    bytes[at..at + 5].copy_from_slice(b"\x1b[2J\x07");
+    let path = folder.path().join("odd.gguf");
+    fs::write(&path, bytes).unwrap();
+    let text = ok(&["inspect", path.to_str().unwrap()]);
+    assert!(
+        text.contains("  \\u{1b}[2J\\u{7}.block_count = 8\n"),
+        "{text}"
+    );
+    assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'));
 
     // A well-formed file of something that cannot be run.
     let mut bytes = fs::read(MODEL).unwrap();

@@ -94,13 +94,55 @@ fn other_polite_signals_are_ctrl_c() {
     }
 }
 
+/// As `timeout` sends them: to the process, and to its group.
+#[test]
+fn signals_that_come_together_are_one() {
+    let place = Place::random();
+    let line = format!("--method prompt --steps 100000 --batch 1 {SAVES}");
+    let mut child = place.spawn(&line);
+    assert!(place.wait_for_steps(&mut child.0, "log.jsonl", 5));
+    for _ in 0..3 {
+        signal(&child.0, "-TERM");
+    }
+    let output = child.end();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    assert!(steps(&output) >= 5);
+    assert_loads(&place.path("out.gguf"));
+    assert!(place.exists("out.gguf.ckpt"));
+}
+
+/// As `nohup` and a shell's `&` have it.
+#[test]
+fn signals_that_were_ignored_stay_ignored() {
+    let place = Place::random();
+    let line = format!("--method prompt --steps 100000 --batch 1 {SAVES}");
+    let script = "trap '' HUP INT; exec \"$0\" \"$@\"";
+    let mut args = vec!["-c".to_owned(), script.to_owned()];
+    args.push(env!("CARGO_BIN_EXE_ggraft").to_owned());
+    args.extend(place.train_args(&line));
+    let shell = ggraft_testkit::command::command("sh", &args).spawn();
+    let mut child = crate::Running(shell.unwrap());
+    assert!(place.wait_for_steps(&mut child.0, "log.jsonl", 5));
+    for name in ["-HUP", "-INT"] {
+        signal(&child.0, name);
+        let done = place.lines("log.jsonl");
+        assert!(
+            place.wait_for_steps(&mut child.0, "log.jsonl", done + 20),
+            "{name} ended it"
+        );
+    }
+    signal(&child.0, "-TERM");
+    assert_eq!(child.end().status.code(), Some(130));
+    assert_loads(&place.path("out.gguf"));
+}
+
 /// There is room for the adapter, but not for the checkpoint.
 #[test]
 fn an_adapter_is_saved_without_room_for_its_checkpoint() {
     let place = Place::random();
     let mut shell = Command::new("sh");
     // The optimizer of 100 tokens fits into no 100 KiB (of 512 bytes or 1024), the adapter does.
-    let script = "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\"";
+    let script = "ulimit -f 200; exec \"$0\" \"$@\"";
     let line = "--method p-tuning --length 2 --hidden 400 --steps 100000 --batch 1 -o @out.gguf --plot @loss.svg";
     shell.args(["-c", script, env!("CARGO_BIN_EXE_ggraft")]);
     shell.args(place.train_args(line)).env_remove("RUST_LOG");

@@ -216,6 +216,13 @@ fn a_run_that_is_over_is_given_more_steps() {
     assert!(place.exists("out.gguf.ckpt"));
     // Without more steps it is over.
     let resume = "-o @out.gguf --log @log.jsonl --resume @out.gguf.ckpt";
+    let checkpoint = place.read("out.gguf.ckpt");
+    let text = place.misused(resume);
+    assert!(
+        text.contains("finished after 10 steps: --steps N"),
+        "{text}"
+    );
+    assert_eq!(place.read("out.gguf.ckpt"), checkpoint);
     let text = place.misused(&format!("{resume} --steps 10"));
     assert!(
         text.contains("steps is 10: the run has taken as many"),

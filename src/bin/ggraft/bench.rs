@@ -14,15 +14,16 @@ const EXAMPLES: &str = "Examples:
   ggraft bench -m model.gguf -a adapter.gguf -p 512 -n 128 -d 1024 -t 4
 
 Rows, as llama-bench has them: mean and standard deviation of -r runs after one that is not counted.
-  open      map the model and check it (the file is in the page cache; the tokenizer's tables are built later, with the
-            first text)
+  open      map the model and check it (the file is in the page cache; the tokenizer's tables are
+            built later, with the first text)
   load      read and check the adapter
-  compile   put the adapter in place for the first time: a prompt adapter is run through the model once
+  compile   put the adapter in place for the first time: a prompt adapter is run through the model
+            once
   attach    put it in place again
   swap      replace one resident adapter by another
   ppN       compute a prompt of N tokens
   tgN       generate N tokens, one at a time, sampling left out
-`@ dN`: with N tokens in the context before. The adapter's tokens come on top. Without --ctx the context is as long as the longest
+`@ dN`: with N tokens in the context before. The adapter's tokens come on top. Without --ctx the context is as long as the longest \
 test needs, but no longer than what the model was trained on: what needs more is refused. Progress goes to stderr, if there is any.";
 
 /// Measure speed and memory

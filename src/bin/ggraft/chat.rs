@@ -26,9 +26,10 @@ Ctrl-C ends the answer that is being written.
 Examples:
   ggraft chat -m model.gguf
   ggraft chat -m model.gguf -a pirate.gguf -a polite=butler-v2.gguf
-  printf '/adapter pirate\\nThe rain has not stopped.\\n' | ggraft chat -m model.gguf -a pirate.gguf --temp 0
+  printf '/adapter pirate\\nThe rain has not stopped.\\n' |
+      ggraft chat -m model.gguf -a pirate.gguf --temp 0
 
-A model with a chat template gets each line as the user's message. A model without one (a base model) gets it as text, with a
+A model with a chat template gets each line as the user's message. A model without one (a base model) gets it as text, with a \
 line feed behind it, and continues until it ends the text; the next line continues that text on a line of its own.";
 
 /// Talk to a model, swapping adapters in mid-conversation

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "Example:
   ggraft concat manual.gguf style.gguf -o both.gguf
 
-The adapters must be of one kind and for one model. The rows of A come first. How well two adapters work together depends on
+The adapters must be of one kind and for one model. The rows of A come first. How well two adapters work together depends on \
 what they were trained for: measure with `ggraft eval`.";
 
 /// Join two adapters of one model into one

@@ -10,19 +10,21 @@ use std::path::Path;
 /// What rows look like, for the help of the commands that read them.
 pub(crate) const FORMS: &str = "Rows are JSON objects, one per line or all of them in one array; other fields are ignored:
   {\"prompt\": \"...\", \"completion\": \"...\"}                   the completion and EOS are learned
-  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}  the assistant's messages, in the model's chat template
-  {\"prompt\": [messages], \"completion\": [messages]}         the assistant's messages of the completion
-  {\"text\": \"...\"}                                           all of it and EOS; a .txt file is one such row
+  {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, ...]}  the assistant's messages are learned
+  {\"prompt\": [messages], \"completion\": [messages]}         those of the completion are learned
+  {\"text\": \"...\"}                                           all of it and EOS; .txt: one such row
 Those of others are read as
-  Alpaca:    instruction (and input) -> the user's message, output -> the assistant's, system -> the system message;
-             Alpaca's own prompt for a model without chat template
+  Alpaca:    instruction (and input) -> the user's message, output -> the assistant's,
+             system -> the system message; Alpaca's own prompt for a model without chat template
   Dolly:     as Alpaca, with context -> input and response -> output
-  pairs:     question or query, input or user beside an answer -> instruction; answer, response, assistant -> output
-             source -> prompt, target -> completion; response, answer or output beside a prompt -> completion
-  ShareGPT:  conversations -> messages, from -> role (human: user, gpt, bot, model: assistant), value -> content, system, tools
-A message with \"weight\": 0 or \"train\": false is not learned. \"weight\" multiplies a row's part in the mean loss, rows of weight 0 are
-left out; \"tools\" go to the chat template. The text of control tokens (<|im_end|>) inside
-messages stays text, unless --parse-special; in prompt, completion and text it becomes tokens.";
+  pairs:     question or query, input or user beside an answer -> instruction;
+             answer, response, assistant -> output; source -> prompt, target -> completion;
+             response, answer or output beside a prompt -> completion
+  ShareGPT:  conversations -> messages, from -> role (human: user, gpt, bot, model: assistant),
+             value -> content, system, tools
+Messages and \"tools\" go to the model's chat template; one with \"weight\": 0 or \"train\": false is not learned. \"weight\" \
+multiplies a row's part in the mean loss, rows of weight 0 are left out. The text of control tokens (<|im_end|>) inside messages \
+stays text, unless --parse-special; in prompt, completion and text it becomes tokens.";
 
 /// The rows of a file; `-` is stdin.
 pub(crate) fn read(path: &Path) -> Result<Dataset> {

@@ -2,7 +2,7 @@
 
 use crate::args::{AdapterArgs, ChatArgs, ModelArgs, SessionArgs};
 use crate::data;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::score::score;
 use crate::{interrupt, io};
 use clap::Args;
@@ -15,9 +15,9 @@ const EXAMPLES: &str = "Examples:
   ggraft eval -m model.gguf --data test.jsonl
   ggraft eval -m model.gguf -a adapter.gguf --data test.jsonl --json
 
-What training learns is what is scored, BOS (where the model wants it) comes in front. Exact match counts the completions that greedy decoding would write token
-for token, the end included. Rows that do not fit into the context are left out, and a warning names them. After Ctrl-C the figures
-are those of the rows that are done.";
+What training learns is what is scored, BOS (where the model wants it) comes in front. Exact match counts the completions that \
+greedy decoding would write token for token, the end included. Rows that do not fit into the context or have the weight 0 are left \
+out, and a warning names them. After Ctrl-C the figures are those of the rows that are done.";
 
 /// Measure how well a model with an adapter predicts a data set
 #[derive(Args)]
@@ -59,12 +59,7 @@ impl Eval {
         let mut session = self.adapter.session(&model, options)?;
         let _guard = interrupt::Guard::new(session.cancel_token());
         let mut totals = Totals::default();
-        let mut idle = Vec::new();
         let done = data::for_each(&data, |row| {
-            if row.weight == 0.0 {
-                idle.push(row.place());
-                return Ok(());
-            }
             let score = score(&mut session, &row.example(&model)?)?;
             let weight = f64::from(row.weight);
             totals.nll += weight * score.nll;
@@ -84,17 +79,7 @@ impl Eval {
             Some(why) if totals.weight == 0.0 || !why.is_cancelled() => return Err(why),
             stopped => stopped,
         };
-        if totals.weight == 0.0 {
-            return Err(Failure::Unsuitable(format!(
-                "{}: all rows have the weight 0, so that nothing counts",
-                self.data.display()
-            )));
-        }
-        if !idle.is_empty() {
-            let (n, names) = (idle.len(), data::names(idle.iter()));
-            tracing::warn!("{n} rows have the weight 0 and count for nothing: {names}");
-        }
-        self.print(done.rows - idle.len(), &totals)?;
+        self.print(done.rows, &totals)?;
         stopped.map_or(Ok(()), Err)
     }
 

@@ -43,6 +43,9 @@ pub(crate) enum Failure {
     /// One row of a JSONL file cannot be computed.
     #[error("{place}: {why}")]
     Row { place: Place, why: Box<Failure> },
+    /// There is no memory for a context of that length.
+    #[error("{0}: lower --ctx, the length of the context")]
+    Memory(SessionError),
     /// Ctrl-C; what was saved.
     #[error("{0}")]
     Interrupted(String),
@@ -56,7 +59,10 @@ macro_rules! from_library {
     ($($error:ty),*) => {
         $(impl From<$error> for Failure {
             fn from(e: $error) -> Self {
-                Self::Library(e.into())
+                match ggraft::Error::from(e) {
+                    ggraft::Error::Session(e @ SessionError::OutOfMemory) => Self::Memory(e),
+                    e => Self::Library(e),
+                }
             }
         })*
     };
@@ -149,7 +155,13 @@ impl Failure {
 
     /// Nobody reads our output any more (`ggraft ... | head`): that is the reader's decision and no failure.
     fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Stdout(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
+        let (Self::Stdout(source)
+        | Self::File { source, .. }
+        | Self::Library(ggraft::Error::Io { source, .. })) = self
+        else {
+            return false;
+        };
+        source.kind() == std::io::ErrorKind::BrokenPipe
     }
 
     /// Prints the line and returns the status.

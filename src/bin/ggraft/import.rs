@@ -12,8 +12,8 @@ const EXAMPLES: &str = "Examples:
   ggraft import my-peft-folder -m model.gguf -o adapter.gguf
   ggraft import multitask-folder -m model.gguf --task 3 -o third.gguf
 
-The folder holds adapter_config.json and adapter_model.safetensors as PEFT writes them. PREFIX_TUNING, PROMPT_TUNING, P_TUNING,
-MULTITASK_PROMPT_TUNING (with --task), CPT and CARTRIDGE can be imported. PEFT does not record which weights an adapter was
+The folder holds adapter_config.json and adapter_model.safetensors as PEFT writes them. PREFIX_TUNING, PROMPT_TUNING, P_TUNING, \
+MULTITASK_PROMPT_TUNING (with --task), CPT and CARTRIDGE can be imported. PEFT does not record which weights an adapter was \
 trained on: make sure that MODEL is the same model, in any quantization.";
 
 /// Convert a PEFT folder to a GGUF adapter file

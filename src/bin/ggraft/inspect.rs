@@ -123,7 +123,8 @@ impl Facts {
         }
         out += "\n\nmetadata\n";
         for (key, value) in main.gguf.keys() {
-            out += &format!("  {key} = {}\n", one_line(&show(main, key, value)));
+            let (key, value) = (one_line(key), one_line(&show(main, key, value)));
+            out += &format!("  {key} = {value}\n");
         }
         out += "\ntensors\n";
         for (_, tensor) in self.file.tensors() {
@@ -198,17 +199,10 @@ pub(crate) fn is_adapter(file: &MappedGguf) -> bool {
 
 /// Control characters, which a terminal would obey, as escapes; long text cut short.
 fn one_line(text: &str) -> String {
-    let mut out = String::new();
-    for (i, c) in text.chars().enumerate() {
-        if i == SHOWN_TEXT {
-            return out + "...";
-        }
-        match c.is_control() {
-            true => out.extend(c.escape_default()),
-            false => out.push(c),
-        }
+    match text.char_indices().nth(SHOWN_TEXT) {
+        Some((end, _)) => io::printable(&text[..end]) + "...",
+        None => io::printable(text),
     }
-    out
 }
 
 fn show(part: &Part, key: &str, value: &Value) -> String {

@@ -55,15 +55,41 @@ fn read_all(from: impl Read, path: &Path) -> Result<String> {
     if bytes.len() as u64 > MAX_TEXT {
         return Err(fail(too_long()));
     }
-    String::from_utf8(bytes).map_err(|e| fail(not_utf8(e)))
+    let text = String::from_utf8(bytes).map_err(|e| fail(not_utf8(e)))?;
+    Ok(match text.strip_prefix(BYTE_ORDER_MARK) {
+        Some(text) => text.to_owned(),
+        None => text,
+    })
+}
+
+/// What some editors put in front of a text; it is no part of it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Control characters, which a terminal would obey, as escapes.
+pub(crate) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    out
 }
 
 /// Lines of standard input, which may be of any length, one at a time.
-pub(crate) struct Lines(io::StdinLock<'static>);
+pub(crate) struct Lines {
+    stdin: io::StdinLock<'static>,
+    /// Nothing was read yet.
+    begins: bool,
+}
 
 impl Lines {
     pub(crate) fn stdin() -> Self {
-        Self(io::stdin().lock())
+        Self {
+            stdin: io::stdin().lock(),
+            begins: true,
+        }
     }
 }
 
@@ -73,7 +99,7 @@ impl Iterator for Lines {
     /// The next line without its end.
     fn next(&mut self) -> Option<Result<String>> {
         let mut bytes = Vec::new();
-        let read = (&mut self.0)
+        let read = (&mut self.stdin)
             .take(MAX_TEXT + 1)
             .read_until(b'\n', &mut bytes);
         if matches!(read, Ok(0)) {
@@ -85,8 +111,12 @@ impl Iterator for Lines {
             }
             String::from_utf8(bytes).map_err(not_utf8)
         });
+        let begins = std::mem::replace(&mut self.begins, false);
         Some(match line {
             Ok(mut line) => {
+                if begins && line.starts_with(BYTE_ORDER_MARK) {
+                    line.remove(0);
+                }
                 if line.ends_with('\n') {
                     line.pop();
                 }

@@ -63,8 +63,9 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        write!(writer, "{level}: ")?;
-        context.format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+        // Names in files may contain anything.
+        let mut text = String::new();
+        context.format_fields(Writer::new(&mut text), event)?;
+        writeln!(writer, "{level}: {}", io::printable(&text))
     }
 }

@@ -14,9 +14,9 @@ const EXAMPLES: &str = "Examples:
   ggraft logits -m model.gguf --ids 1,15043,3186 -o out.safetensors
   ggraft logits -m model.gguf -a adapter.gguf -p \"Once upon a time\" -o out.safetensors
 
-OUT.safetensors holds `logits`, F32 [T, V] (row t: what the model expects behind token t), and `input_ids`, I64 [T]. Virtual
-tokens of an adapter have no rows. If the adapter has a template, the ids go where it says {prompt}, and the template's own
-text and BOS have rows, too. The KV cache is f32 here unless --kv-type says otherwise. Logits that are not finite are an
+OUT.safetensors holds `logits`, F32 [T, V] (row t: what the model expects behind token t), and `input_ids`, I64 [T]. Virtual \
+tokens of an adapter have no rows. If the adapter has a template, the ids go where it says {prompt}, and the template's own \
+text and BOS have rows, too. The KV cache is f32 here unless --kv-type says otherwise. Logits that are not finite are an \
 error, and no file is written.";
 
 /// Write the logits of every token of a text to a safetensors file

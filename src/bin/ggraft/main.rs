@@ -48,7 +48,7 @@ const EXAMPLES: &str = "Examples:
   ggraft import my-peft-folder -m model.gguf -o adapter.gguf
 
 `ggraft COMMAND --help` explains a command and shows examples.
-Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usage (also an option's value that this model or file
+Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usage (also an option's value that this model or file \
 does not allow), 130 interrupted by Ctrl-C, SIGTERM or SIGHUP (what was computed until then is delivered).";
 
 #[derive(Subcommand)]

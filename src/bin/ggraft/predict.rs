@@ -19,9 +19,10 @@ const EXAMPLES: &str = "Examples:
   ggraft predict -m model.gguf -a adapter.gguf --data test.jsonl -o predictions.jsonl
   ggraft predict -m model.gguf --data prompts.jsonl -n 16 -o predictions.jsonl
 
-Rows need no completion; of a conversation it is the assistant's last message, if that ends the row. The output has a row {\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the
-summed negative log-likelihood of the completion and its end, and \"tokens\", their number. Of rows that do not fit into the
-context the prediction is null, and a warning names them. Ctrl-C and a row that cannot be computed keep the rows before.";
+Rows need no completion; of a conversation it is the assistant's last message, if that ends the row. The output has a row \
+{\"prompt\", \"prediction\"} for each of them, in their order. Where there is a completion it also has \"nll\", the summed negative \
+log-likelihood of the completion and its end, and \"tokens\", their number. Of rows that do not fit into the context the prediction is \
+null, and a warning names them. Ctrl-C and a row that cannot be computed keep the rows before.";
 
 /// Complete every prompt of a data set with the most likely text
 #[derive(Args)]

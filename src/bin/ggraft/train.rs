@@ -30,10 +30,9 @@ const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf --dry-run
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
-Ctrl-C, SIGTERM and SIGHUP save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on;
-another one, more than a second later, quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or
-not. SIZE is a number of bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB
-and GB are powers of 1000).";
+Ctrl-C, SIGTERM and SIGHUP save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on; another one, more than a second \
+later, quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or not. SIZE is a number of \
+bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB and GB are powers of 1000).";
 
 /// Train an adapter on a frozen model
 ///
@@ -157,8 +156,16 @@ impl Train {
                 if let Some(threads) = self.computation.threads {
                     trainer.set_threads(threads)?;
                 }
-                if let Some(steps) = self.schedule.steps {
-                    trainer.set_steps(steps).map_err(ggraft::Error::from)?;
+                match self.schedule.steps {
+                    Some(steps) => trainer.set_steps(steps).map_err(ggraft::Error::from)?,
+                    None if trainer.finished().is_some() => {
+                        let done = trainer.summary().steps;
+                        return Err(Failure::Usage(format!(
+                            "{}: this run is finished after {done} steps: --steps N, with more than {done}, goes on with it",
+                            checkpoint.display()
+                        )));
+                    }
+                    None => {}
                 }
                 trainer
             }

@@ -118,13 +118,18 @@ impl State {
 /// P, if it leaves room for text.
 fn fitting_length(model: &Model, options: &TrainOptions) -> Result<usize> {
     let length = length(options)?;
+    let wrong = |option, value: usize, why| TrainError::Option {
+        option,
+        value: value.to_string(),
+        why,
+    };
     if length >= model.n_ctx_train() {
-        return Err(TrainError::Option {
-            option: "length",
-            value: length.to_string(),
-            why: "leaves no room for text in the context that the model was trained on",
-        }
-        .into());
+        let why = "leaves no room for text in the context that the model was trained on";
+        return Err(wrong("length", length, why).into());
+    }
+    if let Some(max_len) = options.max_len.filter(|&n| n <= length) {
+        let why = "leaves no room for text beside the virtual tokens";
+        return Err(wrong("longest row", max_len, why).into());
     }
     Ok(length)
 }

@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
 
-/// `program` with `args`, nothing to read, and all that it prints kept.
+/// `program` with `args`, nothing to read, and all that it prints kept. It does not inherit that signals are ignored, as they are
+/// where the tests run in the background.
 pub fn command<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Command {
     let mut command = Command::new(program);
     command
@@ -12,6 +13,19 @@ pub fn command<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+        // SAFETY: signal(2) may be called between fork and exec, and nothing else is.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
+    }
     command
 }
 
