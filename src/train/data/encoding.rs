@@ -44,10 +44,29 @@ impl Encoding {
         }
         let [le, be] = [Self::Utf16Le, Self::Utf16Be].map(|e| (e.plain(head).unwrap_or(0), e));
         match le.0.max(be.0) {
-            0 => Self::Utf8,
+            0 => Self::of_damaged(head),
             most if most == le.0 => Self::Utf16Le,
             _ => Self::Utf16Be,
         }
+    }
+
+    /// What has a byte too many or too few is still mostly text of one encoding: half of its units are letters of ASCII. Who reads it
+    /// meets the wrong byte.
+    fn of_damaged(head: &[u8]) -> Self {
+        let four = head.as_chunks::<4>().0;
+        let two = head.as_chunks::<2>().0;
+        let is_text = |wide: Self| match wide {
+            Self::Utf32Le | Self::Utf32Be => {
+                let plain = four.iter().filter(|&&four| is_plain(wide.point(four)));
+                2 * plain.count() > four.len()
+            }
+            _ => {
+                let plain = two.iter().filter(|&&two| is_plain(wide.unit(two).into()));
+                2 * plain.count() > two.len()
+            }
+        };
+        let mut found = [Self::Utf32Le, Self::Utf32Be, Self::Utf16Le, Self::Utf16Be].into_iter();
+        found.find(|&wide| is_text(wide)).unwrap_or(Self::Utf8)
     }
 
     /// Its name.
@@ -384,7 +403,9 @@ pub(super) fn not_utf8(bytes: &[u8]) -> &'static str {
         undefined |= found.any(|b| matches!(b, 0x81 | 0x8D | 0x8F | 0x90 | 0x9D));
     }
     let cut = std::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none());
-    if cut && (utf8 > 0 || bytes.trim_ascii_start().starts_with(b"{")) {
+    if bytes.contains(&0) {
+        MIXED
+    } else if cut && (utf8 > 0 || bytes.trim_ascii_start().starts_with(b"{")) {
         CUT
     } else if utf8 > alone + together {
         MIXED

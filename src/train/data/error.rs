@@ -35,15 +35,17 @@ pub enum DataError {
         /// What the line seems to be, and what to do.
         hint: &'static str,
     },
-    /// A NUL byte, which no text has.
+    /// A NUL character, which no text has.
     #[error(
-        "{place}: byte {byte} of the line is NUL, which no text has: the file is damaged or no text (tr -d '\\000' < IN > OUT removes such bytes)"
+        "{place}: byte {byte} of the line is NUL, which no text has: the file is damaged or no text{hint}"
     )]
     Nul {
         /// The row.
         place: Place,
         /// Which byte of the line, counted from 1; in UTF-8, whatever the file is written in.
         byte: usize,
+        /// What to do.
+        hint: &'static str,
     },
     /// A line is not the JSON object that is expected.
     #[error("{place}: {what} (column {column})")]
@@ -99,9 +101,9 @@ pub enum DataError {
         /// The row.
         place: Place,
         /// The field.
-        field: String,
+        field: Box<str>,
         /// What it is.
-        got: String,
+        got: Box<str>,
         /// What it must be.
         expected: &'static str,
     },

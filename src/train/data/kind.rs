@@ -57,13 +57,9 @@ const BINARY: &[(&[u8], &str, &str)] = &[
          lines=True)' IN.parquet OUT.jsonl converts it",
     ),
     (b"ARROW1", "this is an Arrow (Feather) file", FEATHER),
+    (b"(lp0\n", "this is a Python pickle", SAVE),
+    (b"(dp0\n", "this is a Python pickle", SAVE),
     (b"FEA1", "this is a Feather file", FEATHER),
-    (
-        b"\xff\xff\xff\xff",
-        "this is an Arrow stream",
-        "python3 -c 'import pyarrow.ipc,sys; pyarrow.ipc.open_stream(sys.argv[1]).read_pandas().to_json(sys.argv[2], \
-         orient=\"records\", lines=True)' IN.arrow OUT.jsonl converts it",
-    ),
     (
         b"SQLite format 3\0",
         "this is an SQLite database",
@@ -102,6 +98,9 @@ const BINARY: &[(&[u8], &str, &str)] = &[
 const FEATHER: &str = "python3 -c 'import pandas,sys; pandas.read_feather(sys.argv[1]).to_json(sys.argv[2], orient=\"records\", \
      lines=True)' IN.arrow OUT.jsonl converts it";
 
+const ARROW_STREAM: &str = "python3 -c 'import pyarrow.ipc,sys; pyarrow.ipc.open_stream(sys.argv[1]).read_pandas().to_json(sys.argv[2], \
+         orient=\"records\", lines=True)' IN.arrow OUT.jsonl converts it";
+
 /// Where a tar archive says that it is one.
 const TAR: std::ops::Range<usize> = 257..262;
 
@@ -110,7 +109,6 @@ pub(super) fn binary(head: &[u8]) -> Option<Kind> {
     if let Some((_, what, hint)) = BINARY.iter().find(|(begin, ..)| head.starts_with(begin)) {
         return kind(what, hint);
     }
-    let after = |n: usize| head.get(n..).unwrap_or_default();
     match head {
         [
             b'B',
@@ -128,12 +126,12 @@ pub(super) fn binary(head: &[u8]) -> Option<Kind> {
         _ if head.get(TAR) == Some(b"ustar") => {
             kind("this is a tar archive", "unpack it first (tar -xf)")
         }
+        // A mark, and the size of what follows.
+        [0xFF, 0xFF, 0xFF, 0xFF, _, _, _, 0, ..] => kind("this is an Arrow stream", ARROW_STREAM),
         // Protocols of today.
         [0x80, 2..=5, ..] => kind("this is a Python pickle", SAVE),
         // The size of the JSON text that follows.
-        [_, _, _, _, 0, 0, 0, 0, b'{', ..] if after(9).starts_with(b"\"") => {
-            kind("this is a safetensors file", GIVE)
-        }
+        [_, _, _, _, 0, 0, 0, 0, b'{', b'"' | b'}', ..] => kind("this is a safetensors file", GIVE),
         _ => None,
     }
 }
@@ -250,14 +248,19 @@ impl Table {
                 _ => format!("{{**r, {}}}", parsed.join(", ")),
             }
         } else {
-            let column = |i: usize| python(&self.columns[i]);
             note = " (name the columns that you mean)";
-            match self.columns[..] {
-                [_] => format!("{{\"text\": r[{}]}}", column(0)),
-                _ => {
-                    let (prompt, completion) = (column(0), column(1));
-                    format!("{{\"prompt\": r[{prompt}], \"completion\": r[{completion}]}}")
-                }
+            let number = ["", "id", "idx", "index", "unnamed: 0"];
+            let column = |i: &usize| python(&self.columns[*i]);
+            let texts: Vec<usize> = (0..fields.len())
+                .filter(|&i| !number.contains(&fields[i].as_str()))
+                .collect();
+            match &texts[..] {
+                [prompt, completion, ..] => format!(
+                    "{{\"prompt\": r[{}], \"completion\": r[{}]}}",
+                    column(prompt),
+                    column(completion)
+                ),
+                one => format!("{{\"text\": r[{}]}}", column(one.first().unwrap_or(&0))),
             }
         };
         format!(

@@ -100,6 +100,7 @@ impl Object<'_> {
                 place: self.place.clone(),
                 source,
             })?;
+            self.check_says_something(&name, &message)?;
             let wrong = |expected| {
                 let got = train == Some(true);
                 self.wrong(format!("{name}.train"), &got.into(), expected)
@@ -116,6 +117,24 @@ impl Object<'_> {
             messages.push(message);
         }
         Ok((messages, skipped))
+    }
+
+    /// A message of nothing but misspelt fields would be learned as an empty one. Templates may look at lists (calls, parts) and
+    /// thoughts instead.
+    fn check_says_something(&self, name: &str, message: &ChatMessage) -> Result<(), DataError> {
+        let says = |(field, value): (&String, &Json)| {
+            let known = ["content", "reasoning_content", "reasoning", "thinking"];
+            known.contains(&field.as_str()) || value.is_array() || value.is_object()
+        };
+        if message.fields().iter().any(says) {
+            return Ok(());
+        }
+        Err(DataError::Field {
+            place: self.place.clone(),
+            field: format!("{name}.content").into(),
+            got: "not there".into(),
+            expected: "what is said",
+        })
     }
 
     /// Whether a message is learned, in OpenAI's words: `weight`, which is 0 or 1. Templates do not see it.

@@ -87,10 +87,7 @@ impl Source<'_> {
                 };
                 e.into()
             }
-            Some(&NotText::Nul { line, byte }) => {
-                let place = self.place(line, false);
-                DataError::Nul { place, byte }.into()
-            }
+            Some(&NotText::Nul { line, byte }) => self.nul_at(self.place(line, false), byte).into(),
             None => Error::Io {
                 path: self.name.to_owned(),
                 source,
@@ -135,7 +132,19 @@ impl Source<'_> {
 
     fn nul(&self, line: usize, before: &[u8]) -> DataError {
         let (place, byte) = self.place_in(line, before);
-        DataError::Nul { place, byte }
+        self.nul_at(place, byte)
+    }
+
+    fn nul_at(&self, place: Place, byte: usize) -> DataError {
+        DataError::Nul {
+            place,
+            byte,
+            // Every other byte of ASCII text in UTF-16 is 0.
+            hint: match self.encoding {
+                Encoding::Utf8 => " (tr -d '\\000' < IN > OUT removes such bytes)",
+                _ => "",
+            },
+        }
     }
 
     /// Where what stands behind `before` is, which begins in line `line`: the line, and the byte of it, counted from 1.

@@ -136,7 +136,7 @@ impl Object<'_> {
 
     pub(super) fn wrong(
         &self,
-        field: impl Into<String>,
+        field: impl Into<Box<str>>,
         got: &Json,
         expected: &'static str,
     ) -> DataError {
@@ -144,8 +144,8 @@ impl Object<'_> {
             place: self.place.clone(),
             field: field.into(),
             got: match got {
-                Json::Bool(_) | Json::Number(_) => got.to_string(),
-                other => json_kind(other).to_owned(),
+                Json::Bool(_) | Json::Number(_) => got.to_string().into(),
+                other => json_kind(other).into(),
             },
             expected,
         }

@@ -251,6 +251,44 @@ fn text_that_is_damaged_or_of_another_encoding_is_named_by_its_byte() {
     }
 }
 
+/// A wrong byte within is met where it stands, whatever comes before it.
+#[test]
+fn damaged_files_are_still_of_their_encoding() {
+    let rows = "{\"text\": \"The rain has not stopped.\"}\n".repeat(20);
+    let mut cases = 0;
+    for (encoding, encode) in &ENCODINGS[1..] {
+        let unit = encode("a").len();
+        for name in ["a.jsonl", "a.txt"] {
+            let mut bytes = encode(&rows);
+            bytes.truncate(bytes.len() - 1);
+            let error = named(&bytes, name).unwrap_err().to_string();
+            let expected = format!(
+                "a{}: this looks like UTF-{}, but is not valid",
+                &name[1..],
+                unit * 8
+            );
+            assert!(error.starts_with(&expected), "{encoding}: {error}");
+            let mut bytes = encode(&rows);
+            bytes[40 * unit..][..unit].fill(0);
+            let error = named(&bytes, name).unwrap_err().to_string();
+            assert!(
+                error.contains(":2: byte 3 of the line is NUL") && !error.contains("tr -d"),
+                "{encoding}: {error}"
+            );
+            let mut bytes = encode(&rows);
+            let half = bytes.len() * 3 / 4 / unit * unit;
+            bytes.insert(half, b'x');
+            let error = named(&bytes, name).map(|data| texts(&data).concat().len());
+            assert!(
+                !format!("{error:?}").contains("binary"),
+                "{encoding}: {error:?}"
+            );
+            cases += 3;
+        }
+    }
+    assert_eq!(cases, 24);
+}
+
 #[test]
 fn files_that_are_no_text_are_said_to_be_what_they_are() {
     let at = |offset: usize, text: &[u8]| [&vec![b'a'; offset][..], text].concat();
@@ -275,6 +313,7 @@ fn files_that_are_no_text_are_said_to_be_what_they_are() {
         (b"\xff\xff\xff\xff\x78\x01\0\0", "an Arrow stream"),
         (b"\x80\x04\x95\x10\0", "a Python pickle"),
         (b"\x80\x02}q\0", "a Python pickle"),
+        (b"(lp0\n(dp1\n", "a Python pickle"),
         (b"\x58\0\0\0\0\0\0\0{\"a\":", "a safetensors file"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"\x93NUMPY\x01", "a NumPy file"),
@@ -356,6 +395,11 @@ fn tables_are_told_with_the_line_that_converts_them() {
                 "{\"prompt\": r[\"english\"], \"completion\": r[\"french\"]}",
                 "name the columns",
             ],
+        ),
+        (
+            "a.csv",
+            "id,english,french\n1,cat,chat\n",
+            vec!["{\"prompt\": r[\"english\"], \"completion\": r[\"french\"]}"],
         ),
         (
             "a.csv",

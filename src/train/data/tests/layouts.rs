@@ -214,6 +214,10 @@ fn rows_that_are_not_clear_are_refused_with_what_is_there() {
             vec!["'conversation[1]' is a text, it must be an object"],
         ),
         (
+            json!({"messages": [{"role": "user", "contnet": "a"}]}),
+            vec!["the field 'messages[0].content' is not there, it must be what is said"],
+        ),
+        (
             json!({"messages": [{"role": null, "content": "a"}]}),
             vec!["a message must have a role that is a text"],
         ),
@@ -396,6 +400,14 @@ fn speakers_have_many_names() {
         cases += 1;
     }
     assert_eq!(cases, 11);
+    for message in [
+        json!({"role": "assistant", "content": null}),
+        json!({"role": "assistant", "tool_calls": []}),
+        json!({"role": "assistant", "reasoning_content": "x"}),
+        json!({"role": "user", "parts": [{"text": "x"}]}),
+    ] {
+        assert!(row(&json!({"messages": [message]})).is_ok(), "{message}");
+    }
     // Templates have roles of their own.
     for role in ["tool", "developer", "ipython", "observation", "function"] {
         let value = json!({"messages": [{"role": role, "content": "x"}]});
