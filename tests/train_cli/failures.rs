@@ -57,17 +57,17 @@ fn data_that_teaches_nothing_is_named() {
     for (more, file, expected) in [
         (
             "--data @light.jsonl",
-            "light.jsonl: ",
+            "light.jsonl",
             "all rows have the weight 0",
         ),
         (
             "--data @good.jsonl --valid @light.jsonl",
-            "light.jsonl: ",
+            "light.jsonl",
             "all rows have the weight 0",
         ),
         (
             "--data @good.jsonl --max-len 6",
-            "good.jsonl: ",
+            "good.jsonl",
             "no row has a token to predict",
         ),
     ] {
