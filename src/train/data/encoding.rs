@@ -15,6 +15,9 @@ pub(super) enum Encoding {
 /// The byte order mark, and what U+FEFF is at the beginning of a line where files were joined.
 pub(super) const BOM: char = '\u{feff}';
 
+/// Bytes of ASCII that no text in a wider encoding begins with.
+const BEGIN: usize = 64;
+
 /// Planes of Unicode that have characters. An ASCII letter and a line end in UTF-16 look like one of another plane in UTF-32.
 const PLANES: [u32; 5] = [0, 1, 2, 3, 14];
 
@@ -26,12 +29,18 @@ impl Encoding {
             [0, 0, 0xFE, 0xFF, ..] => return Self::Utf32Be,
             [0xFF, 0xFE, ..] => return Self::Utf16Le,
             [0xFE, 0xFF, ..] => return Self::Utf16Be,
+            [0xEF, 0xBB, 0xBF, ..] => return Self::Utf8,
             _ => {}
+        }
+        let plain = |b: &u8| is_plain((*b).into());
+        // Letters of single bytes, and behind them perhaps a file that was joined.
+        if head.iter().take(BEGIN).all(plain) {
+            return Self::Utf8;
         }
         let count = |which: fn(u8) -> bool| head.iter().filter(|&&b| which(b)).count();
         let zeros = count(|b| b == 0);
         let controls = count(is_control) - zeros;
-        let ascii = count(|b| is_plain(b.into()));
+        let ascii = head.iter().filter(|b| plain(b)).count();
         // A few NUL bytes in text of single bytes, whose other bytes are no control characters.
         let single = is_utf8(head) && controls * 20 <= head.len() || ascii * 5 > head.len() * 4;
         if zeros == 0 || zeros * 5 < head.len() && single {
@@ -50,23 +59,25 @@ impl Encoding {
         }
     }
 
-    /// What has a byte too many or too few is still mostly text of one encoding: half of its units are letters of ASCII. Who reads it
-    /// meets the wrong byte.
+    /// What has a byte too many or too few is still mostly text of one encoding: it begins with a letter of ASCII, as half of its units
+    /// are. Who reads it meets the wrong byte.
     fn of_damaged(head: &[u8]) -> Self {
-        let four = head.as_chunks::<4>().0;
-        let two = head.as_chunks::<2>().0;
-        let is_text = |wide: Self| match wide {
-            Self::Utf32Le | Self::Utf32Be => {
-                let plain = four.iter().filter(|&&four| is_plain(wide.point(four)));
-                2 * plain.count() > four.len()
+        fn is_text(mut units: impl ExactSizeIterator<Item = u32>) -> bool {
+            let all = units.len();
+            units.next().is_some_and(is_plain) && 2 * units.filter(|&c| is_plain(c)).count() > all
+        }
+        let (two, four) = (head.as_chunks::<2>().0, head.as_chunks::<4>().0);
+        for wide in [Self::Utf32Le, Self::Utf32Be] {
+            if is_text(four.iter().map(|&four| wide.point(four))) {
+                return wide;
             }
-            _ => {
-                let plain = two.iter().filter(|&&two| is_plain(wide.unit(two).into()));
-                2 * plain.count() > two.len()
+        }
+        for wide in [Self::Utf16Le, Self::Utf16Be] {
+            if is_text(two.iter().map(|&two| wide.unit(two).into())) {
+                return wide;
             }
-        };
-        let mut found = [Self::Utf32Le, Self::Utf32Be, Self::Utf16Le, Self::Utf16Be].into_iter();
-        found.find(|&wide| is_text(wide)).unwrap_or(Self::Utf8)
+        }
+        Self::Utf8
     }
 
     /// Its name.

@@ -45,7 +45,7 @@ pub(super) fn rows(mut from: impl BufRead, name: &Path, each: Each<'_>) -> Resul
     let skip = if head.starts_with(UTF8_BOM) { 3 } else { 0 };
     let all = Cursor::new(&head[skip..]).chain(from);
     match source.encoding {
-        Encoding::Utf8 => match kind::unknown(head) {
+        Encoding::Utf8 => match kind::unknown(&head[skip..]) {
             Some(kind) => Err(source.other(kind)),
             None => source.read(all, each),
         },

@@ -287,6 +287,18 @@ fn damaged_files_are_still_of_their_encoding() {
         }
     }
     assert_eq!(cases, 24);
+    // A file of another encoding behind one in UTF-8.
+    for mark in ["", "\u{feff}"] {
+        for (_, encode) in &ENCODINGS[1..] {
+            let bytes = [
+                format!("{mark}{rows}").into_bytes(),
+                encode(&rows.repeat(3)),
+            ]
+            .concat();
+            let error = named(&bytes, "a.jsonl").unwrap_err().to_string();
+            assert!(error.starts_with("a.jsonl:21: byte "), "{error}");
+        }
+    }
 }
 
 #[test]
