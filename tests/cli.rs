@@ -202,7 +202,11 @@ fn running_out_of_context_shows_the_text_and_fails() {
     ]
     .concat();
     let output = ggraft(&args);
-    assert!(failure(&output).contains("context is full"), "{output:?}");
+    assert!(
+        failure(&output)
+            .contains("context is full: 10 positions needed, 9 available (a longer one: --ctx)"),
+        "{output:?}"
+    );
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(shown.len() > 4 && full.starts_with(&shown), "{shown:?}");
 
@@ -803,6 +807,10 @@ fn options_without_effect_are_mentioned() {
         (
             format!("{run} --temp 1 --repeat-last-n 5"),
             "--repeat-penalty",
+        ),
+        (
+            format!("{train} --warmup 1"),
+            "the rate rises for 1 steps (--warmup) of 1",
         ),
         (format!("{train} --optimizer sgd --beta1 0.5"), "--beta1"),
         (

@@ -446,7 +446,7 @@ fn cores_are_counted_in_one_place() {
     const MAY_COUNT: &[(&str, &str)] = &[
         ("ggml/cores.rs", "the one place"),
         (
-            "bin/ggraft/train/notes.rs",
+            "bin/ggraft/args.rs",
             "more threads than processors are a mistake, whatever the default is",
         ),
     ];

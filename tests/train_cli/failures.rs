@@ -76,6 +76,8 @@ fn data_that_teaches_nothing_is_named() {
     }
     let text = place.misused(&format!("{line} --data @good.jsonl --max-len 4"));
     assert!(text.contains("leaves no room for text"), "{text}");
+    let text = place.misused("--method prefix --data - --valid - -o @out.gguf");
+    assert!(text.contains("cannot both be standard input"), "{text}");
     assert!(!place.exists("out.gguf"));
 }
 
@@ -141,6 +143,13 @@ fn an_adapter_is_no_model_and_no_checkpoint() {
     );
     let text = place.refused("--resume @a.gguf -o @b.gguf");
     assert!(text.contains("a.gguf: not a usable checkpoint"), "{text}");
+    // An endless device would be read until memory ends.
+    #[cfg(unix)]
+    assert!(
+        place
+            .refused("--resume /dev/zero -o @b.gguf")
+            .contains("/dev/zero: not a regular file")
+    );
     assert!(!place.exists("b.gguf"));
 }
 

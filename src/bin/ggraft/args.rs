@@ -10,6 +10,7 @@ use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
 use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -167,6 +168,16 @@ impl SessionArgs {
     }
 }
 
+/// Of more threads than there are cores.
+pub(crate) fn warn_of_threads(threads: Option<usize>) {
+    let cores = std::thread::available_parallelism().map_or(usize::MAX, NonZero::get);
+    if let Some(threads) = threads.filter(|&n| n > cores) {
+        tracing::warn!(
+            "{threads} threads on {cores} cores wait for each other: use -t {cores} or fewer"
+        );
+    }
+}
+
 /// At most one adapter.
 #[derive(Args)]
 #[command(next_help_heading = "Adapter")]
@@ -262,7 +273,9 @@ pub(crate) fn new_session(
     adapter: Option<&Adapter>,
     force: bool,
 ) -> Result<Session> {
+    let threads = options.n_threads;
     let mut session = Session::new(model, &options.accept_other_base(force))?;
+    warn_of_threads(threads);
     if let Some(adapter) = adapter {
         session
             .attach(adapter, ggraft::infer::ExistingText::Drop)

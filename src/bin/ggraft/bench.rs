@@ -1,6 +1,6 @@
 //! `ggraft bench`: how fast this machine opens, attaches, swaps, reads and writes.
 
-use crate::args::{AdapterArgs, ModelArgs, SessionArgs, whole};
+use crate::args::{AdapterArgs, ModelArgs, SessionArgs, warn_of_threads, whole};
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
@@ -82,6 +82,7 @@ impl Bench {
         let options = self.session.options(KvType::F16).n_ctx(plan.n_ctx);
         let options = options.accept_other_base(self.adapter.force);
         let mut session = Session::new(&model, &options)?;
+        warn_of_threads(options.n_threads);
         let _guard = interrupt::Guard::new(session.cancel_token());
         if let Some(adapter) = &adapter {
             self.adapters(&model, adapter, &mut session, &mut tests)?;

@@ -43,6 +43,11 @@ pub(crate) enum Failure {
     /// One row of a JSONL file cannot be computed.
     #[error("{place}: {why}")]
     Row { place: Place, why: Box<Failure> },
+    /// A text does not fit.
+    #[error(
+        "the context is full: {needed} positions needed, {n_ctx} available (a longer one: --ctx)"
+    )]
+    ContextFull { needed: usize, n_ctx: usize },
     /// There is no memory for a context of that length.
     #[error("{0}: lower --ctx, the length of the context")]
     Memory(SessionError),
@@ -61,6 +66,9 @@ macro_rules! from_library {
             fn from(e: $error) -> Self {
                 match ggraft::Error::from(e) {
                     ggraft::Error::Session(e @ SessionError::OutOfMemory) => Self::Memory(e),
+                    ggraft::Error::Session(SessionError::ContextFull { needed, n_ctx }) => {
+                        Self::ContextFull { needed, n_ctx }
+                    }
                     e => Self::Library(e),
                 }
             }
@@ -147,10 +155,7 @@ impl Failure {
     }
 
     pub(crate) fn is_context_full(&self) -> bool {
-        matches!(
-            self,
-            Self::Library(ggraft::Error::Session(SessionError::ContextFull { .. }))
-        )
+        matches!(self, Self::ContextFull { .. })
     }
 
     /// Nobody reads our output any more (`ggraft ... | head`): that is the reader's decision and no failure.

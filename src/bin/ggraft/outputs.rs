@@ -84,11 +84,10 @@ impl Files {
 
     fn check_replaced(&self, output: &Named, others: &[Named]) -> Result<()> {
         let path = &output.path;
-        let is_there = path.exists();
         for input in &self.read {
             let how = match same_file(&input.path, path) {
                 true => "is the file of",
-                false if is_there && is_in(&input.path, path) => "is a file in",
+                false if is_of_peft(&input.path, path) => "is a file in",
                 false => continue,
             };
             return Err(Failure::Usage(format!(
@@ -172,10 +171,10 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     a == b || Identity::of(a).is_some_and(|a| Some(a) == Identity::of(b))
 }
 
-/// Whether `path` is a file in `folder`, if that is one.
-fn is_in(folder: &Path, path: &Path) -> bool {
-    let mut files = fs::read_dir(folder).into_iter().flatten().flatten();
-    files.any(|file| same_file(&file.path(), path))
+/// Whether `path` is one of the files that are read if `folder` is one of PEFT's.
+fn is_of_peft(folder: &Path, path: &Path) -> bool {
+    let read = [CONFIG_FILE, TENSOR_FILE].map(|name| folder.join(name));
+    folder.is_dir() && read.iter().any(|file| same_file(file, path))
 }
 
 /// A GGUF file that is not known to be an adapter: perhaps gigabytes that took a night to download.

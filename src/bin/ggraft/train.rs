@@ -64,6 +64,13 @@ impl Train {
             )));
         }
         self.check_outputs()?;
+        let stdin = Path::new("-");
+        if self.data.data == stdin && self.data.valid.as_deref() == Some(stdin) {
+            return Err(Failure::Usage(
+                "--data and --valid cannot both be standard input: give one of them a file"
+                    .to_owned(),
+            ));
+        }
         if let Some(valid) = self.data.valid.as_deref()
             && same_file(valid, &self.data.data)
         {

@@ -15,6 +15,7 @@ use super::trainer::{Best, State, Trainer};
 use super::{Init, TrainOptions};
 use crate::error::{Error, Result};
 use crate::file::atomic::write_atomic;
+use crate::file::read::read_capped;
 use crate::model::Model;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use saved::Saved;
@@ -28,7 +29,7 @@ const VERSION: u32 = 3;
 /// Keys of the metadata: the JSON text, and the hash of it and all tensors.
 const KEY: &str = "ggraft";
 const HASH: &str = "sha256";
-/// Largest file that is read: far beyond any run, and an endless device ends here.
+/// Largest file that is read: far beyond any run.
 const MAX_BYTES: u64 = 16 << 30;
 
 const PARAM: &str = "param.";
@@ -102,7 +103,8 @@ impl Trainer {
         train: impl Into<Examples>,
         valid: impl Into<Examples>,
     ) -> Result<Self> {
-        let bytes = read(path)?;
+        let too_large = |size| unusable(path, format!("{size} bytes")).into();
+        let bytes = read_capped(path, MAX_BYTES, too_large)?;
         let (saved, file) = parse(path, &bytes)?;
         let tensors = Tensors { file: &file };
         check_base(path, &saved, model)?;
@@ -206,19 +208,6 @@ fn unusable(path: &Path, why: String) -> TrainError {
         path: path.to_owned(),
         why,
     }
-}
-
-/// The bytes of a file that is not larger than any checkpoint.
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let io = |source| Error::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let size = std::fs::metadata(path).map_err(io)?.len();
-    if size > MAX_BYTES {
-        return Err(unusable(path, format!("{size} bytes")).into());
-    }
-    std::fs::read(path).map_err(io)
 }
 
 /// What a checkpoint says and its tensors, if it is whole.

@@ -1,5 +1,6 @@
 //! What is odd about a run, said before its first step.
 
+use crate::args::warn_of_threads;
 use crate::data;
 use ggraft::train::data::Examples;
 use ggraft::train::{OptimizerKind, TrainOptions, Trainer};
@@ -35,12 +36,13 @@ pub(super) fn warn(trainer: &Trainer) {
             "a step takes {taken} rows (--batch x --accum), the data has {there}: it reads some of them twice"
         );
     }
-    let cores = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
-    if let Some(threads) = options.threads.filter(|&n| n > cores) {
+    let steps = trainer.steps();
+    if let Some(warmup) = options.warmup.filter(|&n| n >= steps) {
         tracing::warn!(
-            "{threads} threads on {cores} cores wait for each other: use -t {cores} or fewer"
+            "the rate rises for {warmup} steps (--warmup) of {steps}: it never reaches its highest"
         );
     }
+    warn_of_threads(options.threads);
 }
 
 /// Where the first of the rows `found` stand.
