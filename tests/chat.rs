@@ -119,13 +119,19 @@ fn hostile_templates_are_refused() {
     assert_eq!(render(many), Err(ChatError::Endless));
     for source in [
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
-        "{% include 'chat template' %}",
-        "{% include '/etc/passwd' %}",
         "{{ range(10 ** 18) | list }}",
         "{{ 'x' * 10 ** 18 }}",
+        "{{ ([1] * 10 ** 12) | map('string') }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ ('a' * 10 ** 6) | replace('a', 'b' * 10 ** 6) }}",
+        "{{ [('a' * 10 ** 6)] * 1000 }}",
+        "{% set x = namespace(v=[]) %}{% for i in range(9999) %}{% set x.v = [x.v] %}{% endfor %}",
+        "{% set x = namespace(v=[]) %}{% for i in range(60) %}{% set x.v = [x.v, x.v] %}{% endfor %}{{ x.v == x.v }}",
+        "{% set x = namespace() %}{% set x.v = x %}{{ x }}",
+        "{% set x = namespace() %}{% set x.v = x %}{% for i in [1] %}{{ loop.changed(x) }}{% endfor %}",
+        "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
         "{{ 10 ** 10 ** 10 }}",
         "{{ 1 // 0 }}",
-        "{{ strftime_now('%Q') }}",
         "{{ messages | nothing }}",
         "{{ messages.foo.bar }}",
         "{{ 'a' + none }}",
@@ -144,10 +150,30 @@ fn hostile_templates_are_refused() {
         "{% endfor %}",
         &format!("{{{{ {}", "(".repeat(200_000)),
         "{% raw %}",
+        "{% include 'chat template' %}",
+        "{% include '/etc/passwd' %}",
+        &format!("{{{{ 1 {} }}}}", "+ 1 ".repeat(200_000)),
     ] {
         let error = render(source).unwrap_err();
         assert!(matches!(error, ChatError::Syntax { .. }), "{error:?}");
     }
+}
+
+/// As templates of models write out schemas of tools, on the small stack of a thread and with values that hold each other.
+#[test]
+fn deep_templates_have_stack() {
+    let mut schema = json!({"type": "string"});
+    for _ in 0..30 {
+        schema = json!({"type": "array", "items": schema});
+    }
+    let mut values = Map::new();
+    values.insert("tools".to_owned(), schema);
+    let nested = "{% macro f(s) %}{% for k, v in s.items() %}{% if v is mapping %}{{ f(v) }}[]{% elif k == 'type' and v != 'array' %}{{ v }}{% endif %}{% endfor %}{% endmacro %}{{ f(tools) }}";
+    let template = ChatTemplate::new(nested).unwrap();
+    let text = template.render(&[], false, &values).unwrap();
+    assert_eq!(text, format!("string{}", "[]".repeat(30)));
+    let chain = "{% set x = namespace(v=1) %}{% for i in range(9999) %}{% set x.v = namespace(v=x.v) %}{% endfor %}a";
+    assert_eq!(render(chain).as_deref(), Ok("a"));
 }
 
 /// Those that `--chat-template NAME` takes.

@@ -1,28 +1,54 @@
 //! Chat templates: Jinja, rendered with what Transformers gives them.
 //!
-//! A template comes with the model's file, so it is not trusted: the work, the nesting and the text of one rendering are bounded,
-//! and it reaches nothing but the values that it is given. (What a template keeps in variables is bounded by its work alone.)
+//! A template comes with the model's file, so it is not trusted: the work, the nesting, the values and the text of one rendering
+//! are bounded, and it reaches nothing but the values that it is given.
+//!
+//! minijinja reads the statements and keeps the variables. Values, operators, filters, methods and tests are our own, since what a
+//! template computes must be what Python computes: `source` rewrites a template's expressions so that they call them.
 
+mod arguments;
+mod date;
+mod filters;
+mod format;
+mod functions;
+mod grammar;
 mod json;
+mod limits;
+mod lists;
+mod methods;
+mod numbers;
+mod operators;
+mod pieces;
+mod predicates;
 mod python;
 mod script;
+mod sequences;
 mod source;
+mod tokens;
 mod turns;
+mod values;
 
 pub(crate) use script::ChatFormat;
 pub use script::{ChatScript, Conversation};
 
+use functions::Raised;
+use limits::NeedsStack;
 use minijinja::value::{Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
-use python::{is_space, python_str};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
+use python::python_str;
 use serde_json::{Map, Value as Json};
-use std::fmt::Write as _;
-use std::io;
+use std::borrow::Cow;
+use std::sync::OnceLock;
+use std::{io, thread};
 
 /// Instructions of one rendering: far beyond any conversation that a context holds, about a second of work.
 const FUEL: u64 = 20_000_000;
-/// Depth of macros that call each other. Real templates stay below 5.
+/// Depth of scopes that any stack holds; a macro has about six. Real templates seldom go beyond.
 const MAX_DEPTH: usize = 64;
+/// Depth of scopes on a stack of [`LARGE`] bytes: about seventy macros within each other. It is the most that minijinja takes.
+const MAX_LARGE_DEPTH: usize = 500;
+/// Bytes of a large stack. What is not used takes no memory.
+const LARGE: usize = 256 << 20;
 /// Bytes of one formatted conversation: far beyond any context.
 const MAX_TEXT: usize = 64 << 20;
 
@@ -170,7 +196,11 @@ pub fn built_in_names() -> impl Iterator<Item = &'static str> {
 
 /// A chat template, compiled.
 #[derive(Debug)]
-pub struct ChatTemplate(Environment<'static>);
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    /// The same for a large stack.
+    deep: OnceLock<Environment<'static>>,
+}
 
 const NAME: &str = "chat template";
 
@@ -183,94 +213,111 @@ impl ChatTemplate {
         let mut env = Environment::new();
         env.set_trim_blocks(true);
         env.set_lstrip_blocks(true);
+        env.set_debug(false);
         env.set_undefined_behavior(UndefinedBehavior::Lenient);
         env.set_auto_escape_callback(|_| AutoEscape::None);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(MAX_DEPTH);
-        env.set_unknown_method_callback(python::method);
         env.set_formatter(|out, _, value| {
-            if !value.is_undefined() {
-                out.write_str(&python_str(value)).map_err(|e| {
-                    minijinja::Error::new(ErrorKind::WriteFailure, "").with_source(e)
-                })?;
-            }
-            Ok(())
+            let text = python_str(value)?;
+            limits::charge(text.len())?;
+            out.write_str(&text)
+                .map_err(|e| Error::new(ErrorKind::WriteFailure, "").with_source(e))
         });
+        filters::register(&mut env);
+        functions::register(&mut env);
+        lists::register(&mut env);
+        operators::register(&mut env);
+        predicates::register(&mut env);
+        sequences::register(&mut env);
         env.add_filter("tojson", json::to_json);
-        env.add_filter("string", |value: Value| python_str(&value));
-        env.add_filter("trim", |text: Value, chars: Option<String>| {
-            let text = python_str(&text);
-            match chars {
-                Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
-                None => text.trim_matches(is_space).to_owned(),
-            }
-        });
-        // Python's texts and dictionaries have a length and items, too.
-        env.add_test("sequence", |value: Value| {
-            matches!(
-                value.kind(),
-                ValueKind::String | ValueKind::Seq | ValueKind::Map
-            )
-        });
-        env.add_test("iterable", |value: Value| {
-            matches!(
-                value.kind(),
-                ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-            )
-        });
-        env.add_test("callable", |_: Value| false);
-        env.add_function("raise_exception", |reason: Value| {
-            let reason = python_str(&reason);
-            Err::<Value, _>(
-                minijinja::Error::new(ErrorKind::InvalidOperation, "refused")
-                    .with_source(Raised(reason)),
-            )
-        });
-        env.add_function("strftime_now", |format: String| {
-            let mut out = String::new();
-            // Writing fails for a directive that does not exist.
-            write!(out, "{}", chrono::Local::now().format(&format)).map_err(|_| {
-                minijinja::Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("{format:?} is no format of a date"),
-                )
-            })?;
-            Ok(out)
-        });
-        env.add_template_owned(NAME, source::for_minijinja(source))
+        let source = source::for_minijinja(source).map_err(|e| ChatError::Syntax {
+            reason: e.to_string(),
+        })?;
+        env.add_template_owned(NAME, source)
             .map_err(|e| ChatError::Syntax { reason: text(&e) })?;
-        Ok(Self(env))
+        Ok(Self {
+            env,
+            deep: OnceLock::new(),
+        })
     }
 
     /// Formats a conversation. `values` are the other variables of the template: `bos_token`, `tools`, ...
     ///
     /// # Errors
-    /// [`ChatError::Refused`], [`ChatError::Failed`], [`ChatError::Endless`].
+    /// [`ChatError::Refused`], [`ChatError::Failed`], [`ChatError::Endless`], [`ChatError::TooLong`].
     pub fn render(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
         values: &Map<String, Json>,
     ) -> Result<String, ChatError> {
-        let list = messages.iter().map(|m| Json::Object(m.0.clone())).collect();
-        let mut all = Map::new();
+        let mut all: Map<String, Json> = Map::new();
         // Transformers gives both, whether there are any or not.
         all.insert("tools".to_owned(), Json::Null);
         all.insert("documents".to_owned(), Json::Null);
         all.extend(values.clone());
+        let list = messages.iter().map(|m| Json::Object(m.0.clone())).collect();
         all.insert("messages".to_owned(), Json::Array(list));
         all.insert(
             "add_generation_prompt".to_owned(),
             Json::Bool(add_generation_prompt),
         );
-        let template = self.0.get_template(NAME).map_err(|e| failed(&e))?;
+        let all = Json::Object(all);
+        let result = Self::render_with(&self.env, &all, false);
+        match result {
+            Err(Failure::NeedsStack) => self.render_deeply(&all),
+            Err(Failure::Chat(e)) => Err(e),
+            Ok(text) => Ok(text),
+        }
+    }
+
+    /// On a thread of its own, whose stack is large.
+    fn render_deeply(&self, values: &Json) -> Result<String, ChatError> {
+        let env = self.deep.get_or_init(|| {
+            let mut env = self.env.clone();
+            env.set_recursion_limit(MAX_LARGE_DEPTH);
+            env
+        });
+        let rendered = thread::scope(|scope| {
+            let large = thread::Builder::new().stack_size(LARGE);
+            let started = large.spawn_scoped(scope, || Self::render_with(env, values, true));
+            started.map(|thread| thread.join())
+        });
+        let reason = match rendered {
+            Ok(Ok(Ok(text))) => return Ok(text),
+            Ok(Ok(Err(Failure::Chat(e)))) => return Err(e),
+            Ok(Ok(Err(Failure::NeedsStack))) => "it nests too deeply".to_owned(),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(e) => format!("it nests deeply, and no thread could be started for it: {e}"),
+        };
+        Err(ChatError::Failed { reason })
+    }
+
+    fn render_with(env: &Environment<'_>, values: &Json, large: bool) -> Result<String, Failure> {
+        limits::begin(large);
+        let values = values::from_json(values).map_err(|e| failed(&e, large))?;
+        let template = env.get_template(NAME).map_err(|e| failed(&e, large))?;
         let mut out = Bounded::default();
-        let rendered = template.render_captured_to(Value::from_serialize(&all), &mut out);
+        let rendered = template.render_captured_to(values, &mut out);
         match rendered {
-            Err(_) if out.full => Err(ChatError::TooLong),
-            Err(e) => Err(failed(&e)),
+            Err(_) if out.full => Err(ChatError::TooLong.into()),
+            Err(e) => Err(failed(&e, large)),
             Ok(_) => Ok(String::from_utf8(out.text).expect("templates write strings")),
         }
+    }
+}
+
+/// Why a rendering came to nothing.
+enum Failure {
+    /// It may do better with more stack.
+    NeedsStack,
+    Chat(ChatError),
+}
+
+impl From<ChatError> for Failure {
+    fn from(e: ChatError) -> Self {
+        Self::Chat(e)
     }
 }
 
@@ -296,24 +343,48 @@ impl io::Write for Bounded {
     }
 }
 
-/// The text of `raise_exception`, inside the error that carries it through the template.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Raised(String);
+/// Whether Jinja has a filter of this name.
+fn is_filter(name: &str) -> bool {
+    name == "tojson" || filters::has(name) || sequences::has(name)
+}
 
-fn failed(e: &minijinja::Error) -> ChatError {
+/// An operation that Python refuses.
+fn invalid(what: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, what)
+}
+
+/// What a value is, for messages.
+fn kind(value: &Value) -> &'static str {
+    match value.kind() {
+        ValueKind::Undefined => "what is not defined",
+        ValueKind::None => "none",
+        ValueKind::Bool => "a boolean",
+        ValueKind::Number => "a number",
+        ValueKind::String => "a text",
+        ValueKind::Seq | ValueKind::Iterable => "a list",
+        ValueKind::Map => "a dictionary",
+        _ => "an object",
+    }
+}
+
+/// `large`: whether there was a large stack already.
+fn failed(e: &Error, large: bool) -> Failure {
     let mut source = std::error::Error::source(e);
     while let Some(inner) = source {
         if let Some(Raised(reason)) = inner.downcast_ref() {
-            return ChatError::Refused {
-                reason: reason.clone(),
-            };
+            let reason = reason.clone();
+            return ChatError::Refused { reason }.into();
+        }
+        if inner.is::<NeedsStack>() {
+            return Failure::NeedsStack;
         }
         source = inner.source();
     }
+    let too_deep = |e: &Error| e.detail() == Some("recursion limit exceeded");
     match e.kind() {
-        ErrorKind::OutOfFuel => ChatError::Endless,
-        _ => ChatError::Failed { reason: text(e) },
+        ErrorKind::OutOfFuel => ChatError::Endless.into(),
+        ErrorKind::InvalidOperation if !large && too_deep(e) => Failure::NeedsStack,
+        _ => ChatError::Failed { reason: text(e) }.into(),
     }
 }
 

@@ -1,37 +1,45 @@
 //! `tojson` as Transformers gives it to templates: Python's `json.dumps`.
 
-use super::MAX_DEPTH;
-use super::python::{number, python_str};
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use super::arguments::Arguments;
+use super::limits::{charged, fits};
+use super::lists::items;
+use super::operators::order;
+use super::python::{is_namespace, number, python_str};
+use super::values::{Dict, Flavor, List, MAX_NESTING};
+use super::{invalid, kind};
+use minijinja::Error;
+use minijinja::value::{Rest, Value, ValueKind};
+use std::cmp::Ordering;
 use std::fmt::Write;
 
 /// `json.dumps(value, ensure_ascii=False, indent, separators, sort_keys)`, as Transformers' filter does it.
-pub(super) fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
-    let ascii: Option<bool> = options.get("ensure_ascii")?;
-    let indent: Option<Value> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let sort_keys: Option<bool> = options.get("sort_keys")?;
-    options.assert_all_used()?;
-    let indent = indent.filter(|v| !v.is_none()).map(|v| match v.as_usize() {
-        Some(n) => " ".repeat(n.min(64)),
-        None => python_str(&v),
-    });
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        _ if indent.is_some() => (",".to_owned(), ": ".to_owned()),
-        _ => (", ".to_owned(), ": ".to_owned()),
+pub(super) fn to_json(args: Rest<Value>) -> Result<Value, Error> {
+    let parameters = "x! ensure_ascii indent separators sort_keys";
+    let a = Arguments::bind("tojson", parameters, &args)?;
+    let indent = match a.some(2) {
+        Some(indent) if indent.as_str().is_some() => Some(a.text(2)?.to_owned()),
+        Some(_) => Some(" ".repeat(a.int_or(2, 0)?.clamp(0, 64) as usize)),
+        None => None,
+    };
+    let (item, key) = match a.some(3).map(items).transpose()?.as_deref() {
+        Some([item, key]) => match (item.as_str(), key.as_str()) {
+            (Some(item), Some(key)) => (item.to_owned(), key.to_owned()),
+            _ => return Err(invalid("separators of JSON must be texts")),
+        },
+        Some(_) => return Err(invalid("JSON needs two separators")),
+        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        None => (", ".to_owned(), ": ".to_owned()),
     };
     let style = JsonStyle {
         item,
         key,
         indent,
-        sort: sort_keys.unwrap_or(false),
-        ascii: ascii.unwrap_or(false),
+        sort: a.flag(4),
+        ascii: a.flag(1),
     };
     let mut out = String::new();
-    style.write(&value, 0, &mut out)?;
-    Ok(out.into())
+    style.write(a.value(0), 0, &mut out)?;
+    charged(out.into())
 }
 
 struct JsonStyle {
@@ -44,9 +52,19 @@ struct JsonStyle {
 
 impl JsonStyle {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        if depth > 2 * MAX_DEPTH {
-            let what = "the value is nested too deeply for JSON";
-            return Err(Error::new(ErrorKind::InvalidOperation, what));
+        fits(out.len())?;
+        if depth > usize::from(MAX_NESTING) {
+            return Err(invalid("the value is nested too deeply for JSON"));
+        }
+        if let Some(list) = value.downcast_object_ref::<List>()
+            && matches!(list.flavor, Flavor::List | Flavor::Tuple | Flavor::Group)
+        {
+            return self.list('[', ']', list.items.len(), depth, out, |i, out| {
+                self.write(&list.items[i], depth + 1, out)
+            });
+        }
+        if let Some(dict) = value.downcast_object_ref::<Dict>() {
+            return self.dict(dict, depth, out);
         }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
@@ -58,37 +76,52 @@ impl JsonStyle {
                 number => out.push_str(number),
             },
             ValueKind::String => self.quoted(value.as_str().unwrap_or_default(), out),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<_> = value.try_iter()?.collect();
-                self.list('[', ']', items.len(), depth, out, |i, out| {
-                    self.write(&items[i], depth + 1, out)
-                })?;
-            }
-            ValueKind::Map => {
-                let mut keys: Vec<_> = value.try_iter()?.collect();
-                if self.sort {
-                    keys.sort();
-                }
-                self.list('{', '}', keys.len(), depth, out, |i, out| {
-                    let name = match keys[i].kind() {
-                        ValueKind::Bool | ValueKind::None | ValueKind::Number => {
-                            let mut name = String::new();
-                            self.write(&keys[i], depth + 1, &mut name)?;
-                            name
-                        }
-                        _ => python_str(&keys[i]),
-                    };
-                    self.quoted(&name, out);
-                    out.push_str(&self.key);
-                    self.write(&value.get_item(&keys[i])?, depth + 1, out)
-                })?;
-            }
-            kind => {
-                let what = format!("Object of type {kind} is not JSON serializable");
-                return Err(Error::new(ErrorKind::InvalidOperation, what));
+            _ => {
+                let what = if is_namespace(value) {
+                    "a namespace"
+                } else {
+                    kind(value)
+                };
+                return Err(invalid(format!("{what} is not JSON serializable")));
             }
         }
         Ok(())
+    }
+
+    fn dict(&self, dict: &Dict, depth: usize, out: &mut String) -> Result<(), Error> {
+        let mut entries: Vec<_> = dict.entries().iter().collect();
+        if self.sort {
+            let mut wrong = None;
+            entries.sort_by(|(a, _), (b, _)| match order(a, b) {
+                Ok(order) => order.unwrap_or(Ordering::Equal),
+                Err(e) => {
+                    wrong = Some(e);
+                    Ordering::Equal
+                }
+            });
+            if let Some(e) = wrong {
+                return Err(e);
+            }
+        }
+        self.list('{', '}', entries.len(), depth, out, |i, out| {
+            let (key, value) = entries[i];
+            let name = match key.kind() {
+                ValueKind::Bool | ValueKind::None | ValueKind::Number => {
+                    let mut name = String::new();
+                    self.write(key, depth + 1, &mut name)?;
+                    name
+                }
+                ValueKind::String => python_str(key)?.into_owned(),
+                _ => {
+                    return Err(invalid(
+                        "keys of JSON must be texts, numbers, booleans or none",
+                    ));
+                }
+            };
+            self.quoted(&name, out);
+            out.push_str(&self.key);
+            self.write(value, depth + 1, out)
+        })
     }
 
     fn list(

@@ -1,8 +1,11 @@
-//! Values as Python writes them, and the methods that Python's values have.
+//! Values as Python writes them.
 
-use super::source::SLICE;
+use super::invalid;
+use super::limits::fits;
+use super::values::{Dict, Flavor, List, MAX_NESTING};
+use minijinja::Error;
 use minijinja::value::{Value, ValueKind};
-use minijinja::{Error, ErrorKind, State};
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// What Python's `str.strip` removes.
@@ -10,154 +13,155 @@ pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Methods of Python's values: minijinja-contrib's, and those that it lacks or that do something else.
-pub(super) fn method(
-    state: &State<'_, '_>,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    if name == SLICE {
-        return slice(value, args);
+/// What Python's `str.splitlines` cuts at.
+fn ends_line(c: char) -> bool {
+    matches!(
+        c,
+        '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+    )
+}
+
+/// `text.splitlines(keep_ends)`.
+pub(super) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
+    let mut out = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(ends_line).unwrap_or(rest.len());
+        let len = match rest[end..].strip_prefix("\r\n") {
+            Some(_) => 2,
+            None => rest[end..].chars().next().map_or(0, char::len_utf8),
+        };
+        out.push(&rest[..if keep_ends { end + len } else { end }]);
+        rest = &rest[end + len..];
     }
-    if let Some(text) = value.as_str()
-        && let Some(result) = text_method(text, name, args)
-    {
-        return result;
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
-}
-
-fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, what)
-}
-
-/// `None`: the method is not one of those that need care.
-fn text_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value, Error>> {
-    let argument = match args {
-        [] => None,
-        [one] => one.as_str(),
-        _ => return None,
-    };
-    // Characters, where Rust counts bytes.
-    let position = |at: usize| Value::from(text[..at].chars().count());
-    let found = |at: Option<usize>| match at {
-        Some(at) => Ok(position(at)),
-        None if name.ends_with("find") => Ok(Value::from(-1)),
-        None => Err(invalid("substring not found")),
-    };
-    Some(match (name, argument) {
-        ("strip", None) if args.is_empty() => Ok(text.trim_matches(is_space).into()),
-        ("lstrip", None) if args.is_empty() => Ok(text.trim_start_matches(is_space).into()),
-        ("rstrip", None) if args.is_empty() => Ok(text.trim_end_matches(is_space).into()),
-        ("removeprefix", Some(prefix)) => Ok(text.strip_prefix(prefix).unwrap_or(text).into()),
-        ("removesuffix", Some(suffix)) => Ok(text.strip_suffix(suffix).unwrap_or(text).into()),
-        ("find" | "index", Some(part)) => found(text.find(part)),
-        ("rfind" | "rindex", Some(part)) => found(text.rfind(part)),
-        ("count", Some(part)) => Ok(text.matches(part).count().into()),
-        _ => return None,
-    })
-}
-
-/// `value[start:stop:step]` of Python, for texts and lists.
-fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
-    let bound = |i: usize| match args.get(i) {
-        None => Ok(None),
-        Some(bound) if bound.is_none() => Ok(None),
-        Some(bound) => i64::try_from(bound.clone())
-            .map(Some)
-            .map_err(|_| invalid("slice indices must be integers or none")),
-    };
-    let (start, stop, step) = (bound(0)?, bound(1)?, bound(2)?.unwrap_or(1));
-    if step == 0 || args.len() > 3 {
-        return Err(invalid("slice step cannot be zero"));
-    }
-    Ok(match value.kind() {
-        ValueKind::String => {
-            let chars: Vec<char> = value.as_str().unwrap_or_default().chars().collect();
-            let picked = indices(chars.len(), start, stop, step).map(|i| chars[i]);
-            picked.collect::<String>().into()
-        }
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            let picked = indices(items.len(), start, stop, step).map(|i| items[i].clone());
-            picked.collect::<Vec<_>>().into()
-        }
-        kind => return Err(invalid(format!("{kind} cannot be sliced"))),
-    })
-}
-
-/// The positions that a slice of `len` items takes, `step` not 0.
-fn indices(
-    len: usize,
-    start: Option<i64>,
-    stop: Option<i64>,
-    step: i64,
-) -> impl Iterator<Item = usize> {
-    let len = len as i64;
-    // Backwards, -1 is the place before the first.
-    let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
-    let clamp = |at: i64| {
-        let at = if at < 0 { at.saturating_add(len) } else { at };
-        at.clamp(lowest, highest)
-    };
-    let (first, last) = if step > 0 {
-        (lowest, highest)
-    } else {
-        (highest, lowest)
-    };
-    let (start, stop) = (start.map_or(first, clamp), stop.map_or(last, clamp));
-    let inside = move |&at: &i64| if step > 0 { at < stop } else { at > stop };
-    std::iter::successors(Some(start), move |at| at.checked_add(step))
-        .take_while(inside)
-        .map(|at| at as usize)
+    out
 }
 
 /// `str(value)`.
-pub(super) fn python_str(value: &Value) -> String {
+pub(super) fn python_str(value: &Value) -> Result<Cow<'_, str>, Error> {
     match value.as_str() {
-        Some(text) => text.to_owned(),
-        None if value.is_undefined() => String::new(),
+        Some(text) => Ok(text.into()),
+        None if value.is_undefined() => Ok("".into()),
         None => {
             let mut out = String::new();
-            repr(value, &mut out);
-            out
+            repr(value, &mut out)?;
+            Ok(out.into())
         }
     }
 }
 
-/// `repr(value)`.
-fn repr(value: &Value, out: &mut String) {
+/// `repr(value)`, to the end of `out`.
+pub(super) fn repr(value: &Value, out: &mut String) -> Result<(), Error> {
+    repr_at(value, out, 0)
+}
+
+fn repr_at(value: &Value, out: &mut String, depth: u16) -> Result<(), Error> {
+    fits(out.len())?;
+    if depth > 2 * MAX_NESTING {
+        return Err(invalid("values are nested too deeply"));
+    }
+    if let Some(list) = value.downcast_object_ref::<List>() {
+        return repr_list(list, out, depth);
+    }
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => out.push_str(&number(value)),
         ValueKind::String => quoted(value.as_str().unwrap_or_default(), out),
-        ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
-            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
-                }
-                repr(&item, out);
-            }
-            out.push(']');
-        }
-        ValueKind::Map => {
-            out.push('{');
-            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
-                }
-                repr(&key, out);
-                out.push_str(": ");
-                repr(&value.get_item(&key).unwrap_or_default(), out);
-            }
-            out.push('}');
-        }
         ValueKind::Undefined => out.push_str("Undefined"),
-        _ => out.push_str(&value.to_string()),
+        _ => match value.downcast_object_ref::<Dict>() {
+            Some(dict) => repr_dict(dict.entries(), out, depth)?,
+            None => repr_object(value, out, depth)?,
+        },
     }
+    Ok(())
+}
+
+fn repr_list(list: &List, out: &mut String, depth: u16) -> Result<(), Error> {
+    let (begin, end) = match list.flavor {
+        Flavor::List => ("[", "]"),
+        Flavor::Tuple | Flavor::Group => ("(", ")"),
+        Flavor::Keys => ("dict_keys([", "])"),
+        Flavor::Values => ("dict_values([", "])"),
+        Flavor::Items => ("dict_items([", "])"),
+        Flavor::Generator => {
+            return Err(invalid(
+                "what is computed on demand has no text: make a list of it",
+            ));
+        }
+        Flavor::Range(start, stop, step) => {
+            let _ = match step {
+                1 => write!(out, "range({start}, {stop})"),
+                _ => write!(out, "range({start}, {stop}, {step})"),
+            };
+            return Ok(());
+        }
+    };
+    out.push_str(begin);
+    for (i, item) in list.items.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        repr_at(item, out, depth + 1)?;
+    }
+    if begin == "(" && list.items.len() == 1 {
+        out.push(',');
+    }
+    out.push_str(end);
+    Ok(())
+}
+
+fn repr_dict(entries: &[(Value, Value)], out: &mut String, depth: u16) -> Result<(), Error> {
+    out.push('{');
+    for (i, (key, value)) in entries.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        repr_at(key, out, depth + 1)?;
+        out.push_str(": ");
+        repr_at(value, out, depth + 1)?;
+    }
+    out.push('}');
+    Ok(())
+}
+
+/// What the template's own statements make.
+fn repr_object(value: &Value, out: &mut String, depth: u16) -> Result<(), Error> {
+    if is_namespace(value) {
+        out.push_str("<Namespace ");
+        let keys: Vec<_> = value.try_iter()?.collect();
+        let entries = keys
+            .into_iter()
+            .map(|key| (key.clone(), value.get_item(&key).unwrap_or_default()));
+        repr_dict(&entries.collect::<Vec<_>>(), out, depth + 1)?;
+        out.push('>');
+        return Ok(());
+    }
+    let text = value.to_string();
+    if let Some(name) = text
+        .strip_prefix("<macro ")
+        .and_then(|t| t.strip_suffix('>'))
+    {
+        let _ = write!(out, "<Macro '{name}'>");
+    } else if let Some(place) = text
+        .strip_prefix("<loop ")
+        .and_then(|t| t.strip_suffix('>'))
+    {
+        // Counted from 1.
+        let (at, of) = place.split_once('/').unwrap_or((place, ""));
+        let at = at.parse::<usize>().unwrap_or_default() + 1;
+        let _ = write!(out, "<LoopContext {at}/{of}>");
+    } else {
+        out.push_str(&text);
+    }
+    Ok(())
+}
+
+/// Whether `value` is what `namespace()` made.
+pub(super) fn is_namespace(value: &Value) -> bool {
+    value
+        .as_object()
+        .is_some_and(|o| o.type_name().ends_with("::Namespace"))
 }
 
 fn quoted(text: &str, out: &mut String) {
@@ -174,15 +178,38 @@ fn quoted(text: &str, out: &mut String) {
             '\t' => out.push_str("\\t"),
             '\\' => out.push_str("\\\\"),
             c if c == quote => out.extend(['\\', c]),
-            c if c.is_ascii_control() => {
-                let _ = write!(out, "\\x{:02x}", u32::from(c));
-            }
-            c => out.push(c),
+            c if is_printable(c) => out.push(c),
+            c => escaped(c, out),
         }
     }
     out.push(quote);
 }
 
+/// `\x1f`, `\u200b`, `\U000e0001`.
+pub(super) fn escaped(c: char, out: &mut String) {
+    let code = u32::from(c);
+    let _ = match code {
+        0..0x100 => write!(out, "\\x{code:02x}"),
+        0x100..0x10000 => write!(out, "\\u{code:04x}"),
+        _ => write!(out, "\\U{code:08x}"),
+    };
+}
+
+/// `c.isprintable()`, for what texts have. Python escapes private characters, too: here some of them mark control tokens in messages,
+/// and must come out as they went in.
+pub(super) fn is_printable(c: char) -> bool {
+    match c {
+        ' ' => true,
+        c if c.is_whitespace() || c.is_control() => false,
+        '\u{f0000}'..='\u{10ffff}' => false,
+        c => {
+            !matches!(u32::from(c), 0xad | 0x600..=0x605 | 0x61c | 0x6dd | 0x70f | 0x180e | 0x200b..=0x200f | 0x202a..=0x202e
+            | 0x2060..=0x206f | 0xfeff | 0xfff9..=0xfffb | 0xe0000..=0xe007f)
+        }
+    }
+}
+
+/// `repr(value)` of a number.
 pub(super) fn number(value: &Value) -> String {
     if value.is_integer() {
         return value.to_string();
@@ -194,7 +221,7 @@ pub(super) fn number(value: &Value) -> String {
 }
 
 /// `repr(x)`: the shortest digits, in exponential form outside of 1e-4 to 1e16.
-fn float(x: f64) -> String {
+pub(super) fn float(x: f64) -> String {
     if x.is_nan() {
         return "nan".to_owned();
     }
@@ -203,13 +230,7 @@ fn float(x: f64) -> String {
     }
     let size = x.abs();
     if size != 0.0 && !(1e-4..1e16).contains(&size) {
-        let text = format!("{x:e}");
-        let (digits, exponent) = text.split_once('e').expect("exponential form");
-        let (sign, exponent) = match exponent.strip_prefix('-') {
-            Some(exponent) => ('-', exponent),
-            None => ('+', exponent),
-        };
-        return format!("{digits}e{sign}{exponent:0>2}");
+        return exponent_of_two_digits(&format!("{x:e}"));
     }
     let text = format!("{x}");
     if text.contains('.') {
@@ -217,4 +238,14 @@ fn float(x: f64) -> String {
     } else {
         text + ".0"
     }
+}
+
+/// Rust's `1.5e3` as Python's `1.5e+03`.
+pub(super) fn exponent_of_two_digits(text: &str) -> String {
+    let (digits, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let (sign, exponent) = match exponent.strip_prefix('-') {
+        Some(exponent) => ('-', exponent),
+        None => ('+', exponent),
+    };
+    format!("{digits}e{sign}{exponent:0>2}")
 }

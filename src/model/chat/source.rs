@@ -1,165 +1,353 @@
 //! Template source, as minijinja must see it to do what Jinja does.
 
-use std::mem;
+use super::grammar::Parser;
+use super::pieces::quoted;
+use super::tokens::{self, Tag, Token};
 
-/// Rewrites what minijinja takes for something else:
+/// `elif`s of one `if`: minijinja's compiler calls itself for each.
+const MAX_ELIFS: usize = 100;
+
+/// Bytes of text between tags whose repetition has to be counted.
+const LONG: usize = 128;
+
+/// What makes a template no Jinja.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unreadable(pub(super) String);
+
+/// Rewrites a template:
 ///
-/// - slices, `x[a:b:c]`: its own panic on empty texts and end elsewhere than Python's when they go backwards. They become calls of
-///   the method [`SLICE`].
-/// - Transformers' `{% generation %}`, which marks what the assistant says and changes nothing in the text: an `if` that holds.
+/// - the operators, subscripts and literals of its expressions become filters of our own, which compute as Python does;
+/// - Transformers' `{% generation %}`, which marks what the assistant says and changes nothing in the text, becomes a scope.
 ///
-/// Lines stay where they are. What is no Jinja is left for minijinja to refuse.
-pub(super) fn for_minijinja(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
+/// Lines stay where they are.
+///
+/// # Errors
+/// What is no Jinja, with its line.
+pub(super) fn for_minijinja(source: &str) -> Result<String, Unreadable> {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut writer = Writer {
+        out: String::with_capacity(2 * source.len()),
+        elifs: Vec::new(),
+    };
+    let mut rest = source.as_str();
     while let Some(at) = rest.find('{') {
         let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let len = match tag.as_bytes().get(1) {
-            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            Some(b'{') => expression(tag, "}}", &mut out),
-            Some(b'%') => {
-                let from = out.len();
-                let len = expression(tag, "%}", &mut out);
-                let word =
-                    out[from..].trim_matches(|c: char| "{%}-+".contains(c) || c.is_whitespace());
-                match word {
-                    "generation" => replace_word(&mut out, from, "generation", "if true"),
-                    "endgeneration" => replace_word(&mut out, from, "endgeneration", "endif"),
-                    "raw" => {
-                        let raw = &tag[len..];
-                        let end = end_of_raw(raw);
-                        out.push_str(&raw[..end]);
-                        rest = &raw[end..];
-                        continue;
-                    }
-                    _ => {}
-                }
-                rest = &tag[len..];
-                continue;
-            }
-            _ => 1,
-        };
-        if !tag.starts_with("{{") {
-            out.push_str(&tag[..len]);
-        }
+        writer.raw(before);
+        let len = writer.tag(tag).map_err(|e| {
+            let line = source[..source.len() - tag.len()].matches('\n').count() + 1;
+            Unreadable(format!("{e} (line {line})"))
+        })?;
         rest = &tag[len..];
     }
-    out + rest
+    writer.raw(rest);
+    Ok(writer.out)
 }
 
-/// Name of the method `(start, stop, step)` that stands for a slice.
-pub(super) const SLICE: &str = "__slice__";
-
-fn replace_word(out: &mut String, from: usize, word: &str, instead: &str) {
-    let tag = out.split_off(from);
-    out.push_str(&tag.replacen(word, instead, 1));
+struct Writer {
+    out: String,
+    /// How many there are so far in each `if` that is open.
+    elifs: Vec<usize>,
 }
 
-/// Where the tag that ends raw text begins.
-fn end_of_raw(text: &str) -> usize {
-    text.match_indices("{%")
-        .map(|(at, _)| at)
-        .find(|&at| {
-            let tag = text[at + 2..].trim_start_matches(['-', '+']);
-            tag.trim_start().starts_with("endraw")
-        })
-        .unwrap_or(text.len())
-}
-
-/// An open bracket: itself, and the text inside, cut at its colons.
-struct Open {
-    bracket: char,
-    parts: Vec<String>,
-    last: String,
-}
-
-impl Open {
-    fn new(bracket: char) -> Self {
-        Self {
-            bracket,
-            parts: Vec::new(),
-            last: String::new(),
-        }
-    }
-
-    fn ends_with(&self, end: char) -> bool {
-        matches!((self.bracket, end), ('(', ')') | ('[', ']') | ('{', '}'))
-    }
-
-    /// As it was written, without its end.
-    fn unchanged(mut self) -> String {
-        self.parts.push(self.last);
-        format!("{}{}", self.bracket, self.parts.join(":"))
-    }
-
-    /// With its end.
-    fn close(mut self, end: char) -> String {
-        // A colon stands in a slice or, in braces, between key and value.
-        if self.bracket != '[' || self.parts.is_empty() {
-            let mut text = self.unchanged();
-            text.push(end);
-            return text;
-        }
-        self.parts.push(self.last);
-        let bounds = self.parts.iter().map(|part| match part.trim().is_empty() {
-            true => format!("{part}none"),
-            false => part.clone(),
-        });
-        format!(".{SLICE}({})", bounds.collect::<Vec<_>>().join(","))
-    }
-}
-
-/// Writes the tag at the start of `text`, which ends with `end`, to `out`. Returns its length in `text`.
-fn expression(text: &str, end: &str, out: &mut String) -> usize {
-    out.push_str(&text[..2]);
-    // The innermost last; without any, text goes to `out`.
-    let mut open: Vec<Open> = Vec::new();
-    let mut at = 2;
-    while let Some(c) = text[at..].chars().next() {
-        if open.is_empty() && text[at..].starts_with(end) {
-            out.push_str(end);
-            return at + end.len();
-        }
-        let len = match c {
-            '\'' | '"' => string_len(&text[at..], c),
-            _ => c.len_utf8(),
+impl Writer {
+    /// Writes text between tags. Long ones become values, whose length is counted wherever they go; white space at their ends, which
+    /// the tags may take away, stays as it is.
+    fn raw(&mut self, text: &str) {
+        // An opening brace before it must not become part of a tag.
+        let kept = match self.out.ends_with('{') {
+            true => text.chars().next().map_or(0, char::len_utf8),
+            false => 0,
         };
-        let piece = &text[at..at + len];
-        at += len;
-        match c {
-            '(' | '[' | '{' => open.push(Open::new(c)),
-            ')' | ']' | '}' if open.last().is_some_and(|o| o.ends_with(c)) => {
-                let closed = open.pop().map(|o| o.close(c)).unwrap_or_default();
-                open.last_mut()
-                    .map_or(&mut *out, |o| &mut o.last)
-                    .push_str(&closed);
+        self.out.push_str(&text[..kept]);
+        let text = &text[kept..];
+        let inside = text.trim();
+        if inside.len() < LONG {
+            self.out.push_str(text);
+            return;
+        }
+        let begin = text.len() - text.trim_start().len();
+        self.out.push_str(&text[..begin]);
+        self.out.extend(["{{ ", &quoted(inside)]);
+        let lines = inside.matches('\n').count();
+        self.out.extend(std::iter::repeat_n('\n', lines));
+        self.out.push_str(" }}");
+        self.out.push_str(&text[begin + inside.len()..]);
+    }
+
+    /// Writes the tag at the start of `text` and returns its length, or that of a brace that begins none.
+    fn tag(&mut self, text: &str) -> Result<usize, Unreadable> {
+        match text.as_bytes().get(1) {
+            Some(b'#') => {
+                let end = text[2..].find("#}");
+                let len = end.ok_or_else(|| Unreadable("a comment has no end".to_owned()))? + 4;
+                self.out.push_str(&text[..len]);
+                Ok(len)
             }
-            _ => match open.last_mut() {
-                Some(inner) if c == ':' => {
-                    let part = mem::take(&mut inner.last);
-                    inner.parts.push(part);
+            Some(b'{') => {
+                let control = control(&text[2..]);
+                let begin = 2 + control.len();
+                let tag = tokens::tag(&text[begin..], "}}")?;
+                let mut parser = Parser::new(&tag.tokens);
+                let value = parser.tuple(true)?;
+                parser.end()?;
+                let len = begin + tag.len;
+                // A plus says nothing here.
+                let control = control.trim_matches('+');
+                self.write("{{", control, &value, &tag, "}}", &text[..len]);
+                Ok(len)
+            }
+            Some(b'%') => {
+                let control = control(&text[2..]);
+                let begin = 2 + control.len();
+                if let Some(end) = raw(&text[begin..])? {
+                    self.out.push_str(&text[..begin + end]);
+                    return Ok(begin + end);
                 }
-                inner => inner.map_or(&mut *out, |o| &mut o.last).push_str(piece),
-            },
+                let tag = tokens::tag(&text[begin..], "%}")?;
+                let statement = self.statement(&tag.tokens)?;
+                let len = begin + tag.len;
+                self.write("{%", control, &statement, &tag, "%}", &text[..len]);
+                Ok(len)
+            }
+            _ => {
+                self.out.push('{');
+                Ok(1)
+            }
         }
     }
-    for inner in open {
-        out.push_str(&inner.unchanged());
+
+    fn write(
+        &mut self,
+        begin: &str,
+        control: &str,
+        inside: &str,
+        tag: &Tag,
+        end: &str,
+        written: &str,
+    ) {
+        self.out.extend([begin, control, " ", inside]);
+        // Lines keep their numbers.
+        let lines = written.matches('\n').count() - inside.matches('\n').count();
+        self.out.extend(std::iter::repeat_n('\n', lines));
+        self.out.extend([" ", tag.control, end]);
     }
-    at
+
+    fn statement(&mut self, tokens: &[Token]) -> Result<String, Unreadable> {
+        let mut parser = Parser::new(tokens);
+        let word = parser.name()?;
+        let p = &mut parser;
+        let statement = match word {
+            "if" => {
+                self.elifs.push(0);
+                format!("if {}", p.tuple(false)?)
+            }
+            "elif" => {
+                let n = self.elifs.last_mut();
+                let n = n.ok_or_else(|| Unreadable("elif without if".to_owned()))?;
+                *n += 1;
+                if *n > MAX_ELIFS {
+                    return Err(Unreadable(format!("an if has more than {MAX_ELIFS} elif")));
+                }
+                format!("elif {}", p.tuple(false)?)
+            }
+            "endif" => {
+                self.elifs.pop();
+                "endif".to_owned()
+            }
+            "for" => for_loop(p)?,
+            "set" => set(p)?,
+            "with" => with(p)?,
+            "macro" => format!("macro {}{}", p.name()?, parameters(p)?),
+            "call" => {
+                let parameters = match p.at_sign("(") {
+                    true => parameters(p)?,
+                    false => String::new(),
+                };
+                format!("call{parameters} {}", p.expression()?)
+            }
+            "filter" => format!("filter {}", filters(p)?),
+            "generation" => "with".to_owned(),
+            "endgeneration" => "endwith".to_owned(),
+            "else" | "endfor" | "endset" | "endwith" | "endmacro" | "endcall" | "endfilter"
+            | "break" | "continue" => word.to_owned(),
+            "block" | "endblock" => match p.is_done() {
+                true => word.to_owned(),
+                false => format!("{word} {}", p.name()?),
+            },
+            "include" | "import" | "from" | "extends" => {
+                return Err(Unreadable(format!(
+                    "{word} needs other templates, and there are none"
+                )));
+            }
+            _ => {
+                return Err(Unreadable(format!(
+                    "unknown tag {:?}",
+                    word.chars().take(40).collect::<String>()
+                )));
+            }
+        };
+        parser.end()?;
+        Ok(statement)
+    }
 }
 
-/// Length of the string at the start of `text`, both quotes included.
-fn string_len(text: &str, quote: char) -> usize {
-    let mut escaped = true;
-    for (i, c) in text.char_indices() {
-        if i > 0 && !escaped && c == quote {
-            return i + 1;
-        }
-        escaped = c == '\\' && !escaped;
+/// The sign behind the beginning of a tag, for white space.
+fn control(text: &str) -> &str {
+    &text[..usize::from(text.starts_with(['-', '+']))]
+}
+
+/// If a tag begins text that is taken as it is: where the tag that ends it ends.
+fn raw(tag: &str) -> Result<Option<usize>, Unreadable> {
+    let closed = |text: &str, word: &str| {
+        let rest = text.trim_start().strip_prefix(word)?.trim_start();
+        let rest = rest
+            .strip_prefix(['-', '+'])
+            .unwrap_or(rest)
+            .strip_prefix("%}")?;
+        Some(text.len() - rest.len())
+    };
+    let Some(begin) = closed(tag, "raw") else {
+        return Ok(None);
+    };
+    let ends = tag[begin..].match_indices("{%").find_map(|(at, _)| {
+        let inside = begin + at + 2;
+        let inside = inside + control(&tag[inside..]).len();
+        Some(inside + closed(&tag[inside..], "endraw")?)
+    });
+    match ends {
+        Some(end) => Ok(Some(end)),
+        None => Err(Unreadable("raw has no endraw".to_owned())),
     }
-    text.len()
+}
+
+fn for_loop(p: &mut Parser) -> Result<String, Unreadable> {
+    let target = target(p)?;
+    if !p.skip_name("in") {
+        return Err(Unreadable("for without in".to_owned()));
+    }
+    let mut out = format!("for {target} in ({})|__iter__", p.tuple(false)?);
+    if p.skip_name("if") {
+        out += &format!(" if {}", p.expression()?);
+    }
+    if p.skip_name("recursive") {
+        out += " recursive";
+    }
+    Ok(out)
+}
+
+/// A name, or names between commas or in brackets.
+fn target(p: &mut Parser) -> Result<String, Unreadable> {
+    let mut out = String::new();
+    // As many as are open: there is no recursion.
+    let mut open = 0_usize;
+    loop {
+        while p.skip_sign("(") {
+            out.push('(');
+            open += 1;
+        }
+        let name = p.name()?;
+        if matches!(
+            name,
+            "true" | "false" | "none" | "True" | "False" | "None" | "loop" | "self"
+        ) {
+            return Err(Unreadable(format!("{name} cannot be assigned to")));
+        }
+        out.push_str(name);
+        while open > 0 && p.skip_sign(")") {
+            out.push(')');
+            open -= 1;
+        }
+        if !p.skip_sign(",") {
+            break;
+        }
+        out.push(',');
+        while open > 0 && p.skip_sign(")") {
+            out.push(')');
+            open -= 1;
+        }
+    }
+    match open {
+        0 => Ok(out),
+        _ => Err(Unreadable("a bracket is not closed".to_owned())),
+    }
+}
+
+fn set(p: &mut Parser) -> Result<String, Unreadable> {
+    let mut to = target(p)?;
+    if p.skip_sign(".") {
+        to = format!("{to}.{}", p.name()?);
+    }
+    if p.skip_sign("=") {
+        return Ok(format!("set {to} = {}", p.tuple(true)?));
+    }
+    match p.skip_sign("|") {
+        true => Ok(format!("set {to} | {}", filters(p)?)),
+        false => Ok(format!("set {to}")),
+    }
+}
+
+fn with(p: &mut Parser) -> Result<String, Unreadable> {
+    let mut all = Vec::new();
+    while !p.is_done() {
+        if !all.is_empty() {
+            p.expect_sign(",")?;
+        }
+        let name = p.name()?;
+        p.expect_sign("=")?;
+        all.push(format!("{name} = {}", p.expression()?));
+    }
+    Ok(format!("with {}", all.join(", ")))
+}
+
+/// Parameters of a macro or of a caller, some with defaults.
+fn parameters(p: &mut Parser) -> Result<String, Unreadable> {
+    p.expect_sign("(")?;
+    let mut all: Vec<String> = Vec::new();
+    let mut defaults = false;
+    while !p.skip_sign(")") {
+        if !all.is_empty() {
+            p.expect_sign(",")?;
+        }
+        let name = target_name(p)?;
+        all.push(match p.skip_sign("=") {
+            true => {
+                defaults = true;
+                format!("{name}={}", p.expression()?)
+            }
+            false if defaults => {
+                return Err(Unreadable(
+                    "a parameter without a default follows one with a default".to_owned(),
+                ));
+            }
+            false => name.to_owned(),
+        });
+    }
+    Ok(format!("({})", all.join(", ")))
+}
+
+fn target_name<'a>(p: &mut Parser<'a>) -> Result<&'a str, Unreadable> {
+    match p.name()? {
+        name @ ("true" | "false" | "none" | "True" | "False" | "None") => {
+            Err(Unreadable(format!("{name} cannot be a parameter")))
+        }
+        name => Ok(name),
+    }
+}
+
+/// Names of filters with arguments, between bars.
+fn filters(p: &mut Parser) -> Result<String, Unreadable> {
+    let mut all = Vec::new();
+    loop {
+        let (name, arguments) = p.filter()?;
+        all.push(match arguments.is_empty() {
+            true => name,
+            false => format!("{name}({arguments})"),
+        });
+        if !p.skip_sign("|") {
+            return Ok(all.join(" | "));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -167,51 +355,76 @@ mod tests {
     use super::for_minijinja;
 
     #[test]
-    fn slices_become_calls_and_nothing_else_changes() {
+    fn operators_become_filters_and_text_stays() {
         for (source, expected) in [
-            ("{{ a[1:] }}", "{{ a.__slice__(1,none) }}"),
+            ("{{ a[1:] }}", "{{ a|__slice__(1,none) }}"),
+            ("{{ -a.b + 1 }}", "{{ a.b|__neg__|__add__(1) }}"),
+            ("{{ 0 and b or c }}", "{{ c }}"),
             (
-                "{{ a[:-1][::-1] }}",
-                "{{ a.__slice__(none,-1).__slice__(none,none,-1) }}",
+                "{{ a['items'].b }}",
+                "{{ a|__item__('items')|__attr__('b') }}",
             ),
+            ("{{ a.items() }}", "{{ a|__call__('items') }}"),
             (
-                "{% for m in a[b[1:2][0] : ] %}",
-                "{% for m in a.__slice__(b.__slice__(1,2)[0] , none) %}",
+                "{%- for m in a if b is defined -%}",
+                "{%- for m in (a)|__iter__ if (b is defined()) -%}",
             ),
-            (
-                "{{ a[x|length:(1, 2)[0]] }}",
-                "{{ a.__slice__(x|length,(1, 2)[0]) }}",
-            ),
+            ("{%+ set a = 'b\n' +%}", "{%+ set a = 'b\\n'\n +%}"),
             (
                 "{% generation %}x{%- endgeneration -%}",
-                "{% if true %}x{%- endif -%}",
+                "{% with %}x{%- endwith -%}",
             ),
         ] {
-            assert_eq!(for_minijinja(source), expected);
+            assert_eq!(for_minijinja(source).as_deref(), Ok(expected), "{source}");
         }
         for same in [
             "a[1:] { } [:] {",
             "{# a[1:] {{ #}b[1:]",
             "{% raw %}{{ a[1:] }}{% generation %}{%- endraw %}",
-            "{{ {'a': [1, {'b': 2}]} }}",
-            "{{ {'a': {}}}}",
-            "{{ 'a[1:]' ~ \"]\\\"[:\" ~ '\\\\' }}",
-            "{{ a[1: }}",
-            "{{ a] b[(1:) ",
-            "{{ '",
-            "{{",
-            "{%",
+            "{% if a %}{% elif b %}{% else %}{% endif %}",
             "{",
             "",
         ] {
-            assert_eq!(for_minijinja(same), same);
+            assert_eq!(for_minijinja(same).as_deref(), Ok(same));
+        }
+        let long = "x".repeat(200);
+        let source = format!("{{{long}{{% if a %}}");
+        let expected = format!("{{x{{{{ '{}' }}}}{{% if a %}}", &long[1..]);
+        assert_eq!(for_minijinja(&source).as_deref(), Ok(&*expected));
+    }
+
+    #[test]
+    fn faults_are_said_with_their_line() {
+        for (source, expected) in [
+            ("a\n{{ b", "a tag has no end, \"}}\" (line 2)"),
+            (
+                "\n\n{% if %}",
+                "unexpected the end of the tag, expected an expression (line 3)",
+            ),
+            ("{{ a) }}", "unexpected ')' (line 1)"),
+            ("{% do a %}", "unknown tag \"do\" (line 1)"),
+        ] {
+            let error = for_minijinja(source).unwrap_err().to_string();
+            assert_eq!(error, expected);
         }
     }
 
-    /// A template comes from strangers: brackets within brackets must not use the stack.
+    /// A template comes from strangers: neither brackets within brackets nor long rows may use up the stack.
     #[test]
-    fn nesting_is_no_recursion() {
-        let deep = format!("{{{{ {}", "a[1:".repeat(100_000));
-        assert_eq!(for_minijinja(&deep), deep);
+    fn depth_and_length_are_bounded() {
+        let n = 20_000;
+        for source in [
+            format!("{{{{ {}", "a[1:".repeat(n)),
+            format!("{{{{ {}1{} }}}}", "(".repeat(n), ")".repeat(n)),
+            format!("{{{{ {}1 }}}}", "not ".repeat(n)),
+            format!("{{{{ {}1 }}}}", "- ".repeat(n)),
+            format!("{{{{ 1{} }}}}", " + 1".repeat(n)),
+            format!("{{{{ a{} }}}}", ".a".repeat(n)),
+            format!("{{{{ a{} }}}}", "|upper".repeat(n)),
+            format!("{{{{ 1{} }}}}", " if 1 else 1".repeat(n)),
+            format!("{{% if a %}}{}", "{% elif a %}".repeat(n)),
+        ] {
+            assert!(for_minijinja(&source).is_err(), "{}", &source[..20]);
+        }
     }
 }
