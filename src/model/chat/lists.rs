@@ -21,6 +21,7 @@ pub(super) fn register(env: &mut Environment<'_>) {
             .filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
         charged(dict(pairs)?)
     });
+    env.add_filter("__set__", |value: &Value, _: &Value| value.clone());
     env.add_filter("__item__", |value: &Value, key: &Value| {
         if value.as_str().is_some() {
             work(std::slice::from_ref(value))?;

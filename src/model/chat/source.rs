@@ -10,6 +10,10 @@ const MAX_ELIFS: usize = 100;
 /// Bytes of text between tags whose repetition has to be counted.
 const LONG: usize = 128;
 
+/// Between a tag and one behind it that begins a scope, or ends it; neither touches white space where they meet.
+const BEGIN_SCOPE: &str = "+%}{%+ with";
+const END_SCOPE: &str = "endwith +%}{%+";
+
 /// What makes a template no Jinja.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
@@ -100,9 +104,9 @@ impl Writer {
             Some(b'%') => {
                 let control = control(&text[2..]);
                 let begin = 2 + control.len();
-                if let Some(end) = raw(&text[begin..])? {
-                    self.out.push_str(&text[..begin + end]);
-                    return Ok(begin + end);
+                if let Some(raw) = raw(&text[begin..])? {
+                    self.out.push_str(&raw.written(control));
+                    return Ok(begin + raw.len);
                 }
                 let tag = tokens::tag(&text[begin..], "%}")?;
                 let statement = self.statement(&tag.tokens)?;
@@ -166,11 +170,14 @@ impl Writer {
                 };
                 format!("call{parameters} {}", p.expression()?)
             }
-            "filter" => format!("filter {}", filters(p)?),
+            // What is set inside stays inside.
+            "filter" => format!("filter {} {BEGIN_SCOPE}", filters(p)?),
+            "endfilter" | "endset" => format!("{END_SCOPE} {word}"),
             "generation" => "with".to_owned(),
             "endgeneration" => "endwith".to_owned(),
-            "else" | "endfor" | "endset" | "endwith" | "endmacro" | "endcall" | "endfilter"
-            | "break" | "continue" => word.to_owned(),
+            "else" | "endfor" | "endwith" | "endmacro" | "endcall" | "break" | "continue" => {
+                word.to_owned()
+            }
             "block" | "endblock" => match p.is_done() {
                 true => word.to_owned(),
                 false => format!("{word} {}", p.name()?),
@@ -197,27 +204,71 @@ fn control(text: &str) -> &str {
     &text[..usize::from(text.starts_with(['-', '+']))]
 }
 
-/// If a tag begins text that is taken as it is: where the tag that ends it ends.
-fn raw(tag: &str) -> Result<Option<usize>, Unreadable> {
-    let closed = |text: &str, word: &str| {
+/// Text that is taken as it is.
+struct Raw<'a> {
+    /// Between the tags, with the white space that they take away.
+    text: &'a str,
+    /// Signs for white space: behind the first tag, before and behind the last.
+    controls: [&'a str; 3],
+    /// Bytes from behind the beginning of the first tag to the end of the last.
+    len: usize,
+    lines: usize,
+}
+
+/// If a tag begins text that is taken as it is: that text.
+fn raw(tag: &str) -> Result<Option<Raw<'_>>, Unreadable> {
+    // Sign and length of the end of a tag that is but one word.
+    let closed = |text: &'_ str, word: &str, plus: bool| {
         let rest = text.trim_start().strip_prefix(word)?.trim_start();
-        let rest = rest
-            .strip_prefix(['-', '+'])
-            .unwrap_or(rest)
-            .strip_prefix("%}")?;
-        Some(text.len() - rest.len())
+        let signs = ["-", "+", ""];
+        let sign = signs.into_iter().find(|sign| rest.starts_with(sign))?;
+        let rest = rest[sign.len()..].strip_prefix("%}")?;
+        (plus || sign != "+").then_some((sign, text.len() - rest.len()))
     };
-    let Some(begin) = closed(tag, "raw") else {
+    let Some((first, begin)) = closed(tag, "raw", false) else {
         return Ok(None);
     };
     let ends = tag[begin..].match_indices("{%").find_map(|(at, _)| {
         let inside = begin + at + 2;
-        let inside = inside + control(&tag[inside..]).len();
-        Some(inside + closed(&tag[inside..], "endraw")?)
+        let before = control(&tag[inside..]);
+        let inside = inside + before.len();
+        let (behind, len) = closed(&tag[inside..], "endraw", true)?;
+        Some((begin + at, before, behind, inside + len))
     });
-    match ends {
-        Some(end) => Ok(Some(end)),
-        None => Err(Unreadable("raw has no endraw".to_owned())),
+    let (end, before, behind, len) =
+        ends.ok_or_else(|| Unreadable("raw has no endraw".to_owned()))?;
+    Ok(Some(Raw {
+        text: &tag[begin..end],
+        controls: [first, before, behind],
+        len,
+        lines: tag[..len].matches('\n').count(),
+    }))
+}
+
+impl Raw<'_> {
+    /// As a value in a scope: minijinja takes a line end behind the first tag away, which Jinja does not.
+    fn written(&self, control: &str) -> String {
+        let [first, before, behind] = self.controls;
+        let mut text = self.text;
+        let mut line_begins = false;
+        if first == "-" {
+            text = text.trim_start();
+            line_begins = self.text[..self.text.len() - text.len()].ends_with('\n');
+        }
+        match before {
+            "-" => text = text.trim_end(),
+            "+" => {}
+            _ => {
+                let line = text.rfind('\n').map(|at| at + 1);
+                let line = line.or(line_begins.then_some(0));
+                if let Some(line) = line.filter(|&at| text[at..].trim().is_empty()) {
+                    text = &text[..line];
+                }
+            }
+        }
+        let lines = "\n".repeat(self.lines);
+        let text = quoted(text);
+        format!("{{%{control} with +%}}{{{{ {text}{lines} }}}}{{%+ endwith {behind}%}}")
     }
 }
 
@@ -274,16 +325,23 @@ fn target(p: &mut Parser) -> Result<String, Unreadable> {
 }
 
 fn set(p: &mut Parser) -> Result<String, Unreadable> {
-    let mut to = target(p)?;
-    if p.skip_sign(".") {
-        to = format!("{to}.{}", p.name()?);
-    }
+    let name = target(p)?;
+    let attribute = match p.skip_sign(".") {
+        true => Some(p.name()?),
+        false => None,
+    };
+    let to = attribute.map_or_else(|| name.clone(), |attribute| format!("{name}.{attribute}"));
     if p.skip_sign("=") {
-        return Ok(format!("set {to} = {}", p.tuple(true)?));
+        let value = p.tuple(true)?;
+        return Ok(match attribute {
+            // A macro must see that it needs the namespace.
+            Some(_) => format!("set {to} = ({value})|__set__({name})"),
+            None => format!("set {to} = {value}"),
+        });
     }
     match p.skip_sign("|") {
-        true => Ok(format!("set {to} | {}", filters(p)?)),
-        false => Ok(format!("set {to}")),
+        true => Ok(format!("set {to} | {} {BEGIN_SCOPE}", filters(p)?)),
+        false => Ok(format!("set {to} {BEGIN_SCOPE}")),
     }
 }
 
@@ -371,6 +429,10 @@ mod tests {
             ),
             ("{%+ set a = 'b\n' +%}", "{%+ set a = 'b\\n'\n +%}"),
             (
+                "{%- raw %}{{ a[1:] }} {%- endraw -%}",
+                "{%- with +%}{{ '{{ a[1:] }}' }}{%+ endwith -%}",
+            ),
+            (
                 "{% generation %}x{%- endgeneration -%}",
                 "{% with %}x{%- endwith -%}",
             ),
@@ -380,7 +442,6 @@ mod tests {
         for same in [
             "a[1:] { } [:] {",
             "{# a[1:] {{ #}b[1:]",
-            "{% raw %}{{ a[1:] }}{% generation %}{%- endraw %}",
             "{% if a %}{% elif b %}{% else %}{% endif %}",
             "{",
             "",
