@@ -341,6 +341,16 @@ mod leads_elsewhere {
         assert!(!place.path("pipe").is_file());
         place.succeeds(&format!("{LINE} /dev/null"));
 
+        // Nobody reads, and a signal ends the waiting.
+        let line = format!("{LINE} @pipe");
+        let mut child = place.command(&line).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        assert!(child.try_wait().unwrap().is_none());
+        let id = child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(sent.unwrap().success());
+        assert!(!child.wait().unwrap().success());
+
         // A run saves its adapter several times, for which it needs a file; its log may go anywhere.
         let train = "train -t 1 --method prompt --length 2 --steps 2 --batch 1 -m @model.gguf --data @rows.jsonl";
         let text = place.fails(1, &format!("{train} -o /dev/null"));

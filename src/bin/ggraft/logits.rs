@@ -69,8 +69,10 @@ impl Logits {
         }
         let options = self.session.options(KvType::F32);
         let mut session = new_session(&model, options, adapter.as_ref(), self.adapter.force)?;
-        let _guard = interrupt::Guard::new(session.cancel_token());
+        let guard = interrupt::Guard::new(session.cancel_token());
         let (ids, logits) = compute(&mut session, &ids)?;
+        // A pipe may wait for its reader for ever: from here on a signal ends that.
+        drop(guard);
         io::write_file(&self.output, |out| write(out, &ids, &logits))
     }
 }

@@ -60,7 +60,7 @@ impl Predict {
         let model = self.model.open_with(&self.chat_format)?;
         let options = self.session.options(KvType::F16);
         let mut session = self.adapter.session(&model, options)?;
-        let _guard = interrupt::Guard::new(session.cancel_token());
+        let guard = interrupt::Guard::new(session.cancel_token());
         let mut greedy = GenerateOptions::default().sampler(SamplerParams::greedy());
         greedy.max_tokens = self.n.0;
         let mut out = String::new();
@@ -80,6 +80,8 @@ impl Predict {
         {
             return Err(why);
         }
+        // A pipe may wait for its reader for ever: from here on a signal ends that.
+        drop(guard);
         io::write_file(&self.output, |file| file.write_all(out.as_bytes()))?;
         let output = self.output.display();
         match done.stopped {
