@@ -188,10 +188,20 @@ fn nothing_to_learn() {
     // All that counts lies behind the cut.
     let mut o = o();
     o.max_len = Some(LENGTH + 3);
-    let found = refused(&fixture, o, vec![example(1, 6, 5)], Vec::new());
+    let found = refused(&fixture, o.clone(), vec![example(1, 6, 5)], Vec::new());
     assert!(matches!(
         found,
         TrainError::NothingToLearn { max_len: 8, .. }
+    ));
+    // Virtual tokens alone are no rows.
+    o.max_len = Some(LENGTH);
+    let found = refused(&fixture, o, batch(), Vec::new());
+    assert!(matches!(
+        found,
+        TrainError::Option {
+            option: "longest row",
+            ..
+        }
     ));
 }
 
