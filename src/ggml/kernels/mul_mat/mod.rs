@@ -65,6 +65,7 @@ fn faster_than_avx512(ty: GgmlType) -> Range<usize> {
         GgmlType::Q3_K => 2..usize::MAX,
         GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::IQ4_NL => 5..usize::MAX,
         GgmlType::Q8_0 => 16..usize::MAX,
+        GgmlType::F16 => 64..usize::MAX,
         GgmlType::Q5_K | GgmlType::IQ4_XS => 2..8,
         GgmlType::Q6_K => 8..64,
         _ => 0..0,
