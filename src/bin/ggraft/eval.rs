@@ -2,7 +2,7 @@
 
 use crate::args::{AdapterArgs, ChatArgs, ModelArgs, SessionArgs};
 use crate::data;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::score::score;
 use crate::{interrupt, io};
 use clap::Args;
@@ -79,6 +79,12 @@ impl Eval {
             Some(why) if totals.weight == 0.0 || !why.is_cancelled() => return Err(why),
             stopped => stopped,
         };
+        if totals.weight == 0.0 {
+            return Err(Failure::Unsuitable(format!(
+                "{}: no row has a token to predict",
+                self.data.display()
+            )));
+        }
         self.print(done.rows, &totals)?;
         stopped.map_or(Ok(()), Err)
     }
