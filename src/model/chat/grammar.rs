@@ -136,19 +136,17 @@ impl<'a> Parser<'a> {
     }
 
     fn tuple_until(&mut self, condition: bool, ends: &dyn Fn(&Self) -> bool) -> Parsed {
-        let first = match condition {
-            true => self.condition()?,
-            false => self.or()?,
+        let item = match condition {
+            true => Self::condition,
+            false => Self::or,
         };
+        let first = item(self)?;
         if !self.at_sign(",") {
             return Ok(first);
         }
         let mut items = vec![first.text];
         while self.skip_sign(",") && !ends(self) {
-            items.push(match condition {
-                true => self.condition()?.text,
-                false => self.or()?.text,
-            });
+            items.push(item(self)?.text);
         }
         Ok(listed("__tuple__", &items))
     }
@@ -220,8 +218,8 @@ impl<'a> Parser<'a> {
     }
 
     fn comparison(&mut self) -> Parsed {
-        let mut value = self.sum()?;
-        let mut compared: Vec<(&'static str, String)> = Vec::new();
+        let value = self.sum()?;
+        let mut compared: Vec<String> = Vec::new();
         loop {
             let operator = match self.tokens {
                 [
@@ -237,19 +235,13 @@ impl<'a> Parser<'a> {
             };
             self.next();
             self.link()?;
-            compared.push((operator, self.sum()?.text));
+            compared.push(format!("'{operator}',{}", self.sum()?.text));
         }
-        if let Some((operator, other)) = compared.first() {
-            value = match compared.len() {
-                1 => value.filtered("__compare__", &format!("'{operator}',{other}")),
-                // `a < b < c`: both hold.
-                _ => {
-                    let all = compared.iter().map(|(o, v)| format!("'{o}',{v}"));
-                    value.filtered("__compare__", &all.collect::<Vec<_>>().join(","))
-                }
-            };
-        }
-        Ok(value)
+        Ok(match compared.is_empty() {
+            true => value,
+            // `a < b < c`: both hold.
+            false => value.filtered("__compare__", &compared.join(",")),
+        })
     }
 
     fn sum(&mut self) -> Parsed {
@@ -364,40 +356,42 @@ impl<'a> Parser<'a> {
                 p.expect_sign(")")?;
                 Ok(value.bracketed())
             })?,
-            Token::Sign("[") => self.nested(|p| {
-                let mut items = Vec::new();
-                while !p.skip_sign("]") {
-                    if !items.is_empty() {
-                        p.expect_sign(",")?;
-                        if p.skip_sign("]") {
-                            break;
-                        }
-                    }
-                    items.push(p.expression()?);
-                }
-                Ok(listed("__list__", &items))
-            })?,
-            Token::Sign("{") => self.nested(|p| {
-                let mut items = Vec::new();
-                while !p.skip_sign("}") {
-                    if !items.is_empty() {
-                        p.expect_sign(",")?;
-                        if p.skip_sign("}") {
-                            break;
-                        }
-                    }
-                    items.push(p.expression()?);
+            Token::Sign("[") => listed("__list__", &self.items("]", Self::expression)?),
+            Token::Sign("{") => {
+                let entries = self.items("}", |p| {
+                    let key = p.expression()?;
                     p.expect_sign(":")?;
-                    items.push(p.expression()?);
-                }
-                Ok(listed("__dict__", &items))
-            })?,
+                    Ok([key, p.expression()?])
+                })?;
+                listed("__dict__", &entries.concat())
+            }
             _ => {
                 return Err(Unreadable(match token {
                     Token::Sign(sign) => format!("unexpected {sign:?}, expected an expression"),
                     _ => "expected an expression".to_owned(),
                 }));
             }
+        })
+    }
+
+    /// What stands between commas, behind the bracket that begins them; a last comma may be there.
+    fn items<T>(
+        &mut self,
+        close: &str,
+        mut item: impl FnMut(&mut Self) -> Parsed<T>,
+    ) -> Parsed<Vec<T>> {
+        self.nested(|p| {
+            let mut items = Vec::new();
+            while !p.skip_sign(close) {
+                if !items.is_empty() {
+                    p.expect_sign(",")?;
+                    if p.skip_sign(close) {
+                        break;
+                    }
+                }
+                items.push(item(p)?);
+            }
+            Ok(items)
         })
     }
 
@@ -442,26 +436,21 @@ impl<'a> Parser<'a> {
             }
             items.push(self.subscribed()?);
         }
-        match items.as_mut_slice() {
+        match items.as_slice() {
             [] => Err(Unreadable("expected an index".to_owned())),
-            [Some(bounds), ..] if bounds.len() > 1 => {
-                Ok(value.filtered("__slice__", &bounds.join(",")))
-            }
-            [Some(one)] => Ok(value.filtered("__item__", &one[0])),
-            _ => {
-                let keys: Vec<_> = items.into_iter().flatten().flatten().collect();
-                Ok(value.filtered("__item__", &listed("__tuple__", &keys).text))
-            }
+            [bounds, ..] if bounds.len() > 1 => Ok(value.filtered("__slice__", &bounds.join(","))),
+            [one] => Ok(value.filtered("__item__", &one[0])),
+            _ => Ok(value.filtered("__item__", &listed("__tuple__", &items.concat()).text)),
         }
     }
 
     /// An index, or three bounds of a slice.
-    fn subscribed(&mut self) -> Parsed<Option<Vec<String>>> {
+    fn subscribed(&mut self) -> Parsed<Vec<String>> {
         let mut bounds = Vec::new();
         if !self.at_sign(":") {
             bounds.push(self.expression()?);
             if !self.at_sign(":") {
-                return Ok(Some(bounds));
+                return Ok(bounds);
             }
         } else {
             bounds.push("none".to_owned());
@@ -472,43 +461,34 @@ impl<'a> Parser<'a> {
                 _ => self.expression()?,
             });
         }
-        Ok(Some(bounds))
+        Ok(bounds)
     }
 
     /// Behind the bracket that begins them.
     fn arguments(&mut self) -> Parsed<String> {
-        self.nested(|p| {
-            let mut out: Vec<String> = Vec::new();
-            let mut named = false;
-            while !p.skip_sign(")") {
-                if !out.is_empty() {
-                    p.expect_sign(",")?;
-                    if p.skip_sign(")") {
-                        break;
-                    }
+        let mut named = false;
+        let all = self.items(")", |p| {
+            Ok(match p.tokens {
+                [Token::Sign(stars @ ("*" | "**")), ..] => {
+                    p.next();
+                    named |= *stars == "**";
+                    format!("{stars}{}", p.expression()?)
                 }
-                out.push(match p.tokens {
-                    [Token::Sign(stars @ ("*" | "**")), ..] => {
-                        p.next();
-                        named |= *stars == "**";
-                        format!("{stars}{}", p.expression()?)
-                    }
-                    [Token::Name(name), Token::Sign("="), ..] => {
-                        p.next();
-                        p.next();
-                        named = true;
-                        format!("{name}={}", p.expression()?)
-                    }
-                    _ if named => {
-                        return Err(Unreadable(
-                            "an argument without a name follows one with a name".to_owned(),
-                        ));
-                    }
-                    _ => p.expression()?,
-                });
-            }
-            Ok(out.join(","))
-        })
+                [Token::Name(name), Token::Sign("="), ..] => {
+                    p.next();
+                    p.next();
+                    named = true;
+                    format!("{name}={}", p.expression()?)
+                }
+                _ if named => {
+                    return Err(Unreadable(
+                        "an argument without a name follows one with a name".to_owned(),
+                    ));
+                }
+                _ => p.expression()?,
+            })
+        })?;
+        Ok(all.join(","))
     }
 
     fn filters(&mut self, mut value: Piece) -> Parsed {

@@ -37,6 +37,15 @@ thread_local! {
     };
 }
 
+/// Adds to what was used, and gives what that makes.
+fn spend(what: fn(&Spent) -> &Cell<usize>, n: usize) -> usize {
+    SPENT.with(|spent| {
+        let cell = what(spent);
+        cell.set(cell.get().saturating_add(n));
+        cell.get()
+    })
+}
+
 /// Says that a rendering must be done again with a large stack.
 #[derive(Debug, thiserror::Error)]
 #[error("the template nests too deeply for this stack")]
@@ -57,11 +66,7 @@ pub(super) fn begin(large_stack: bool) {
 /// # Errors
 /// Once there are too many.
 pub(super) fn charge(bytes: usize) -> Result<(), Error> {
-    let made = SPENT.with(|spent| {
-        spent.made.set(spent.made.get().saturating_add(bytes));
-        spent.made.get()
-    });
-    match made > MAX_MADE {
+    match spend(|spent| &spent.made, bytes) > MAX_MADE {
         true => Err(invalid(format!(
             "the template makes values of more than {MAX_MADE} bytes"
         ))),
@@ -94,11 +99,7 @@ pub(super) fn work(args: &[Value]) -> Result<(), Error> {
         None => super::values::size(value) / ITEMS,
     };
     let cost = args.iter().map(cost).fold(0, usize::saturating_add);
-    let work = SPENT.with(|spent| {
-        spent.work.set(spent.work.get().saturating_add(cost));
-        spent.work.get()
-    });
-    match work > MAX_WORK {
+    match spend(|spent| &spent.work, cost) > MAX_WORK {
         true => Err(Error::from(ErrorKind::OutOfFuel)),
         false => Ok(()),
     }
@@ -106,10 +107,8 @@ pub(super) fn work(args: &[Value]) -> Result<(), Error> {
 
 /// Counts a namespace.
 pub(super) fn charge_namespace() -> Result<(), Error> {
-    let (n, large) = SPENT.with(|spent| {
-        spent.namespaces.set(spent.namespaces.get() + 1);
-        (spent.namespaces.get(), spent.large_stack.get())
-    });
+    let n = spend(|spent| &spent.namespaces, 1);
+    let large = SPENT.with(|spent| spent.large_stack.get());
     if n > MAX_NAMESPACES {
         return Err(invalid(format!(
             "the template makes more than {MAX_NAMESPACES} namespaces"

@@ -77,10 +77,9 @@ pub(super) fn add(a: &Value, b: &Value) -> Result<Value, Error> {
         a.downcast_object_ref::<List>(),
         b.downcast_object_ref::<List>(),
     ) {
-        (Some(x), Some(y)) => match (x.flavor, y.flavor) {
-            (Flavor::List, Flavor::List) => listed([&x.items[..], &y.items].concat(), Flavor::List),
-            (Flavor::Tuple, Flavor::Tuple) => {
-                listed([&x.items[..], &y.items].concat(), Flavor::Tuple)
+        (Some(x), Some(y)) => match x.flavor {
+            flavor @ (Flavor::List | Flavor::Tuple) if flavor == y.flavor => {
+                listed([&x.items[..], &y.items].concat(), flavor)
             }
             _ => Err(unsupported(a, "+", b)),
         },

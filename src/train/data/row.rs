@@ -316,10 +316,7 @@ impl Object<'_> {
         let first = self.fields.get(better).and_then(|list| list.get(0));
         let speaker = first.and_then(|m| m.get("role").or(m.get("from"))?.as_str());
         match speaker {
-            Some("user" | "human" | "system") if self.has("messages") => {
-                ("messages", " and 'prompt'")
-            }
-            Some("user" | "human" | "system") if self.has("prompt") => {
+            Some("user" | "human" | "system") if self.has("messages") || self.has("prompt") => {
                 ("messages", " and 'prompt'")
             }
             Some("user" | "human" | "system") => ("messages", ""),

@@ -1,7 +1,7 @@
 //! Register tiles of 16 rows of W and a few of X on CPUs with AVX-512 and its VNNI: one register of a panel instead of two, and one
 //! instruction that multiplies and adds instead of two. The same operations on each element as with AVX2, so the same bits.
 
-use super::{Tile, Tiles, WIDTH, WORDS};
+use super::{Tile, Tiles, WIDTH, WORDS, by_height};
 use std::arch::x86_64::*;
 
 /// 24 of the 32 registers hold sums, of integers and of blocks.
@@ -16,16 +16,6 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
 }
 
-/// The tile of `$t` rows of X, with or without minimums.
-macro_rules! by_height {
-    ($tile:expr, $t:expr, $mins:literal, $($n:literal)*) => {
-        match $t {
-            $($n => $tile.fixed_512::<$n, $mins>(),)*
-            t => unreachable!("a tile of {t} rows"),
-        }
-    };
-}
-
 impl Tile {
     /// For `t` rows of X, at most [`HEIGHT`].
     ///
@@ -33,12 +23,7 @@ impl Tile {
     /// All pointers must be valid for that, and the CPU have AVX-512F and VNNI.
     unsafe fn avx512_rows(&self, t: usize) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.mins {
-                None => by_height!(self, t, false, 1 2 3 4 5 6 7 8 9 10 11 12),
-                Some(_) => by_height!(self, t, true, 1 2 3 4 5 6 7 8 9 10 11 12),
-            }
-        }
+        unsafe { by_height!(self.fixed_512, t, 1 2 3 4 5 6 7 8 9 10 11 12) }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

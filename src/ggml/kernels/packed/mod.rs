@@ -278,6 +278,22 @@ struct Tiles {
     rows: unsafe fn(&Tile, usize),
 }
 
+/// A tile of `$t` rows of X by method `$fixed`, which is compiled for each number of them, with and without minimums.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_height {
+    ($tile:ident.$fixed:ident, $t:expr, $($n:literal)*) => {
+        match ($t, $tile.mins) {
+            $(
+                ($n, None) => $tile.$fixed::<$n, false>(),
+                ($n, Some(_)) => $tile.$fixed::<$n, true>(),
+            )*
+            (t, _) => unreachable!("a tile of {t} rows"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use by_height;
+
 /// Other CPUs multiply with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {

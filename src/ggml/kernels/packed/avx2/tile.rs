@@ -1,6 +1,6 @@
 //! Register tiles of 16 rows of W and a few of X.
 
-use super::super::{Tile, Tiles, WIDTH, WORDS};
+use super::super::{Tile, Tiles, WIDTH, WORDS, by_height};
 use std::arch::x86_64::*;
 
 /// With two registers of a panel half of the 16 registers hold sums.
@@ -18,19 +18,7 @@ impl Tile {
     /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C.
     unsafe fn avx2_rows(&self, t: usize) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match (t, self.mins) {
-                (1, None) => self.fixed::<1, false>(),
-                (2, None) => self.fixed::<2, false>(),
-                (3, None) => self.fixed::<3, false>(),
-                (4, None) => self.fixed::<4, false>(),
-                (1, Some(_)) => self.fixed::<1, true>(),
-                (2, Some(_)) => self.fixed::<2, true>(),
-                (3, Some(_)) => self.fixed::<3, true>(),
-                (4, Some(_)) => self.fixed::<4, true>(),
-                _ => unreachable!("a tile of {t} rows"),
-            }
-        }
+        unsafe { by_height!(self.fixed, t, 1 2 3 4) }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
