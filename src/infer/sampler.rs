@@ -3,8 +3,6 @@
 use ggml_sys as sys;
 use std::ptr::NonNull;
 
-/// Longest window of the penalties, in tokens: libllama allocates the window when the sampler is made.
-const MAX_LAST_N: u32 = 1 << 20;
 /// libllama's LLAMA_DEFAULT_SEED, a macro without a binding: asks for a random seed.
 const RANDOM_SEED: u32 = u32::MAX;
 /// Below this, dividing logits by the temperature overflows F32 for logits that real models produce.
@@ -97,6 +95,9 @@ impl Default for SamplerParams {
 }
 
 impl SamplerParams {
+    /// Largest [`SamplerParams::repeat_last_n`]: libllama allocates the window when the sampler is made.
+    pub const MAX_REPEAT_LAST_N: u32 = 1 << 20;
+
     /// Always the most likely token.
     pub fn greedy() -> Self {
         Self {
@@ -145,7 +146,7 @@ impl SamplerParams {
         )?;
         let last_n = self.repeat_last_n;
         check(
-            last_n <= MAX_LAST_N,
+            last_n <= Self::MAX_REPEAT_LAST_N,
             "repeat_last_n",
             "at most 1048576",
             last_n.into(),

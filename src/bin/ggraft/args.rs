@@ -323,7 +323,7 @@ impl SampleArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
-            repeat_last_n: number(self.repeat_last_n, ALL_RECENT),
+            repeat_last_n: number(self.repeat_last_n, SamplerParams::MAX_REPEAT_LAST_N),
             seed: Some(self.seed.0.unwrap_or_else(random_seed)),
             ..SamplerParams::default()
         };
@@ -354,9 +354,6 @@ impl SampleArgs {
         }
     }
 }
-
-/// Recent tokens of a penalty that looks at all of them: as many as samplers remember.
-const ALL_RECENT: u32 = 1 << 20;
 
 /// `--seed`; `None`: a random one.
 #[derive(Clone, Copy)]
