@@ -162,13 +162,17 @@ impl Writer {
             "for" => for_loop(p)?,
             "set" => set(p)?,
             "with" => with(p)?,
-            "macro" => format!("macro {}{}", p.name()?, parameters(p)?),
+            "macro" => {
+                let name = p.name()?;
+                let Parameters { list, defaults } = parameters(p)?;
+                format!("macro {name}{list}{defaults}")
+            }
             "call" => {
-                let parameters = match p.at_sign("(") {
+                let Parameters { list, defaults } = match p.at_sign("(") {
                     true => parameters(p)?,
-                    false => String::new(),
+                    false => Parameters::default(),
                 };
-                format!("call{parameters} {}", p.expression()?)
+                format!("call{list} {}{defaults}", p.expression()?)
             }
             // What is set inside stays inside.
             "filter" => format!("filter {} {BEGIN_SCOPE}", filters(p)?),
@@ -353,35 +357,61 @@ fn with(p: &mut Parser) -> Result<String, Unreadable> {
         }
         let name = p.name()?;
         p.expect_sign("=")?;
-        all.push(format!("{name} = {}", p.expression()?));
+        all.push((name, p.expression()?));
     }
-    Ok(format!("with {}", all.join(", ")))
+    // No value sees the names of the others, which minijinja sets one after the other.
+    let values = (all.iter().enumerate()).map(|(i, (_, value))| format!("__with{i}__ = {value}"));
+    let names = (all.iter().enumerate()).map(|(i, (name, _))| format!("{name} = __with{i}__"));
+    let both: Vec<_> = values.chain(names).collect();
+    Ok(format!("with {}", both.join(", ")))
 }
 
-/// Parameters of a macro or of a caller, some with defaults.
-fn parameters(p: &mut Parser) -> Result<String, Unreadable> {
+/// Parameters of a macro or of a caller.
+#[derive(Default)]
+struct Parameters {
+    /// In parentheses.
+    list: String,
+    /// Statements behind the one that has the list.
+    defaults: String,
+}
+
+/// Some have defaults. minijinja's do not see the parameters before them: where one speaks of these, it is set inside.
+fn parameters(p: &mut Parser) -> Result<Parameters, Unreadable> {
     p.expect_sign("(")?;
-    let mut all: Vec<String> = Vec::new();
-    let mut defaults = false;
+    let (mut all, mut names): (Vec<String>, Vec<&str>) = Default::default();
+    let (mut has_defaults, mut defaults) = (false, String::new());
     while !p.skip_sign(")") {
         if !all.is_empty() {
             p.expect_sign(",")?;
         }
         let name = target_name(p)?;
-        all.push(match p.skip_sign("=") {
-            true => {
-                defaults = true;
-                format!("{name}={}", p.expression()?)
+        if p.skip_sign("=") {
+            has_defaults = true;
+            let value = p.expression()?;
+            if names.iter().any(|name| has_word(&value, name)) {
+                defaults +=
+                    &format!(" %}}{{% set {name} = {name} if {name} is defined else ({value})");
+                all.push(format!("{name}=__undefined__"));
+            } else {
+                all.push(format!("{name}={value}"));
             }
-            false if defaults => {
-                return Err(Unreadable(
-                    "a parameter without a default follows one with a default".to_owned(),
-                ));
-            }
-            false => name.to_owned(),
-        });
+        } else if has_defaults {
+            return Err(Unreadable(
+                "a parameter without a default follows one with a default".to_owned(),
+            ));
+        } else {
+            all.push(name.to_owned());
+        }
+        names.push(name);
     }
-    Ok(format!("({})", all.join(", ")))
+    let list = format!("({})", all.join(", "));
+    Ok(Parameters { list, defaults })
+}
+
+/// Whether a text has a name as a word.
+fn has_word(text: &str, name: &str) -> bool {
+    text.split(|c: char| c != '_' && !c.is_alphanumeric())
+        .any(|word| word == name)
 }
 
 fn target_name<'a>(p: &mut Parser<'a>) -> Result<&'a str, Unreadable> {
