@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 const SMOLLM2: &str = "smollm2-135m-instruct-q4_1.gguf";
 const GEMMA3: &str = "gemma3-270m-q4_k_m.gguf";
 
-/// Tokens that are compared, and those written behind them. A session computes logits of 262 thousand values for 64 rows at a time:
+/// Tokens whose logits are compared, and those written behind them, whose logits are compared as well: 944 in all. A session computes logits of 262 thousand values for 64 rows at a time:
 /// a rest of fewer rows would be multiplied by another kernel of ggml, with other rounding, and there is none in 14 times 64.
 const TOKENS: usize = 896;
 const WRITTEN: usize = 48;
@@ -118,8 +118,13 @@ fn equals_libllama(path: &Path) {
         assert_eq!(ours, theirs, "{}: behind {written:?}", path.display());
         written.push(ours);
         session.feed(&[ours]).unwrap();
-        ours = best(session.logits().unwrap());
-        theirs = best(llama.step(theirs).unwrap());
+        let (got, want) = (session.logits().unwrap(), llama.step(theirs).unwrap());
+        assert!(
+            got == want,
+            "{}: logits differ behind {written:?}",
+            path.display()
+        );
+        (ours, theirs) = (best(got), best(want));
     }
     assert_eq!(written.len(), WRITTEN);
     assert!(!vocab.detokenize(&written).trim().is_empty());

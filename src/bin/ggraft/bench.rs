@@ -59,7 +59,7 @@ const CHUNK: usize = 512;
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// What is measured, and the context that it takes.
-struct Plan {
+struct Schedule {
     prompt: usize,
     generate: usize,
     n_ctx: usize,
@@ -78,8 +78,8 @@ impl Bench {
         let (open, model) = self.time("open", || self.model.open())?;
         tests.push(open);
         let adapter = self.adapter.load(&model)?;
-        let plan = self.plan(&model, adapter.as_ref())?;
-        let options = self.session.options(KvType::F16).n_ctx(plan.n_ctx);
+        let schedule = self.schedule(&model, adapter.as_ref())?;
+        let options = self.session.options(KvType::F16).n_ctx(schedule.n_ctx);
         let options = options.accept_other_base(self.adapter.force);
         let mut session = Session::new(&model, &options)?;
         warn_of_threads(options.n_threads);
@@ -87,7 +87,7 @@ impl Bench {
         if let Some(adapter) = &adapter {
             self.adapters(&model, adapter, &mut session, &mut tests)?;
         }
-        for (name, n, step) in [("pp", plan.prompt, CHUNK), ("tg", plan.generate, 1)] {
+        for (name, n, step) in [("pp", schedule.prompt, CHUNK), ("tg", schedule.generate, 1)] {
             if n > 0 {
                 tests.push(self.throughput(name, n, step, &mut session)?);
             }
@@ -96,7 +96,7 @@ impl Bench {
     }
 
     /// Tests that were asked for must fit; where the length was not said, it is what fits.
-    fn plan(&self, model: &Model, adapter: Option<&Adapter>) -> Result<Plan> {
+    fn schedule(&self, model: &Model, adapter: Option<&Adapter>) -> Result<Schedule> {
         let (n_ctx, whose) = match self.session.ctx {
             Some(n) => (n, "--ctx has"),
             None => (model.n_ctx_train(), "the model was trained on"),
@@ -116,7 +116,7 @@ impl Bench {
                 "these tests need a context of {needed} tokens, {whose} {n_ctx}: ask for less, or for more with --ctx"
             )));
         }
-        Ok(Plan {
+        Ok(Schedule {
             prompt,
             generate,
             n_ctx: self.session.ctx.unwrap_or(needed.max(1)),
