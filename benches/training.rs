@@ -87,8 +87,8 @@ fn products(s: &Setup, progress: &Progress) {
         s.n_threads, s.rounds
     );
     println!(
-        "| type | W | T | back | ggml BF16 | ratio | forward | ggml forward | ratio |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| type | W | T | back | ggml BF16 | ratio | forward, 14 bits | ratio | 8 bits | ratio | ggml forward |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
     for &ty in &s.types {
         for [k, n] in s.matrices {
@@ -98,18 +98,23 @@ fn products(s: &Setup, progress: &Progress) {
                     back,
                     ggml_bf16,
                     forward,
+                    forward_in_bytes,
                     ggml_forward,
                 } = mul_mat_back_seconds(ty, k, n, t, s.n_threads, s.rounds);
                 let speed = |seconds: f64| 2e-9 * (k * n * t) as f64 / seconds;
+                let beside_ggml = |seconds: f64| match seconds.is_nan() {
+                    true => " |  ".to_owned(),
+                    false => format!("{:.0} | {:.2}", speed(seconds), ggml_forward / seconds),
+                };
                 println!(
-                    "| {} | {k} x {n} | {t} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} | {:.2} |",
+                    "| {} | {k} x {n} | {t} | {:.0} | {:.0} | {:.2} | {} | {} | {:.0} |",
                     ty.name(),
                     speed(back),
                     speed(ggml_bf16),
                     ggml_bf16 / back,
-                    speed(forward),
+                    beside_ggml(forward),
+                    beside_ggml(forward_in_bytes),
                     speed(ggml_forward),
-                    ggml_forward / forward
                 );
             }
         }

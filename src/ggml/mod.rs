@@ -28,7 +28,7 @@ pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kernels::{
-    RowMajor, Strided, faster_with, gemm, has_attention, has_mul_mat, sensible_with,
+    Bits, RowMajor, Strided, faster_than_ggml, gemm, has_attention, has_mul_mat, sensible,
 };
 pub(crate) use memory::Buffer;
 pub(crate) use ops::{Activation, Gate, Scoring, Spans, Targets, rotate, visible};

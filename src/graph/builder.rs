@@ -2,7 +2,7 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Activation, Context, Gate, GraphShape, Rope, Scoring, Spans, Tensor};
+use crate::ggml::{Activation, Bits, Context, Gate, GraphShape, Rope, Scoring, Spans, Tensor};
 use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) struct Builder {
     /// While recording.
     tape: RefCell<Option<Tape>>,
     /// The last tensor that was packed, and what it was packed to.
-    packed: RefCell<Option<(Tensor, Tensor)>>,
+    packed: RefCell<Option<(Tensor, Bits, Tensor)>>,
 }
 
 impl Builder {
@@ -93,8 +93,8 @@ impl Builder {
 
     /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
-        let y = match l.packed(x.ne()[1]) {
-            Some(w) => self.ctx.mul_mat_packed(w, &self.pack(x)),
+        let y = match l.own(x.ne()[1]) {
+            Some(bits) => (self.ctx).mul_mat_packed(l.mapped(), &self.pack(x, bits), bits),
             None => self.ctx.mul_mat(&l.w, x),
         };
         let y = match &l.b {
@@ -107,11 +107,15 @@ impl Builder {
     }
 
     /// `x` as our own products read it: once for all that read the same.
-    fn pack(&self, x: &Tensor) -> Tensor {
+    fn pack(&self, x: &Tensor, bits: Bits) -> Tensor {
         let mut last = self.packed.borrow_mut();
         match &*last {
-            Some((of, packed)) if of.id() == x.id() => packed.clone(),
-            _ => last.insert((x.clone(), self.ctx.pack(x))).1.clone(),
+            Some((of, to, packed)) if of.id() == x.id() && *to == bits => packed.clone(),
+            _ => {
+                let packed = self.ctx.pack(x, bits);
+                *last = Some((x.clone(), bits, packed.clone()));
+                packed
+            }
         }
     }
 

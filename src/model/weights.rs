@@ -7,9 +7,8 @@ use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Buffer, RepackLayout, Tensor, faster_with, has_mul_mat, sensible_with};
+use crate::ggml::{Bits, Buffer, RepackLayout, Tensor, faster_than_ggml, has_mul_mat, sensible};
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 /// `y = W x + b`.
@@ -21,8 +20,8 @@ pub(crate) struct Linear {
     mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
-    /// Rows with which the product is our own.
-    packed_with: Range<usize>,
+    /// With how many rows the product is our own, given the weights' type.
+    own: fn(GgmlType, usize) -> Option<Bits>,
 }
 
 impl Linear {
@@ -32,7 +31,7 @@ impl Linear {
             w,
             mapped: None,
             b,
-            packed_with: 0..0,
+            own: never,
         }
     }
 
@@ -41,23 +40,28 @@ impl Linear {
         let w = self.mapped();
         let (ty, k) = (w.ty(), w.ne()[0]);
         let available = has_mul_mat(ty, k);
-        self.packed_with = match kernels {
+        self.own = match kernels {
             // Whoever repacks has chosen ggml's kernels.
-            Kernels::Auto if self.mapped.is_none() && available => faster_with(ty),
-            Kernels::Own if available => sensible_with(ty),
-            _ => 0..0,
+            Kernels::Auto if self.mapped.is_none() && available => faster_than_ggml,
+            Kernels::Own if available => sensible,
+            _ => never,
         };
     }
 
-    /// The weights to multiply so many packed rows with, `ne = [inputs, outputs]`, where that product is our own.
-    pub(crate) fn packed(&self, rows: usize) -> Option<&Tensor> {
-        self.packed_with.contains(&rows).then(|| self.mapped())
+    /// To how many bits so many rows are rounded for the product with [`Linear::mapped`], where that product is our own.
+    pub(crate) fn own(&self, rows: usize) -> Option<Bits> {
+        (self.own)(self.mapped().ty(), rows)
     }
 
     /// The weights as they lie in the file, `ne = [inputs, outputs]`.
     pub(crate) fn mapped(&self) -> &Tensor {
         self.mapped.as_ref().unwrap_or(&self.w)
     }
+}
+
+/// The product is never our own.
+fn never(_: GgmlType, _: usize) -> Option<Bits> {
+    None
 }
 
 /// Weight and bias of a norm, F32 `ne = [D]` (or the shapes of a q/k norm).

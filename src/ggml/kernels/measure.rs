@@ -1,6 +1,7 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::{MulMatBack, has_attention, has_mul_mat};
+use super::packed::{has_avx512, has_format};
+use super::{Bits, MulMatBack, has_attention, has_mul_mat};
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, GraphMemory, Scoring, Tensor, ThreadPool, quantize_rows};
 use half::f16;
@@ -14,8 +15,10 @@ pub struct Seconds {
     pub back: f64,
     /// ggml's `mul_mat` of the same shape if W^T were kept as BF16: `ne = [n, k]` times `ne = [n, t]`.
     pub ggml_bf16: f64,
-    /// Ours of the forward pass: W in its own type times `ne = [k, t]`, packing included; not a number without the kernel.
+    /// Ours of the forward pass: W in its own type times `ne = [k, t]`, packing to 14 bits included; not a number without the kernel.
     pub forward: f64,
+    /// As `forward`, with 8 bits.
+    pub forward_in_bytes: f64,
     /// ggml's `mul_mat` of the forward pass.
     pub ggml_forward: f64,
 }
@@ -36,15 +39,19 @@ pub fn mul_mat_back_seconds(
     let pool = ThreadPool::new(n_threads);
     let w = weights(ty, k, n);
     let transposed = weights(GgmlType::BF16, n, k);
-    let mut bf16 = Measured::product(GgmlType::BF16, n, k, t, &transposed, false);
-    let mut own = has_mul_mat(ty, k).then(|| Measured::product(ty, k, n, t, &w, true));
-    let mut forward = Measured::product(ty, k, n, t, &w, false);
+    let product = |bits| Measured::product(ty, [k, n, t], &w, bits);
+    let mut bf16 = Measured::product(GgmlType::BF16, [n, k, t], &transposed, None);
+    let mut own = has_mul_mat(ty, k).then(|| product(Some(Bits::Fourteen)));
+    let in_bytes = has_avx512() && has_format(ty);
+    let mut in_bytes = in_bytes.then(|| product(Some(Bits::Eight)));
+    let mut forward = product(None);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
-    let [back, ggml_bf16, forward, ggml_forward] = best_of(rounds, || {
+    let [back, ggml_bf16, forward, forward_in_bytes, ggml_forward] = best_of(rounds, || {
         [
             Some(back(ty, &w, &dy, &mut dx, [k, n, t], n_threads)),
             Some(bf16.compute(&pool)),
             own.as_mut().map(|own| own.compute(&pool)),
+            in_bytes.as_mut().map(|own| own.compute(&pool)),
             Some(forward.compute(&pool)),
         ]
     });
@@ -52,6 +59,7 @@ pub fn mul_mat_back_seconds(
         back,
         ggml_bf16,
         forward,
+        forward_in_bytes,
         ggml_forward,
     }
 }
@@ -174,14 +182,14 @@ impl Measured {
         Self::new(ctx, y, &operands)
     }
 
-    /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`, by our own kernel or ggml's.
-    fn product(ty: GgmlType, k: usize, n: usize, t: usize, weights: &[u8], own: bool) -> Self {
+    /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`, by our own kernel with so many bits or by ggml's.
+    fn product(ty: GgmlType, [k, n, t]: [usize; 3], weights: &[u8], own: Option<Bits>) -> Self {
         let ctx = Context::new();
         let w = ctx.input(ty, &[k, n], "w");
         let x = ctx.input(GgmlType::F32, &[k, t], "x");
         let y = match own {
-            true => ctx.mul_mat_packed(&w, &ctx.pack(&x)),
-            false => ctx.mul_mat(&w, &x),
+            Some(bits) => ctx.mul_mat_packed(&w, &ctx.pack(&x, bits), bits),
+            None => ctx.mul_mat(&w, &x),
         };
         let x_values = values(k * t);
         let operands = [(&w, weights), (&x, bytemuck::cast_slice(&x_values))];
@@ -280,6 +288,7 @@ mod tests {
                 .all(|t| t.is_finite() && *t > 0.0)
         );
         assert_eq!(s.forward > 0.0, has_mul_mat(GgmlType::Q8_0, 64));
+        assert_eq!(s.forward_in_bytes > 0.0, has_avx512());
         let shape = AttentionShape {
             d: 32,
             h: 2,

@@ -16,9 +16,9 @@ mod packed;
 pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
 pub(crate) use exp::{exp, exp_sub_sum};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
-pub(crate) use mul_mat::{MulMat, faster_with, has_mul_mat, sensible_with};
+pub(crate) use mul_mat::{MulMat, faster_than_ggml, has_mul_mat, sensible};
 pub(crate) use mul_mat_back::MulMatBack;
-pub(crate) use packed::{pack_row, packed_words};
+pub(crate) use packed::{Bits, pack_row, packed_words};
 
 #[cfg(test)]
 use crate::file::types::GgmlType;

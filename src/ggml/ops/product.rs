@@ -2,32 +2,35 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::{MulMat, MulMatBack, pack_row, packed_words};
+use crate::ggml::kernels::{Bits, MulMat, MulMatBack, pack_row, packed_words};
 use crate::ggml::tensor::Tensor;
 
-/// Rows in the form that [`PackedProduct`] reads. Operand: x.
-struct Pack;
+/// Rows in the form that [`PackedProduct`] reads, rounded to so many bits. Operand: x.
+struct Pack(Bits);
 
 impl Kernel for Pack {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let x = op.operand(0);
         let (first, packed) = out.share(x.ne[1]);
         let [k, t, ..] = x.ne;
-        for (i, to) in packed.chunks_exact_mut(packed_words(k, t)).enumerate() {
-            pack_row(x.row(first + i, 0), t, to);
+        let &Self(bits) = self;
+        let rows = packed.chunks_exact_mut(packed_words(k, t, bits));
+        for (i, to) in rows.enumerate() {
+            pack_row(x.row(first + i, 0), t, bits, to);
         }
     }
 }
 
-/// `y = W x`. Operands: W (any type that has the kernel), packed x.
-struct PackedProduct;
+/// `y = W x`. Operands: W (any type that has the kernel), x packed to so many bits.
+struct PackedProduct(Bits);
 
 impl Kernel for PackedProduct {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let w = op.memory(0);
         let [k, n, ..] = w.ne;
         let x = op.operand(1);
-        assert_eq!(x.ne[0], packed_words(k, x.ne[1]));
+        let &Self(bits) = self;
+        assert_eq!(x.ne[0], packed_words(k, x.ne[1], bits));
         let product = MulMat {
             ty: w.ty,
             w: w.first,
@@ -35,6 +38,7 @@ impl Kernel for PackedProduct {
             k,
             n,
             x: x.contiguous().as_ptr(),
+            bits,
             t: x.ne[1],
             y: out.as_mut_ptr(),
         };
@@ -71,16 +75,16 @@ impl Kernel for ProductBack {
 
 impl Context {
     /// Rows x `ne = [K, T]` for [`Context::mul_mat_packed`], for as many products as read them.
-    pub(crate) fn pack(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn pack(&self, x: &Tensor, bits: Bits) -> Tensor {
         let [k, t, ..] = x.ne();
-        self.custom(Pack, &[x], [packed_words(k, t), t, 1, 1])
+        self.custom(Pack(bits), &[x], [packed_words(k, t, bits), t, 1, 1])
     }
 
     /// `W x` by our own kernel, see [`has_mul_mat`](crate::ggml::has_mul_mat): w `ne = [K, N]` as it lies in the file, rows
-    /// x `ne = [K, T]` as [`Context::pack`] gives them -> `ne = [N, T]`.
-    pub(crate) fn mul_mat_packed(&self, w: &Tensor, packed: &Tensor) -> Tensor {
+    /// x `ne = [K, T]` as [`Context::pack`] gives them for as many bits -> `ne = [N, T]`.
+    pub(crate) fn mul_mat_packed(&self, w: &Tensor, packed: &Tensor, bits: Bits) -> Tensor {
         let ne = [w.ne()[1], packed.ne()[1], 1, 1];
-        self.custom(PackedProduct, &[w, packed], ne)
+        self.custom(PackedProduct(bits), &[w, packed], ne)
     }
 
     /// Gradient of `mul_mat(w, x)` with respect to x: w `ne = [K, N]`, dy `ne = [N, T]` -> `ne = [K, T]`. `w` must lie in

@@ -5,12 +5,15 @@
 
 use super::dequant::row_to_f32;
 use super::ggml_has_avx512;
-use super::packed::{self, BLOCK, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH};
+use super::packed::{
+    self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
+};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
 use std::ops::Range;
+use std::thread::LocalKey;
 
-/// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB.
+/// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB, or 32 in bytes.
 const DEPTH: usize = 2048;
 /// Values of a row of W that ggml unpacks at a time: the largest block of any type.
 const CHUNK: usize = 256;
@@ -25,26 +28,27 @@ pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
 const FEWEST_UNPACKED: usize = 32;
 
-/// Rows of X with which the kernel is used if it is asked for.
-pub(crate) fn sensible_with(ty: GgmlType) -> Range<usize> {
-    let fewest = if packed::has_dots(ty) {
-        1
-    } else {
-        FEWEST_UNPACKED
+/// To how many bits `t` rows of X are rounded if the kernel is asked for: the bits of a row's product do not depend on `t`. `None` if it is not sensible.
+pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
+    let fewest = match packed::has_format(ty) {
+        true => 1,
+        false => FEWEST_UNPACKED,
     };
-    fewest..usize::MAX
+    (t >= fewest).then_some(Bits::Fourteen)
 }
 
-/// Rows of X with which the kernel is faster than ggml's for weights of type `ty`; none if it never is. ggml rounds X to 8 bits where we keep 14, and
-/// for types that it multiplies in tiles with the dot products of AVX-512 we cannot make up for that.
-pub(crate) fn faster_with(ty: GgmlType) -> Range<usize> {
+/// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
+pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
     if !ggml_has_avx512() {
-        return faster_than_avx2(ty);
+        return faster_than_avx2(ty).contains(&t).then_some(Bits::Fourteen);
     }
-    match packed::has_avx512() {
-        true => faster_than_avx512(ty),
-        false => 0..0,
+    if !packed::has_avx512() {
+        return None;
     }
+    if bytes_are_faster_with(ty).contains(&t) {
+        return Some(Bits::Eight);
+    }
+    (faster_than_avx512(ty).contains(&t)).then_some(Bits::Fourteen)
 }
 
 /// Always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either. Measured on Zen 3.
@@ -52,22 +56,29 @@ fn faster_than_avx2(ty: GgmlType) -> Range<usize> {
     match ty {
         GgmlType::F16 => 0..0,
         GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
-        _ if packed::has_dots(ty) => 2..usize::MAX,
+        _ if packed::has_format(ty) => 2..usize::MAX,
         _ if packed::unpacks(ty) => FEWEST_UNPACKED..usize::MAX,
         _ => 0..0,
     }
 }
 
-/// Measured on Zen 4.
+/// Rows that make it worth while to unpack weights to bytes; ggml multiplies some types in tiles of its own. Measured on Zen 4.
+fn bytes_are_faster_with(ty: GgmlType) -> Range<usize> {
+    match ty {
+        GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::IQ4_XS => 64..usize::MAX,
+        GgmlType::Q6_K => 8..usize::MAX,
+        _ if packed::has_format(ty) => 5..usize::MAX,
+        _ => 0..0,
+    }
+}
+
+/// Fewer rows than those, which ggml rounds to 8 bits where we keep 14. Measured on Zen 4.
 fn faster_than_avx512(ty: GgmlType) -> Range<usize> {
     match ty {
         GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
         GgmlType::Q3_K => 2..usize::MAX,
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::IQ4_NL => 5..usize::MAX,
-        GgmlType::Q8_0 => 16..usize::MAX,
         GgmlType::F16 => 64..usize::MAX,
         GgmlType::Q5_K | GgmlType::IQ4_XS => 2..8,
-        GgmlType::Q6_K => 8..64,
         _ => 0..0,
     }
 }
@@ -82,8 +93,10 @@ pub(crate) struct MulMat {
     pub(crate) row_bytes: usize,
     pub(crate) k: usize,
     pub(crate) n: usize,
-    /// X, `ne = [k, t]`, as rows as [`pack_row`](super::pack_row) gives them.
+    /// X, `ne = [k, t]`, as rows as [`pack_row`](super::pack_row) gives them for so many bits; with [`Bits::Eight`] the type must be one of
+    /// integers in blocks.
     pub(crate) x: *const f32,
+    pub(crate) bits: Bits,
     pub(crate) t: usize,
     /// `W X`, `ne = [n, t]`.
     pub(crate) y: *mut f32,
@@ -92,6 +105,28 @@ pub(crate) struct MulMat {
 thread_local! {
     /// What a thread keeps between calls.
     static PANEL: RefCell<Panel> = const { RefCell::new(Panel::new()) };
+    static BYTE_PANEL: RefCell<BytePanel> = const { RefCell::new(BytePanel::new()) };
+}
+
+/// Rows of W that were unpacked.
+trait Unpacked: 'static {
+    /// Rows at most.
+    const WIDTH: usize;
+
+    /// Has room for so many blocks of each row.
+    fn resize(&mut self, blocks: usize);
+
+    /// Fills the panel with columns `depth` of W's rows `rows`.
+    ///
+    /// # Safety
+    /// They must lie in W.
+    unsafe fn unpack(&mut self, of: &MulMat, rows: &Range<usize>, depth: &Range<usize>);
+
+    /// Multiplies the first `blocks` blocks with as many of X.
+    ///
+    /// # Safety
+    /// The rows must have the blocks, the output room.
+    unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output);
 }
 
 impl MulMat {
@@ -100,18 +135,24 @@ impl MulMat {
     /// # Safety
     /// The matrices must be valid; all parts together write all of Y, each its own.
     pub(crate) unsafe fn part(&self, ith: usize, nth: usize) {
-        let panels = self.n.div_ceil(WIDTH);
+        let width = match self.bits {
+            Bits::Eight => BYTE_WIDTH,
+            Bits::Fourteen => WIDTH,
+        };
+        let panels = self.n.div_ceil(width);
         let part = panels * ith / nth..panels * (ith + 1) / nth;
         if part.is_empty() || self.t == 0 {
             return;
         }
-        let rows = part.start * WIDTH..self.n.min(part.end * WIDTH);
+        let rows = part.start * width..self.n.min(part.end * width);
         // SAFETY: the caller's promise.
         unsafe {
-            if self.t <= MOST_DOTS && packed::has_dots(self.ty) {
-                self.dots(rows);
-            } else {
-                self.panels(rows);
+            match self.bits {
+                Bits::Eight => self.panels(rows, &BYTE_PANEL),
+                Bits::Fourteen if self.t <= MOST_DOTS && packed::has_format(self.ty) => {
+                    self.dots(rows);
+                }
+                Bits::Fourteen => self.panels(rows, &PANEL),
             }
         }
     }
@@ -141,16 +182,16 @@ impl MulMat {
     ///
     /// # Safety
     /// As for [`MulMat::dots`].
-    unsafe fn panels(&self, rows: Range<usize>) {
-        PANEL.with_borrow_mut(|panel| {
+    unsafe fn panels<P: Unpacked>(&self, rows: Range<usize>, panel: &'static LocalKey<RefCell<P>>) {
+        panel.with_borrow_mut(|panel| {
             panel.resize(DEPTH / BLOCK);
-            for first in rows.clone().step_by(WIDTH) {
-                let rows = first..rows.end.min(first + WIDTH);
+            for first in rows.clone().step_by(P::WIDTH) {
+                let rows = first..rows.end.min(first + P::WIDTH);
                 for k0 in (0..self.k).step_by(DEPTH) {
                     let depth = k0..self.k.min(k0 + DEPTH);
                     // SAFETY: rows and columns of W, all rows of X and ours of Y.
                     unsafe {
-                        self.unpack(&rows, &depth, panel);
+                        panel.unpack(self, &rows, &depth);
                         self.multiply(&rows, &depth, panel);
                     }
                 }
@@ -158,42 +199,21 @@ impl MulMat {
         });
     }
 
-    /// Fills the panel with columns `depth` of W's rows `rows`.
+    /// Column `k` of W's row `r`, the first value of a block.
     ///
     /// # Safety
-    /// They must lie in W.
-    unsafe fn unpack(&self, rows: &Range<usize>, depth: &Range<usize>, panel: &mut Panel) {
-        let ty = self.ty;
-        // SAFETY: row and column of W.
-        let at = |r: usize, k: usize| unsafe {
-            let bytes = k / ty.block_size() as usize * ty.type_size() as usize;
-            self.w.add(r * self.row_bytes + bytes)
-        };
-        let first = (at(rows.start, depth.start), self.row_bytes);
-        // SAFETY: whole blocks of these rows, on a CPU that has the instructions (`has_mul_mat`).
-        if unsafe { panel.unpack(ty, first, rows.len(), 0..depth.len() / BLOCK) } {
-            return;
-        }
-        let mut values = [[0.0f32; CHUNK]; WIDTH];
-        for k0 in depth.clone().step_by(CHUNK) {
-            let k = CHUNK.min(depth.end - k0);
-            for (r, values) in rows.clone().zip(&mut values) {
-                // SAFETY: whole blocks of row r.
-                unsafe { row_to_f32(ty, at(r, k0), values.as_mut_ptr(), k) };
-            }
-            let first = (values.as_ptr().cast(), size_of_val(&values[0]));
-            let blocks = (k0 - depth.start) / BLOCK..(k0 - depth.start + k) / BLOCK;
-            // SAFETY: as above.
-            let known = unsafe { panel.unpack(GgmlType::F32, first, rows.len(), blocks) };
-            assert!(known, "F32 has a block");
-        }
+    /// It must lie in W.
+    unsafe fn at(&self, r: usize, k: usize) -> *const u8 {
+        let bytes = k / self.ty.block_size() as usize * self.ty.type_size() as usize;
+        // SAFETY: the caller's promise.
+        unsafe { self.w.add(r * self.row_bytes + bytes) }
     }
 
     /// Sets elements of Y to the part of the sum that lies in columns `depth` of W, or adds it to what the parts before gave.
     ///
     /// # Safety
     /// The panel must hold these rows and columns of W; Y's must not be written by anybody else.
-    unsafe fn multiply(&self, rows: &Range<usize>, depth: &Range<usize>, panel: &Panel) {
+    unsafe fn multiply(&self, rows: &Range<usize>, depth: &Range<usize>, panel: &impl Unpacked) {
         let x = Rows {
             words: self.x,
             t: self.t,
@@ -210,6 +230,63 @@ impl MulMat {
             };
             panel.multiply(depth.len() / BLOCK, x, y);
         }
+    }
+}
+
+impl Unpacked for Panel {
+    const WIDTH: usize = WIDTH;
+
+    fn resize(&mut self, blocks: usize) {
+        self.resize(blocks);
+    }
+
+    unsafe fn unpack(&mut self, of: &MulMat, rows: &Range<usize>, depth: &Range<usize>) {
+        // SAFETY: the caller's promise.
+        let at = |r, k| unsafe { of.at(r, k) };
+        let first = (at(rows.start, depth.start), of.row_bytes);
+        // SAFETY: whole blocks of these rows, on a CPU that has the instructions (`has_mul_mat`).
+        if unsafe { self.unpack(of.ty, first, rows.len(), 0..depth.len() / BLOCK) } {
+            return;
+        }
+        let mut values = [[0.0f32; CHUNK]; WIDTH];
+        for k0 in depth.clone().step_by(CHUNK) {
+            let k = CHUNK.min(depth.end - k0);
+            for (r, values) in rows.clone().zip(&mut values) {
+                // SAFETY: whole blocks of row r.
+                unsafe { row_to_f32(of.ty, at(r, k0), values.as_mut_ptr(), k) };
+            }
+            let first = (values.as_ptr().cast(), size_of_val(&values[0]));
+            let blocks = (k0 - depth.start) / BLOCK..(k0 - depth.start + k) / BLOCK;
+            // SAFETY: as above.
+            let known = unsafe { self.unpack(GgmlType::F32, first, rows.len(), blocks) };
+            assert!(known, "F32 has a block");
+        }
+    }
+
+    unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
+        // SAFETY: the caller's promise.
+        unsafe { self.multiply(blocks, x, y) };
+    }
+}
+
+impl Unpacked for BytePanel {
+    const WIDTH: usize = BYTE_WIDTH;
+
+    fn resize(&mut self, blocks: usize) {
+        self.resize(blocks);
+    }
+
+    unsafe fn unpack(&mut self, of: &MulMat, rows: &Range<usize>, depth: &Range<usize>) {
+        // SAFETY: whole blocks of these rows, on a CPU that has the instructions (`faster_than_ggml`).
+        unsafe {
+            let first = (of.at(rows.start, depth.start), of.row_bytes);
+            self.unpack(of.ty, first, rows.len(), 0..depth.len() / BLOCK);
+        }
+    }
+
+    unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
+        // SAFETY: the caller's promise.
+        unsafe { self.multiply(blocks, x, y) };
     }
 }
 

@@ -33,21 +33,21 @@ impl Case {
         self.x.len() / self.k
     }
 
-    fn packed(&self, rows: Range<usize>) -> Vec<f32> {
+    fn packed(&self, rows: Range<usize>, bits: Bits) -> Vec<f32> {
         let (k, t) = (self.k, rows.len());
         let mut packed = Vec::new();
         for x in self.x[rows.start * k..rows.end * k].chunks(k) {
-            let mut row = vec![0.0; packed_words(k, t)];
-            pack_row(x, t, &mut row);
+            let mut row = vec![0.0; packed_words(k, t, bits)];
+            pack_row(x, t, bits, &mut row);
             packed.extend(row);
         }
         packed
     }
 
     /// Rows `rows` of X, by so many threads, one after the other.
-    fn product(&self, rows: Range<usize>, nth: usize) -> Vec<f32> {
+    fn product(&self, rows: Range<usize>, bits: Bits, nth: usize) -> Vec<f32> {
         let t = rows.len();
-        let packed = self.packed(rows);
+        let packed = self.packed(rows, bits);
         let mut y = vec![f32::NAN; self.n * t];
         let product = MulMat {
             ty: self.ty,
@@ -56,6 +56,7 @@ impl Case {
             k: self.k,
             n: self.n,
             x: packed.as_ptr(),
+            bits,
             t,
             y: y.as_mut_ptr(),
         };
@@ -97,21 +98,27 @@ impl Case {
     }
 }
 
-/// Whether the kernel can run; a test that cannot says so.
-fn available() -> bool {
+/// With what the kernel can run here; a test that cannot says so.
+fn available() -> Vec<(GgmlType, Bits)> {
     if !packed::available() {
         ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
+        return Vec::new();
     }
-    packed::available()
+    let mut all: Vec<_> = types().iter().map(|&ty| (ty, Bits::Fourteen)).collect();
+    if !packed::has_avx512() {
+        ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI)");
+        return all;
+    }
+    let in_bytes = types().iter().filter(|&&ty| packed::has_format(ty));
+    all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
+    assert_eq!(all.len(), 14 + 11);
+    all
 }
 
 #[test]
 fn it_is_nearer_to_the_definition_than_ggml() {
-    if !available() {
-        return;
-    }
     let mut complaints = String::new();
-    for &ty in types() {
+    for (ty, bits) in available() {
         // More than one panel and chunk, and ends of both.
         let mut shapes = vec![(256, 16, 4), (512, 37, 9), (DEPTH + 256, 5, 3)];
         if ty.block_size() == 32 {
@@ -121,12 +128,19 @@ fn it_is_nearer_to_the_definition_than_ggml() {
             let case = Case::new(ty, k, n, t);
             let want = case.exact();
             let (ours, theirs) = (
-                nmse(&case.product(0..t, 1), &want),
+                nmse(&case.product(0..t, bits, 1), &want),
                 nmse(&case.ggml(), &want),
             );
-            // Both operands are rounded to 1/16,382 of a block's largest value, which is many times the others' size here.
-            if ours > 1e-7 || ours > theirs {
-                complaints += &format!("{ty:?} {k} x {n} x {t}: {ours:.1e}, ggml {theirs:.1e}\n");
+            // Both operands are rounded to 1/16,382 of a block's largest value, which is many times the others' size here, or X is to 1/254.
+            // ggml rounds 32 values to 8 bits with one step, as we do, unless it has one for 256; so two errors of one size differ by chance.
+            let (limit, chance) = match bits {
+                Bits::Fourteen => (1e-7, 1.0),
+                Bits::Eight if ty.block_size() == 32 => (2e-4, 1.02),
+                Bits::Eight => (2e-4, 0.9),
+            };
+            if ours > limit || ours > chance * theirs {
+                complaints +=
+                    &format!("{ty:?} {bits:?} {k} x {n} x {t}: {ours:.3e}, ggml {theirs:.3e}\n");
             }
         }
     }
@@ -135,54 +149,50 @@ fn it_is_nearer_to_the_definition_than_ggml() {
 
 #[test]
 fn bits_depend_on_neither_batch_nor_threads() {
-    if !available() {
-        return;
-    }
-    let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-    for &ty in types() {
-        let case = Case::new(ty, 512, 83, 11);
-        let all = bits(&case.product(0..11, 1));
+    for (ty, to) in available() {
+        let case = Case::new(ty, 512, 83, 29);
+        let product = |rows, nth| -> Vec<_> {
+            let y = case.product(rows, to, nth);
+            y.into_iter().map(f32::to_bits).collect()
+        };
+        let all = product(0..29, 1);
         for nth in [2, 3, 64] {
-            assert_eq!(
-                bits(&case.product(0..11, nth)),
-                all,
-                "{ty:?}, {nth} threads"
-            );
+            assert_eq!(product(0..29, nth), all, "{ty:?}, {to:?}, {nth} threads");
         }
-        for rows in [0..1, 3..5, 8..11, 1..5, 5..10, 2..10] {
+        for rows in [0..1, 3..5, 8..11, 1..5, 5..10, 2..10, 9..28] {
             let want = &all[rows.start * case.n..rows.end * case.n];
             assert_eq!(
-                bits(&case.product(rows.clone(), 1)),
+                product(rows.clone(), 1),
                 want,
-                "{ty:?}, rows {rows:?}"
+                "{ty:?}, {to:?}, rows {rows:?}"
             );
         }
-        assert!(case.product(4..4, 2).is_empty());
+        assert!(product(4..4, 2).is_empty());
     }
 }
 
 #[test]
 fn values_that_are_no_numbers_surface() {
-    if !available() {
-        return;
-    }
-    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        for at in [0, 31, 77, 255] {
-            let mut case = Case::new(GgmlType::Q8_0, 256, 20, 3);
-            case.x[256 + at] = odd;
-            let y = case.product(0..3, 1);
-            assert!(y[20..40].iter().all(|y| y.is_nan()), "{odd} at {at}");
-            assert!(y[..20].iter().chain(&y[40..]).all(|y| y.is_finite()));
+    let of = |ty| available().into_iter().filter(move |&(of, _)| of == ty);
+    for (ty, bits) in of(GgmlType::Q8_0).chain(of(GgmlType::Q4_1)) {
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 31, 77, 255] {
+                let mut case = Case::new(ty, 256, 20, 3);
+                case.x[256 + at] = odd;
+                let y = case.product(0..3, bits, 1);
+                assert!(y[20..40].iter().all(|y| y.is_nan()), "{odd} at {at}");
+                assert!(y[..20].iter().chain(&y[40..]).all(|y| y.is_finite()));
+            }
         }
+        // A scale of W.
+        let mut case = Case::new(ty, 256, 20, 3);
+        case.w[..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        let y = case.product(0..3, bits, 1);
+        assert!((0..60).all(|i| y[i].is_nan() == i.is_multiple_of(20)));
+        // Blocks of nothing, and of next to nothing.
+        let mut case = Case::new(ty, 64, 3, 2);
+        case.x[..64].fill(0.0);
+        case.x[64..].fill(1e-38);
+        assert!(case.product(0..2, bits, 1).iter().all(|&y| y == 0.0));
     }
-    // A scale of W.
-    let mut case = Case::new(GgmlType::Q8_0, 256, 20, 3);
-    case.w[..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
-    let y = case.product(0..3, 1);
-    assert!((0..60).all(|i| y[i].is_nan() == i.is_multiple_of(20)));
-    // Blocks of nothing, and of next to nothing.
-    let mut case = Case::new(GgmlType::Q4_0, 64, 3, 2);
-    case.x[..64].fill(0.0);
-    case.x[64..].fill(1e-38);
-    assert!(case.product(0..2, 1).iter().all(|&y| y == 0.0));
 }

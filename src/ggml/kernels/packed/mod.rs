@@ -7,7 +7,8 @@
 //! an element of the result is does not depend on how many rows there are, on the tiles it was computed in, or on who computed it.
 //!
 //! Many rows are multiplied in 16 bits with weights that were unpacked ([`Panel`]): `vpmaddwd` multiplies and adds twice as many pairs in an
-//! instruction as a fused multiply-add of F32 does. A few are multiplied with weights as they lie in memory ([`Dots`]).
+//! instruction as a fused multiply-add of F32 does. A few are multiplied with weights as they lie in memory ([`Dots`]). Where 8 bits of X are enough,
+//! many rows are multiplied in bytes ([`BytePanel`]).
 
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -20,8 +21,20 @@ use std::ops::Range;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bytes;
 #[cfg(target_arch = "x86_64")]
 use avx2 as arch;
+
+pub(super) use bytes::{BYTE_WIDTH, BytePanel};
+
+/// To how many bits rows of X are rounded: a block of 32 values to multiples of a step of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bits {
+    /// As ggml does, but with no more than 32 values to a step: the fastest, where the CPU has the instructions ([`has_avx512`]).
+    Eight,
+    /// 64 times finer.
+    Fourteen,
+}
 
 /// Values that share a step.
 pub(super) const BLOCK: usize = 32;
@@ -39,7 +52,7 @@ pub(super) fn available() -> bool {
     arch::available()
 }
 
-/// Whether tiles of many rows are multiplied with the dot products of AVX-512.
+/// Whether this CPU has the dot products of AVX-512: tiles of many rows are multiplied with them, and [`Bits::Eight`] needs them.
 pub(super) fn has_avx512() -> bool {
     arch::has_avx512()
 }
@@ -49,18 +62,23 @@ pub(super) fn unpacks(ty: GgmlType) -> bool {
     arch::unpacks(ty)
 }
 
-/// Whether weights of type `ty` can be multiplied as they lie in memory, see [`Dots`].
-pub(super) fn has_dots(ty: GgmlType) -> bool {
+/// Whether weights of type `ty` are integers in blocks: these can be multiplied as they lie in memory, see [`Dots`], and in bytes, see [`BytePanel`].
+pub(super) fn has_format(ty: GgmlType) -> bool {
     arch::has_format(ty)
 }
 
 /// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
 pub(super) const MOST_DOTS: usize = 4;
 
-/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. Of all blocks first their integers, then the steps,
+/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. With 14 bits they are, of all blocks, first their integers, then the steps,
 /// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].
-pub(crate) fn packed_words(k: usize, t: usize) -> usize {
-    k / BLOCK * (SCALED + if t <= MOST_DOTS { WORDS } else { 0 })
+pub(crate) fn packed_words(k: usize, t: usize, bits: Bits) -> usize {
+    let block = match bits {
+        Bits::Eight => bytes::PACKED,
+        Bits::Fourteen if t <= MOST_DOTS => SCALED + WORDS,
+        Bits::Fourteen => SCALED,
+    };
+    k / BLOCK * block
 }
 
 /// Words of a packed block without its bytes.
@@ -81,9 +99,12 @@ struct Rounded {
 ///
 /// # Panics
 /// If the kernels are not [`available`], or the sizes do not fit.
-pub(crate) fn pack_row(x: &[f32], t: usize, to: &mut [f32]) {
+pub(crate) fn pack_row(x: &[f32], t: usize, bits: Bits, to: &mut [f32]) {
     let (blocks, rest) = x.as_chunks::<BLOCK>();
-    assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t));
+    assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t, bits));
+    if bits == Bits::Eight {
+        return bytes::pack_row(blocks, to);
+    }
     let n = blocks.len();
     let (words, scales) = to.split_at_mut(n * WORDS);
     let (scales, bytes) = scales.split_at_mut(n * (SCALED - WORDS));
@@ -134,7 +155,7 @@ pub(super) struct Dots {
 pub(super) struct Output {
     pub(super) values: *mut f32,
     pub(super) stride: usize,
-    /// Elements of a row, at most [`WIDTH`].
+    /// Elements of a row, at most as many as the panel has rows.
     pub(super) width: usize,
     /// Adds to what is there.
     pub(super) accumulate: bool,
@@ -206,7 +227,7 @@ impl Panel {
     /// If the panel has fewer blocks.
     pub(super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
         // SAFETY: the caller's promise; the tiles are of this CPU.
-        unsafe { self.multiply_by(&arch::tiles(), blocks, x, y) };
+        unsafe { self.multiply_by(&arch::fastest_tiles(), blocks, x, y) };
     }
 
     /// As [`Panel::multiply`], with register tiles of this kind.
@@ -215,15 +236,12 @@ impl Panel {
     /// As for [`Panel::multiply`]; the CPU must have the instructions.
     unsafe fn multiply_by(&self, kind: &Tiles, blocks: usize, x: Rows, y: Output) {
         assert!(blocks <= self.steps.len() && y.width <= WIDTH);
-        // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
-        let tiles = x.t.div_ceil(kind.height);
-        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t));
-        for tile in 0..tiles {
-            let (from, to) = (tile * x.t / tiles, (tile + 1) * x.t / tiles);
-            // SAFETY: rows from..to of X and Y.
+        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t, Bits::Fourteen));
+        for tile in tiles(x.t, kind.height) {
+            // SAFETY: these rows of X and Y.
             unsafe {
-                let row = x.words.add(from * stride);
-                let tile = Tile {
+                let row = x.words.add(tile.start * stride);
+                let rows = Tile {
                     blocks,
                     words: self.words.as_ptr().cast(),
                     steps: self.steps.as_ptr().cast(),
@@ -233,11 +251,11 @@ impl Panel {
                     x_sums: row.add(row_blocks * (WORDS + 1) + x.first),
                     x_stride: stride,
                     y: Output {
-                        values: y.values.add(from * y.stride),
+                        values: y.values.add(tile.start * y.stride),
                         ..y
                     },
                 };
-                (kind.rows)(&tile, to - from);
+                (kind.rows)(&rows, tile.len());
             }
         }
     }
@@ -278,16 +296,19 @@ struct Tiles {
     rows: unsafe fn(&Tile, usize),
 }
 
-/// A tile of `$t` rows of X by method `$fixed`, which is compiled for each number of them, with and without minimums.
+/// `t` rows of X as tiles of at most `height`, almost equal: a small last one would leave the multipliers waiting for its few chains.
+fn tiles(t: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
+    let n = t.div_ceil(height);
+    (0..n).map(move |i| i * t / n..(i + 1) * t / n)
+}
+
+/// A tile of `$t` rows of X by method `$fixed`, which is compiled for each kind and number of them.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_height {
-    ($tile:ident.$fixed:ident, $t:expr, $($n:literal)*) => {
-        match ($t, $tile.mins) {
-            $(
-                ($n, None) => $tile.$fixed::<$n, false>(),
-                ($n, Some(_)) => $tile.$fixed::<$n, true>(),
-            )*
-            (t, _) => unreachable!("a tile of {t} rows"),
+    ($tile:ident.$fixed:ident::<$kind:tt>, $t:expr, $($n:literal)*) => {
+        match $t {
+            $($n => $tile.$fixed::<{ $kind }, $n>(),)*
+            t => unreachable!("a tile of {t} rows"),
         }
     };
 }
@@ -297,8 +318,11 @@ use by_height;
 /// Other CPUs multiply with ggml.
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
+    use super::bytes::{ByteBlocks, ByteTile, Kind, QUADS};
     use super::{BLOCK, Blocks, Bytes, Dots, Rounded, Tiles, WORDS};
     use crate::file::types::GgmlType;
+
+    pub(super) const BYTE_TILE_HEIGHT: usize = 1;
 
     pub(super) fn available() -> bool {
         false
@@ -310,6 +334,10 @@ mod arch {
 
     pub(super) fn unpacks(_: GgmlType) -> bool {
         false
+    }
+
+    pub(super) unsafe fn round_to_bytes(_: &[f32; BLOCK], _: &mut [f32; QUADS]) -> Rounded {
+        unreachable!("not available")
     }
 
     pub(super) unsafe fn round_row(
@@ -336,7 +364,19 @@ mod arch {
         }
     }
 
-    pub(super) fn tiles() -> Tiles {
+    impl ByteBlocks<'_> {
+        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<Kind> {
+            unreachable!("not available")
+        }
+    }
+
+    impl ByteTile {
+        pub(super) unsafe fn compute(&self, _: usize) {
+            unreachable!("not available")
+        }
+    }
+
+    pub(super) fn fastest_tiles() -> Tiles {
         unreachable!("not available")
     }
 }

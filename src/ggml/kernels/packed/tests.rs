@@ -8,10 +8,10 @@ const K: usize = 256;
 fn product(kind: &Tiles, ty: GgmlType, width: usize, t: usize) -> Vec<u32> {
     let mut w = Vec::new();
     quantize_rows(ty, &values(K * width, 1), K, &mut w);
-    let stride = packed_words(K, t);
+    let stride = packed_words(K, t, Bits::Fourteen);
     let mut x = vec![0.0; stride * t];
     for (row, to) in values(K * t, 2).chunks(K).zip(x.chunks_mut(stride)) {
-        pack_row(row, t, to);
+        pack_row(row, t, Bits::Fourteen, to);
     }
     let mut panel = Panel::new();
     panel.resize(K / BLOCK);

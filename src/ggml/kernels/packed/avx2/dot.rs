@@ -1,6 +1,6 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
-use super::super::{BLOCK, Dots, SCALED, WORDS, packed_words};
+use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, packed_words};
 use super::formats::{Format, GROUP, Scales, Visit, for_each_block, groups, visit};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
@@ -59,7 +59,7 @@ impl Dots {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn group<F: Format, const N: usize>(&self, rows: [*const u8; GROUP]) -> [__m256; N] {
         let blocks = self.k / BLOCK;
-        let stride = packed_words(self.k, N);
+        let stride = packed_words(self.k, N, Bits::Fourteen);
         let mut sums = [_mm256_setzero_ps(); N];
         for u in 0..blocks / F::BLOCKS {
             // SAFETY: unit u of these rows of W, its blocks of X.

@@ -1,14 +1,15 @@
 //! How weights lie in memory, type by type.
 
+use super::super::MAX;
 use super::Integers;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
 /// Rows that are read side by side: lanes of a register.
-pub(super) const GROUP: usize = 8;
+pub(in super::super) const GROUP: usize = 8;
 
 /// Rows by groups: which the first is, and where in memory each begins. Where there are too few, the last one stands for those that are missing.
-pub(super) fn groups(
+pub(in super::super) fn groups(
     first: *const u8,
     row_bytes: usize,
     rows: usize,
@@ -20,7 +21,7 @@ pub(super) fn groups(
 }
 
 /// Integers of 8 bits without a sign, with a step, or a step and a minimum, for each block of 32: some blocks to a unit.
-pub(super) trait Format {
+pub(in super::super) trait Format {
     /// Of a unit.
     const BYTES: usize;
     /// Of a unit, at most 8.
@@ -46,12 +47,12 @@ pub(super) trait Format {
 }
 
 /// What the integers of a unit in each of [`GROUP`] rows are multiplied with. Lanes are rows.
-pub(super) struct Scales {
+pub(in super::super) struct Scales {
     /// Of each block.
-    pub(super) steps: [__m256; 8],
-    pub(super) mins: [__m256; 8],
+    pub(in super::super) steps: [__m256; 8],
+    pub(in super::super) mins: [__m256; 8],
     /// Of first halves of each block, and of second ones.
-    pub(super) factors: [[__m256i; 2]; 8],
+    pub(in super::super) factors: [[__m256i; 2]; 8],
 }
 
 /// Repeats a statement for each block of a unit: `$i` is a constant, which shifts depend on.
@@ -66,10 +67,10 @@ macro_rules! for_each_block {
         }
     )*};
 }
-pub(super) use for_each_block;
+pub(in super::super) use for_each_block;
 
 /// What is done with weights of a type that is known when the program runs.
-pub(super) trait Visit {
+pub(in super::super) trait Visit {
     type Output;
 
     /// # Safety
@@ -116,7 +117,7 @@ macro_rules! formats {
         ///
         /// # Safety
         /// The visitor's.
-        pub(super) unsafe fn visit<V: Visit>(ty: GgmlType, visitor: V) -> Option<V::Output> {
+        pub(in super::super) unsafe fn visit<V: Visit>(ty: GgmlType, visitor: V) -> Option<V::Output> {
             match ty {
                 // SAFETY: the caller's promise.
                 $(GgmlType::$ty => Some(unsafe { visitor.visit::<$ty>() }),)*
@@ -294,7 +295,7 @@ impl Scales {
 }
 
 /// Values that are rounded to integers.
-pub(super) trait Floats {
+pub(in super::super) trait Floats {
     /// Of a block.
     const BYTES: usize;
 
@@ -311,13 +312,13 @@ pub(super) trait Floats {
     #[inline(always)]
     unsafe fn round(at: *const u8) -> Integers {
         // SAFETY: the caller's promise.
-        unsafe { Integers::round(Self::load(at)) }
+        unsafe { Integers::round(Self::load(at), MAX) }
     }
 }
 
 macro_rules! floats {
     ($($ty:ident: $bytes:literal, |$at:ident, $i:ident| $eight:expr;)*) => {$(
-        pub(super) struct $ty;
+        pub(in super::super) struct $ty;
 
         impl Floats for $ty {
             const BYTES: usize = 32 * $bytes;

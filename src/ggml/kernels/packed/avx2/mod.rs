@@ -1,24 +1,25 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{BLOCK, Bytes, MAX, Rounded, TINY, Tiles, WORDS, avx512};
+use super::{BLOCK, Bytes, Line, MAX, Rounded, TINY, Tiles, WORDS, avx512};
 use std::arch::x86_64::*;
 
 mod dot;
-mod formats;
+pub(super) mod formats;
 mod panel;
 mod tile;
 
+pub(super) use super::avx512::bytes::{BYTE_TILE_HEIGHT, round_to_bytes};
 pub(super) use formats::has_format;
 pub(super) use panel::unpacks;
 pub(super) use tile::TILES;
 
 /// The fastest tiles of this CPU.
-pub(super) fn tiles() -> Tiles {
+pub(super) fn fastest_tiles() -> Tiles {
     if has_avx512() { avx512::TILES } else { TILES }
 }
 
 pub(super) fn has_avx512() -> bool {
-    avx512::available()
+    available() && avx512::available()
 }
 
 pub(super) fn available() -> bool {
@@ -29,16 +30,16 @@ pub(super) fn available() -> bool {
 
 /// 32 values as words of two integers, times a step.
 #[derive(Clone, Copy)]
-struct Integers {
-    words: [__m256i; 2],
+pub(super) struct Integers {
+    pub(super) words: [__m256i; 2],
     step: f32,
 }
 
 impl Integers {
-    /// Values rounded to multiples of 1/8191 of the largest.
+    /// Values rounded to multiples of 1/`largest` of the largest.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn round(x: [__m256; 4]) -> Self {
+    fn round(x: [__m256; 4], largest: f32) -> Self {
         let [a, b, c, d] = x.map(|x| abs_bits(x));
         let most = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
         let most = across(most, |a, b| _mm_max_epi32(a, b));
@@ -46,7 +47,7 @@ impl Integers {
         let (step, inverse) = if !most.is_finite() {
             (f32::NAN, 0.0)
         } else if most > TINY {
-            (most / MAX, MAX / most)
+            (most / largest, largest / most)
         } else {
             (0.0, 0.0)
         };
@@ -56,6 +57,27 @@ impl Integers {
         let words = |a, b| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
         let words = [words(a, b), words(c, d)];
         Self { words, step }
+    }
+
+    /// Values of a block, rounded.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn round_block(x: &[f32; BLOCK], largest: f32) -> Self {
+        // SAFETY: loads within the array.
+        let x = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) });
+        Self::round(x, largest)
+    }
+
+    /// What stands beside the integers.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn scales(self) -> Rounded {
+        let [first, second] = self.half_sums();
+        Rounded {
+            step: self.step,
+            sum: (first + second) as f32,
+            half_sum: first as f32,
+        }
     }
 
     /// The sums of the integers of each half.
@@ -75,11 +97,33 @@ impl Integers {
             .words
             .map(|x| _mm256_srai_epi16::<7>(_mm256_add_epi16(x, _mm256_set1_epi16(64))));
         let low = [0, 1].map(|i| _mm256_sub_epi16(self.words[i], _mm256_slli_epi16::<7>(high[i])));
-        // Packing interleaves the halves of its operands.
-        let bytes = [high, low]
-            .map(|[a, b]| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(a, b)));
-        store(bytes, to);
+        store([high, low].map(|x| packed_bytes(x)), to);
     }
+}
+
+/// Integers of 16 bits as bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn packed_bytes([a, b]: [__m256i; 2]) -> __m256i {
+    // Packing interleaves the halves of its operands.
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(a, b))
+}
+
+/// Words of [`formats::GROUP`] rows as columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn columns(rows: [__m256i; 8]) -> [__m256i; 8] {
+    transpose(rows.map(|x| _mm256_castsi256_ps(x))).map(|x| _mm256_castps_si256(x))
+}
+
+/// Writes eight lanes of a line.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn store_lanes<T>(x: __m256i, to: &mut Line<T>, lane: usize) {
+    const { assert!(size_of::<T>() == 4) };
+    let to = &mut to.0[lane..lane + 8];
+    // SAFETY: eight values of 32 bits.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) };
 }
 
 #[inline]
@@ -145,17 +189,10 @@ pub(super) fn round_row(
     words: &mut [f32; WORDS],
     bytes: Option<&mut Bytes>,
 ) -> Rounded {
-    // SAFETY: loads within the array.
-    let x = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) });
-    let rounded = Integers::round(x);
+    let rounded = Integers::round_block(x, MAX);
     store(rounded.words, words);
     if let Some(bytes) = bytes {
         rounded.store_bytes(bytes);
     }
-    let [first, second] = rounded.half_sums();
-    Rounded {
-        step: rounded.step,
-        sum: (first + second) as f32,
-        half_sum: first as f32,
-    }
+    rounded.scales()
 }

@@ -4,7 +4,7 @@ use super::super::{Blocks, Line, WIDTH, WORDS};
 use super::formats::{
     BF16, F16, F32, Floats, Format, GROUP, Scales, Visit, for_each_block, groups, has_format, visit,
 };
-use super::transpose;
+use super::{columns, store_lanes};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -43,9 +43,9 @@ impl Blocks<'_> {
                 unsafe {
                     let scales = F::scales(&at);
                     for_each_block!(F, i, {
-                        store(_mm256_castps_si256(scales.steps[i]), &mut steps[i], lane);
+                        store_lanes(_mm256_castps_si256(scales.steps[i]), &mut steps[i], lane);
                         if F::MINS {
-                            store(_mm256_castps_si256(scales.mins[i]), &mut mins[i], lane);
+                            store_lanes(_mm256_castps_si256(scales.mins[i]), &mut mins[i], lane);
                         }
                         copy_block::<F>(&at, i, &scales, &mut blocks[i], lane);
                     });
@@ -67,7 +67,7 @@ impl Blocks<'_> {
                 }
                 for (half, to) in to.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
                     for (words, to) in columns(rounded.map(|r| r.words[half])).into_iter().zip(to) {
-                        store(words, to, lane);
+                        store_lanes(words, to, lane);
                     }
                 }
             }
@@ -83,22 +83,6 @@ impl Visit for Blocks<'_> {
         // SAFETY: the caller's promise.
         unsafe { self.copy::<F>() }
     }
-}
-
-/// Words of [`GROUP`] rows as columns.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn columns(rows: [__m256i; GROUP]) -> [__m256i; GROUP] {
-    transpose(rows.map(|x| _mm256_castsi256_ps(x))).map(|x| _mm256_castps_si256(x))
-}
-
-/// Writes eight lanes of a line.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn store(x: __m256i, to: &mut Line<f32>, lane: usize) {
-    let to = &mut to.0[lane..lane + GROUP];
-    // SAFETY: eight values.
-    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) };
 }
 
 /// Block `i` of the rows' units in words of 16 bits, times their factors, as columns.
@@ -131,7 +115,7 @@ unsafe fn copy_block<F: Format>(
                     true => _mm256_mullo_epi16(words, factor),
                     false => words,
                 };
-                store(words, to, lane);
+                store_lanes(words, to, lane);
             }
         }
     }

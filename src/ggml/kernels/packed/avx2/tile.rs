@@ -18,11 +18,16 @@ impl Tile {
     /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C.
     unsafe fn avx2_rows(&self, t: usize) {
         // SAFETY: the caller's promise.
-        unsafe { by_height!(self.fixed, t, 1 2 3 4) }
+        unsafe {
+            match self.mins {
+                None => by_height!(self.fixed::<false>, t, 1 2 3 4),
+                Some(_) => by_height!(self.fixed::<true>, t, 1 2 3 4),
+            }
+        }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fixed<const N: usize, const MINS: bool>(&self) {
+    unsafe fn fixed<const MINS: bool, const N: usize>(&self) {
         let Self { y, x_stride, .. } = *self;
         // SAFETY: the caller's promise; with fewer elements than a panel has rows, Y is reached through a copy.
         unsafe {

@@ -4,6 +4,8 @@
 use super::{Tile, Tiles, WIDTH, WORDS, by_height};
 use std::arch::x86_64::*;
 
+pub(super) mod bytes;
+
 /// 24 of the 32 registers hold sums, of integers and of blocks.
 pub(super) const TILES: Tiles = Tiles {
     height: HEIGHT,
@@ -12,8 +14,12 @@ pub(super) const TILES: Tiles = Tiles {
 
 const HEIGHT: usize = 12;
 
+/// Every CPU with VNNI for 512 bits has the others.
 pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
 }
 
 impl Tile {
@@ -23,11 +29,16 @@ impl Tile {
     /// All pointers must be valid for that, and the CPU have AVX-512F and VNNI.
     unsafe fn avx512_rows(&self, t: usize) {
         // SAFETY: the caller's promise.
-        unsafe { by_height!(self.fixed_512, t, 1 2 3 4 5 6 7 8 9 10 11 12) }
+        unsafe {
+            match self.mins {
+                None => by_height!(self.fixed_512::<false>, t, 1 2 3 4 5 6 7 8 9 10 11 12),
+                Some(_) => by_height!(self.fixed_512::<true>, t, 1 2 3 4 5 6 7 8 9 10 11 12),
+            }
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn fixed_512<const N: usize, const MINS: bool>(&self) {
+    unsafe fn fixed_512<const MINS: bool, const N: usize>(&self) {
         const { assert!(N <= HEIGHT && WIDTH == 16) };
         let Self { y, x_stride, .. } = *self;
         let there = ((1u32 << y.width) - 1) as __mmask16;

@@ -1,0 +1,175 @@
+//! Products in bytes: twice as many multiplications to an instruction as in words of 16 bits, for CPUs with the dot products of AVX-512.
+//!
+//! X is rounded to multiples of 1/127 of a block's largest value. ggml does the same for most types; for K-quants it has one step for
+//! 256 values. The integers of X get 128 added, because the instruction wants one operand without a sign; what that adds to a sum depends on
+//! the weights only, and is what sums begin with.
+
+use super::{BLOCK, Bits, Line, Output, Rounded, Rows, arch, packed_words, tiles};
+use crate::file::types::GgmlType;
+use std::ops::Range;
+
+/// Words of four values in a block.
+pub(super) const QUADS: usize = BLOCK / 4;
+/// Words of a packed block: integers, its step, and their sum times the step.
+pub(super) const PACKED: usize = QUADS + 2;
+
+/// Rows of a panel: two lines.
+pub(in super::super) const BYTE_WIDTH: usize = 2 * LANES;
+/// Rows in a line.
+pub(super) const LANES: usize = 16;
+
+/// Rounds a row of blocks: of all first the integers, then the steps, then the sums.
+pub(super) fn pack_row(blocks: &[[f32; BLOCK]], to: &mut [f32]) {
+    let n = blocks.len();
+    let (quads, scales) = to.split_at_mut(n * QUADS);
+    let quads = quads.as_chunks_mut::<QUADS>().0;
+    for (b, (x, quads)) in blocks.iter().zip(quads).enumerate() {
+        // SAFETY: the CPU has the instructions (the caller asserts it).
+        let Rounded { step, sum, .. } = unsafe { arch::round_to_bytes(x, quads) };
+        scales[b] = step;
+        scales[n + b] = sum * step;
+    }
+}
+
+/// [`BYTE_WIDTH`] rows of weights in words of four values that stand next to each other along the reduction. A block, or each half of one where
+/// halves have factors, has a step, and what its sum begins with.
+pub(in super::super) struct BytePanel {
+    words: Vec<Both<f32>>,
+    steps: Vec<Both<f32>>,
+    starts: Vec<Both<i32>>,
+    /// Of whole blocks.
+    mins: Vec<Both<f32>>,
+    kind: Kind,
+}
+
+/// A value of each row of a panel.
+pub(super) type Both<T> = [Line<T>; 2];
+
+/// What stands beside the integers of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A step.
+    Steps,
+    /// A step and a minimum.
+    StepsAndMins,
+    /// A step for each half.
+    StepsOfHalves,
+}
+
+impl BytePanel {
+    pub(in super::super) const fn new() -> Self {
+        Self {
+            words: Vec::new(),
+            steps: Vec::new(),
+            starts: Vec::new(),
+            mins: Vec::new(),
+            kind: Kind::Steps,
+        }
+    }
+
+    /// Has room for so many blocks of each row.
+    pub(in super::super) fn resize(&mut self, blocks: usize) {
+        let zeros = [Line([0.0; LANES]); 2];
+        self.words.resize(blocks * QUADS, zeros);
+        self.steps.resize(2 * blocks, zeros);
+        self.starts.resize(2 * blocks, [Line([0; LANES]); 2]);
+        self.mins.resize(blocks, zeros);
+    }
+
+    /// Fills blocks `blocks` with those of `rows` rows of weights; rows that are missing stay as they were.
+    ///
+    /// # Safety
+    /// From `first` on there must be `rows` rows of so many blocks of 32 values, and whole ones of the type, `row_bytes` apart; the CPU must have
+    /// AVX-512 with VNNI ([`has_avx512`](super::has_avx512)).
+    ///
+    /// # Panics
+    /// If the type has no format.
+    pub(in super::super) unsafe fn unpack(
+        &mut self,
+        ty: GgmlType,
+        (first, row_bytes): (*const u8, usize),
+        rows: usize,
+        blocks: Range<usize>,
+    ) {
+        let unpacked = ByteBlocks {
+            first,
+            row_bytes,
+            rows,
+            blocks: blocks.len(),
+            words: &mut self.words[blocks.start * QUADS..blocks.end * QUADS],
+            steps: &mut self.steps[2 * blocks.start..2 * blocks.end],
+            starts: &mut self.starts[2 * blocks.start..2 * blocks.end],
+            mins: &mut self.mins[blocks],
+        };
+        // SAFETY: the caller's promise.
+        let kind = unsafe { unpacked.unpack(ty) };
+        self.kind = kind.unwrap_or_else(|| panic!("{ty:?} has a format"));
+    }
+
+    /// Multiplies the first `blocks` blocks with as many of X.
+    ///
+    /// # Safety
+    /// The rows must have the blocks, the output room; the CPU must have AVX-512 with VNNI ([`has_avx512`](super::has_avx512)).
+    ///
+    /// # Panics
+    /// If the panel has fewer blocks.
+    pub(in super::super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
+        assert!(blocks <= self.mins.len() && y.width <= BYTE_WIDTH);
+        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t, Bits::Eight));
+        for tile in tiles(x.t, arch::BYTE_TILE_HEIGHT) {
+            // SAFETY: these rows of X and Y.
+            unsafe {
+                let row = x.words.add(tile.start * stride);
+                let rows = ByteTile {
+                    kind: self.kind,
+                    blocks,
+                    words: self.words.as_ptr().cast(),
+                    steps: self.steps.as_ptr().cast(),
+                    starts: self.starts.as_ptr().cast(),
+                    mins: self.mins.as_ptr().cast(),
+                    x: row.add(x.first * QUADS),
+                    x_steps: row.add(row_blocks * QUADS + x.first),
+                    x_sums: row.add(row_blocks * (QUADS + 1) + x.first),
+                    x_stride: stride,
+                    y: Output {
+                        values: y.values.add(tile.start * y.stride),
+                        ..y
+                    },
+                };
+                rows.compute(tile.len());
+            }
+        }
+    }
+}
+
+/// Blocks of [`BYTE_WIDTH`] rows of weights, or fewer, that become part of a panel.
+pub(super) struct ByteBlocks<'a> {
+    /// The first row's first block.
+    pub(super) first: *const u8,
+    pub(super) row_bytes: usize,
+    pub(super) rows: usize,
+    /// Of each row.
+    pub(super) blocks: usize,
+    pub(super) words: &'a mut [Both<f32>],
+    pub(super) steps: &'a mut [Both<f32>],
+    pub(super) starts: &'a mut [Both<i32>],
+    pub(super) mins: &'a mut [Both<f32>],
+}
+
+/// A panel times a few rows of X.
+pub(super) struct ByteTile {
+    pub(super) kind: Kind,
+    /// Blocks along the reduction.
+    pub(super) blocks: usize,
+    /// The panel.
+    pub(super) words: *const f32,
+    pub(super) steps: *const f32,
+    pub(super) starts: *const i32,
+    pub(super) mins: *const f32,
+    /// X: words, steps, sums times steps, and from one row to the next.
+    pub(super) x: *const f32,
+    pub(super) x_steps: *const f32,
+    pub(super) x_sums: *const f32,
+    pub(super) x_stride: usize,
+    pub(super) y: Output,
+}
