@@ -261,7 +261,7 @@ fn a_run_that_helps_nothing_says_so() {
         fs::copy(place.path("train.jsonl"), place.path("train.jsonl.copy")).unwrap();
         let text = stderr(&place.train(&format!("{good} {valid} -o @c.gguf --overwrite")));
         assert!(
-            !text.contains("no better") && !text.contains("risen"),
+            !text.contains("no better") && !text.contains(WORSE),
             "{text}"
         );
     }
@@ -270,6 +270,99 @@ fn a_run_that_helps_nothing_says_so() {
     let output = place.train(&format!(
         "{worse} --schedule constant --steps 45 -o @d.gguf"
     ));
+    assert!(stderr(&output).contains(WORSE), "{output:?}");
+}
+
+/// Of a run without validation rows.
+const WORSE: &str = "predicts the rows of the first step worse than the start of this run did (";
+
+#[test]
+fn a_run_that_diverges_says_so_however_short_it_is() {
+    let place = Place::new();
+    place.take_rows("persona_pirate", "train", 20);
+    let line = "--method prefix --length 4 --batch 2 --lr 30 --warmup 0 -o @a.gguf --overwrite";
+    for steps in [1, 10, 24, 40] {
+        let output = place.train(&format!("{line} --steps {steps} --keep-checkpoint"));
+        assert!(output.status.success(), "{output:?}");
+        assert!(stderr(&output).contains(WORSE), "{steps}: {output:?}");
+    }
+    // Its first part has left no log.
+    let output = place.train("--resume @a.gguf.ckpt --steps 42 -o @a.gguf");
+    assert!(stderr(&output).contains(WORSE), "{output:?}");
+}
+
+/// Rows differ more than a few steps change.
+#[test]
+fn a_short_run_over_rows_that_differ_is_no_bad_one() {
+    let place = Place::new();
+    let mut risen = 0;
+    for task in ["persona_pirate", "sentiment"] {
+        place.take_rows(task, "train", 20);
+        for (steps, batch, seed) in [(5, 1, 1), (5, 2, 1), (12, 1, 1), (8, 1, 3), (30, 1, 2)] {
+            let output = place.train(&format!(
+                "--method prompt --steps {steps} --batch {batch} --seed {seed} -o @a.gguf --overwrite"
+            ));
+            let summary = stdout(&output);
+            let (_, losses) = summary.split_once("training loss    ").unwrap();
+            let (losses, _) = losses.split_once('\n').unwrap();
+            let (first, last) = losses.split_once(" -> ").unwrap();
+            risen += i32::from(last.parse::<f64>().unwrap() > first.parse().unwrap());
+            assert!(!stderr(&output).contains(WORSE), "{steps}: {output:?}");
+        }
+    }
+    assert!(risen > 0, "there was nothing to be mistaken about");
+}
+
+/// A step of many batches takes long enough for the folder to disappear within the second one, which fails.
+#[cfg(unix)]
+#[test]
+fn the_last_good_adapter_is_saved_elsewhere_or_said_to_be_lost() {
+    let place = Place::random();
+    let line = "--method prompt --length 2 --steps 5 --batch 1 --accum 1000 --warmup 0 --lr 1e39 -o @gone/out.gguf --log @log.jsonl";
+    for (kept, fate) in [
+        (true, "here/out.gguf instead"),
+        (false, "the last good adapter could not be saved elsewhere"),
+    ] {
+        for name in ["gone", "here"] {
+            fs::create_dir_all(place.path(name)).unwrap();
+        }
+        let mut command = command(&place.train_args(line));
+        command
+            .env("TMPDIR", place.path("nowhere"))
+            .current_dir(place.path("here"));
+        let mut child = crate::Running(command.spawn().unwrap());
+        assert!(place.wait_for_steps(&mut child.0, "log.jsonl", 1));
+        fs::remove_dir_all(place.path("gone")).unwrap();
+        if !kept {
+            fs::remove_dir_all(place.path("here")).unwrap();
+        }
+        let text = failure(&child.end());
+        assert!(text.contains("step 2: the loss is "), "{text}");
+        assert!(text.contains("gone/out.gguf: No such file"), "{text}");
+        assert!(text.ends_with(fate), "{text}");
+        // The temporary file is nobody's concern.
+        assert!(!text.contains(".tmp"), "{text}");
+        if kept {
+            assert!(text.contains("the last good adapter is in "), "{text}");
+            assert_loads(&place.path("here/out.gguf"));
+            fs::remove_dir_all(place.path("here")).unwrap();
+        }
+        fs::remove_file(place.path("log.jsonl")).unwrap();
+    }
+}
+
+/// There is room for the adapter, but not for the checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_of_the_end_that_does_not_fit_hides_nothing() {
+    let place = Place::random();
+    let mut shell = std::process::Command::new("sh");
+    let script = "ulimit -f 200; exec \"$0\" \"$@\"";
+    let line = "--method p-tuning --length 2 --hidden 400 --steps 2 --batch 1 -o @out.gguf --keep-checkpoint";
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_ggraft")]);
+    shell.args(place.train_args(line)).env_remove("RUST_LOG");
+    let output = shell.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = stderr(&output);
     assert!(text.contains("the training loss has risen from "), "{text}");
 }

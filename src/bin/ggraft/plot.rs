@@ -32,24 +32,6 @@ impl Curve {
     }
 }
 
-/// Steps of which [`Curve::ends`] takes means: a run that goes wrong does so soon.
-const BEGIN: usize = 5;
-const END: usize = 20;
-
-impl Curve {
-    /// Means of the training losses at the beginning and at the end; `None` for runs so short that rows would be compared.
-    pub(crate) fn ends(&self) -> Option<(f64, f64)> {
-        let mean = |part: &[(u64, f64)]| part.iter().map(|p| p.1).sum::<f64>() / part.len() as f64;
-        let begin = self.train.get(..BEGIN)?;
-        let end = self
-            .train
-            .len()
-            .checked_sub(END)
-            .filter(|&at| at >= BEGIN)?;
-        Some((mean(begin), mean(&self.train[end..])))
-    }
-}
-
 const SIZE: (u32, u32) = (900, 520);
 const INK: RGBColor = RGBColor(128, 128, 128);
 const TRAIN: RGBColor = RGBColor(59, 130, 246);

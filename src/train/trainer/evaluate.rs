@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::train::batch::{MAX_TOKENS, Packed, Sequence, groups};
 use crate::train::pass::{Goal, Passes};
 use crate::train::report::Report;
+use crate::train::rng::{Rng, Stream};
 use crate::train::variables::Variables;
 use std::sync::atomic::AtomicBool;
 
@@ -43,6 +44,27 @@ impl Trainer {
             self.cancel.flag(),
         )?;
         Ok(self.state.base_loss)
+    }
+
+    /// The loss of the first step, which is that of the start, and the loss that [`Trainer::valid_loss`] would find on the same
+    /// rows now: what a run without validation rows can be judged by after any number of steps, as two steps have different
+    /// rows. `None` before the first step.
+    ///
+    /// # Errors
+    /// As [`Trainer::valid_loss`].
+    pub fn first_rows_losses(&mut self) -> Result<Option<(f64, f64)>> {
+        let Some(first) = self.state.first_loss else {
+            return Ok(None);
+        };
+        self.finish_teaching()?;
+        let rows = self.state.encoder.forward();
+        let variables = self.variables(&rows)?;
+        let mut order: Vec<u32> = (0..self.train.len() as u32).collect();
+        Rng::new(self.options.seed, Stream::Shuffle).shuffle(&mut order);
+        let drawn = order.iter().take(self.rows_per_step());
+        let sequences = drawn.map(|&i| self.train.get(&self.layout, i as usize));
+        let now = mean_loss(&mut self.passes, sequences, &variables, self.cancel.flag())?;
+        Ok(now.map(|now| (first, now)))
     }
 
     /// Completes the report of the step that was taken last.
