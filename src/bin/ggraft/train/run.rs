@@ -106,17 +106,28 @@ impl<'a> Run<'a> {
             Err(e) if e.is_cancelled() => return Err(self.interrupted()?),
             Err(e) => return Err(self.failed(e)),
         }
-        let adapter = self.save_last();
+        let adapter = self.save_last("the adapter");
         self.draw();
         let adapter = adapter?;
-        if self.args.saving.keep_checkpoint {
-            self.save_checkpoint()?;
-        } else if self.owns_checkpoint {
-            // What remains after a failure is only in the way.
-            let _ = std::fs::remove_file(&self.checkpoint);
-        }
+        let checkpoint = match self.args.saving.keep_checkpoint {
+            true => self.save_checkpoint(),
+            false => {
+                if self.owns_checkpoint {
+                    // What remains after a failure is only in the way.
+                    let _ = std::fs::remove_file(&self.checkpoint);
+                }
+                Ok(())
+            }
+        };
         self.judge();
-        io::print(&self.summary(&adapter, sample))
+        io::print(&self.summary(&adapter, sample))?;
+        checkpoint.map_err(|e| {
+            Failure::Unsuitable(format!(
+                "{}: the run cannot be given more steps, as its checkpoint was not written; {} has the adapter",
+                e.line(),
+                self.args.saving.output.display()
+            ))
+        })
     }
 
     fn train(&mut self) -> Result<()> {
@@ -175,7 +186,7 @@ impl<'a> Run<'a> {
             return Ok(Failure::Interrupted(text.to_owned()));
         }
         // The adapter first: it needs less room, and is what the run is for.
-        let adapter = self.save_last();
+        let adapter = self.save_last("the adapter");
         let checkpoint = self.save_checkpoint();
         self.draw();
         adapter?;
@@ -193,14 +204,14 @@ impl<'a> Run<'a> {
 
     /// Saves the adapter as it was before the step that failed, if there is any, and returns the failure that says so.
     fn failed(&mut self, why: Failure) -> Failure {
-        let done = self.trainer.summary().reported;
-        if done == self.progress.start || self.save_adapter().is_err() {
+        if self.trainer.summary().reported == self.progress.start {
             return why;
         }
-        Failure::Unsuitable(format!(
-            "{why}; {} has the last good adapter",
-            self.args.saving.output.display()
-        ))
+        let adapter = "the last good adapter";
+        Failure::Unsuitable(match self.save_last(adapter) {
+            Ok(_) => format!("{why}; {} has {adapter}", self.args.saving.output.display()),
+            Err(unsaved) => format!("{why}; {unsaved}"),
+        })
     }
 
     /// While the run goes on: what cannot be saved now may be later.
@@ -225,23 +236,22 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// As [`Run::save_adapter`]; where that cannot be written, in another folder.
-    fn save_last(&mut self) -> Result<Adapter> {
+    /// As [`Run::save_adapter`]; where that cannot be written, in another folder. The error says what became of the adapter, which
+    /// it calls `name`.
+    fn save_last(&mut self, name: &str) -> Result<Adapter> {
         let why = match self.save_adapter() {
             Ok(adapter) => return Ok(adapter),
             Err(why) => why,
         };
         let adapter = self.trainer.adapter()?;
-        match saving::rescue(&self.args.saving.output, |path| {
+        let rescued = saving::rescue(&self.args.saving.output, |path| {
             adapter.save(path, Precision::F16).is_ok()
-        }) {
-            Some(path) => Err(Failure::Unsuitable(format!(
-                "{}; the adapter is in {} instead",
-                why.line(),
-                path.display()
-            ))),
-            None => Err(why),
-        }
+        });
+        let fate = match rescued {
+            Some(path) => format!("{name} is in {} instead", path.display()),
+            None => format!("{name} could not be saved elsewhere"),
+        };
+        Err(Failure::Unsuitable(format!("{}; {fate}", why.line())))
     }
 
     /// Says so if the result is of no use: no better than the model alone on the validation rows or, without any, far worse than
