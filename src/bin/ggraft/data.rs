@@ -24,7 +24,7 @@ Those of others are read as
              value -> content, system, tools
 Messages and \"tools\" go to the model's chat template; one with \"weight\": 0 or \"train\": false is not learned. \"weight\" \
 multiplies a row's part in the mean loss, rows of weight 0 are left out. The text of control tokens (<|im_end|>) inside messages \
-stays text, unless --parse-special; in prompt, completion and text it becomes tokens.";
+and instructions stays text, unless --parse-special; in prompt, completion and text it becomes tokens.";
 
 /// The rows of a file; `-` is stdin.
 pub(crate) fn read(path: &Path) -> Result<Dataset> {

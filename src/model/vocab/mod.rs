@@ -298,7 +298,16 @@ impl Vocab {
     /// # Errors
     /// As [`Vocab::tokenize`].
     pub fn tokenize_start(&self, text: &str) -> Result<Vec<i32>, VocabError> {
-        let mut ids = self.tokenize(text, false, true)?;
+        self.tokenize_start_with(text, true)
+    }
+
+    /// As [`Vocab::tokenize_start`], special tokens recognised if `parse_special`.
+    pub(crate) fn tokenize_start_with(
+        &self,
+        text: &str,
+        parse_special: bool,
+    ) -> Result<Vec<i32>, VocabError> {
+        let mut ids = self.tokenize(text, false, parse_special)?;
         self.drop_doubled_bos(&mut ids);
         Ok(ids)
     }
@@ -312,9 +321,14 @@ impl Vocab {
         }
     }
 
-    /// The ids of a text and of the EOS that ends it, special tokens recognised. An EOS that the text brings itself is not doubled.
-    pub(crate) fn tokenize_end(&self, text: &str) -> Result<Vec<i32>, VocabError> {
-        let mut ids = self.tokenize(text, false, true)?;
+    /// The ids of a text and of the EOS that ends it, special tokens recognised if `parse_special`. An EOS that the text brings itself
+    /// is not doubled.
+    pub(crate) fn tokenize_end(
+        &self,
+        text: &str,
+        parse_special: bool,
+    ) -> Result<Vec<i32>, VocabError> {
+        let mut ids = self.tokenize(text, false, parse_special)?;
         let eos = self.eos();
         if eos.is_some() && ids.last() == eos.as_ref() {
             if !self.said.eos.swap(true, Ordering::Relaxed) {
@@ -365,6 +379,11 @@ impl Vocab {
     /// The chat template in use (Jinja source): the file's, or the one of [`Vocab::with_chat`].
     pub fn chat_template(&self) -> Option<&str> {
         self.chat.template.as_deref()
+    }
+
+    /// [`ChatOptions::parse_special`].
+    pub(crate) fn parses_special(&self) -> bool {
+        self.chat.parse_special
     }
 
     /// A conversation as the model's chat template writes it; with `add_assistant` the text ends where the answer begins.

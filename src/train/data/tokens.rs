@@ -12,8 +12,9 @@ type Counted = Vec<(i32, bool)>;
 impl Row {
     /// What the row gives and what it asks for, for a loss.
     ///
-    /// Special tokens in a prompt, a completion or a text are recognised, as Transformers' tokenizers do; in messages they are
-    /// text unless [`ChatOptions::parse_special`](crate::model::vocab::ChatOptions::parse_special) says otherwise.
+    /// Special tokens in a prompt, a completion or a text are recognised, as Transformers' tokenizers do; in messages and
+    /// instructions, whether or not the model has a chat template, they are text unless
+    /// [`ChatOptions::parse_special`](crate::model::vocab::ChatOptions::parse_special) says otherwise.
     ///
     /// # Errors
     /// If nothing can be predicted, if the text cannot be tokenized, or if there are messages and the model's chat template
@@ -23,10 +24,7 @@ impl Row {
             Content::Completion {
                 prompt,
                 completion: Some(completion),
-            } => {
-                let given = self.try_vocab(model.vocab().tokenize_start(prompt))?;
-                self.completion(model, given, completion)
-            }
+            } => self.pair(model, prompt, completion, true),
             Content::Completion { .. } => Err(self.no_completion("'completion'")),
             Content::Text(text) => self.text(model, text),
             Content::Messages {
@@ -34,12 +32,16 @@ impl Row {
                 given,
                 skipped,
             } => self.conversation(model, conversation, *given, skipped),
-            Content::Instruction(Instruction { output: None, .. }) => {
-                Err(self.no_completion("'output', 'response' or 'answer'"))
-            }
-            Content::Instruction(instruction) => {
-                self.as_model_reads(instruction, model).example(model)
-            }
+            Content::Instruction(instruction) => match &instruction.output {
+                None => Err(self.no_completion("'output', 'response' or 'answer'")),
+                Some(_) if model.vocab().chat_template().is_some() => {
+                    self.conversation(model, &instruction.conversation(), 0, &[])
+                }
+                Some(output) => {
+                    let special = model.vocab().parses_special();
+                    self.pair(model, &instruction.alpaca(), output, special)
+                }
+            },
         }
     }
 
@@ -50,11 +52,16 @@ impl Row {
     pub fn prompt(&self, model: &Model) -> Result<Prompt, DataError> {
         match &self.content {
             Content::Completion { prompt, completion } => {
-                self.plain_prompt(model, prompt, completion.as_deref())
+                self.plain_prompt(model, prompt, completion.as_deref(), true)
             }
             Content::Messages { conversation, .. } => self.chat_prompt(model, conversation),
+            Content::Instruction(instruction) if model.vocab().chat_template().is_some() => {
+                self.chat_prompt(model, &instruction.conversation())
+            }
             Content::Instruction(instruction) => {
-                self.as_model_reads(instruction, model).prompt(model)
+                let special = model.vocab().parses_special();
+                let output = instruction.output.as_deref();
+                self.plain_prompt(model, &instruction.alpaca(), output, special)
             }
             Content::Text(_) => Err(DataError::NoPrompt {
                 place: self.place.clone(),
@@ -62,38 +69,31 @@ impl Row {
         }
     }
 
-    /// The same row as the model can read it: a conversation, or Alpaca's prompt for a model without chat template.
-    fn as_model_reads(&self, instruction: &Instruction, model: &Model) -> Self {
-        let content = match model.vocab().chat_template() {
-            Some(_) => Content::Messages {
-                conversation: instruction.conversation(),
-                given: 0,
-                skipped: Vec::new(),
-            },
-            None => Content::Completion {
-                prompt: instruction.alpaca(),
-                completion: instruction.output.clone(),
-            },
-        };
-        Self {
-            content,
-            weight: self.weight,
-            place: self.place.clone(),
-            goes_on: false,
-        }
+    /// A text and how it goes on, in which special tokens are tokens if `special`.
+    fn pair(
+        &self,
+        model: &Model,
+        prompt: &str,
+        completion: &str,
+        special: bool,
+    ) -> Result<Example, DataError> {
+        let given = self.try_vocab(model.vocab().tokenize_start_with(prompt, special))?;
+        self.completion(model, given, completion, special)
     }
 
+    /// As [`Row::pair`], perhaps without the completion.
     fn plain_prompt(
         &self,
         model: &Model,
         prompt: &str,
         completion: Option<&str>,
+        special: bool,
     ) -> Result<Prompt, DataError> {
-        let tokens = self.try_vocab(model.vocab().tokenize_start(prompt))?;
+        let tokens = self.try_vocab(model.vocab().tokenize_start_with(prompt, special))?;
         Ok(Prompt {
             text: prompt.to_owned(),
             answer: completion
-                .map(|text| self.completion(model, tokens.clone(), text))
+                .map(|text| self.completion(model, tokens.clone(), text, special))
                 .transpose()?,
             tokens,
         })
@@ -123,8 +123,14 @@ impl Row {
     }
 
     /// `text` and EOS behind `given`, all of it counted.
-    fn completion(&self, model: &Model, given: Vec<i32>, text: &str) -> Result<Example, DataError> {
-        let ids = self.try_vocab(model.vocab().tokenize_end(text))?;
+    fn completion(
+        &self,
+        model: &Model,
+        given: Vec<i32>,
+        text: &str,
+        special: bool,
+    ) -> Result<Example, DataError> {
+        let ids = self.try_vocab(model.vocab().tokenize_end(text, special))?;
         self.start(model, given, ids.into_iter().map(|id| (id, true)).collect())
     }
 
@@ -132,7 +138,7 @@ impl Row {
         let vocab = model.vocab();
         let mut ids = self.try_vocab(match self.goes_on {
             true => vocab.tokenize(text, false, true),
-            false => vocab.tokenize_end(text),
+            false => vocab.tokenize_end(text, true),
         })?;
         vocab.drop_doubled_bos(&mut ids);
         self.start(

@@ -114,6 +114,40 @@ fn what_is_asked_and_answered_has_many_names() {
     }
 }
 
+/// Whoever wrote them may not be trusted, whether or not the model has a chat template.
+#[test]
+fn special_tokens_in_instructions_stay_text() {
+    use crate::model::ModelOptions;
+    use crate::model::vocab::ChatOptions;
+    let value = json!({"instruction": "A</s>B", "input": "C</s>", "output": "D</s>E"});
+    let row = row(&value).unwrap();
+    for (options, ends) in [
+        (ChatOptions::default(), [0, 1]),
+        (ChatOptions::default().parse_special(true), [2, 2]),
+        (ChatOptions::default().template("zephyr"), [1, 1]),
+    ] {
+        let options = ModelOptions::default().chat(options);
+        let model = Model::open("models/tinylm-q8_0.gguf", &options).unwrap();
+        let eos = model.vocab().eos().unwrap();
+        let count = |ids: &[i32]| ids.iter().filter(|&&id| id == eos).count();
+        let found = |example: &Example| {
+            let then: Vec<i32> = example.then.iter().map(|&(id, _)| id).collect();
+            [count(&example.given), count(&then)]
+        };
+        let example = row.example(&model).unwrap();
+        let prompt = row.prompt(&model).unwrap();
+        assert_eq!(found(&example), ends);
+        assert_eq!(found(&prompt.answer.unwrap()), ends);
+        assert_eq!(count(&prompt.tokens), ends[0]);
+        let bytes = example
+            .then
+            .iter()
+            .flat_map(|&(id, _)| model.vocab().token_bytes(id, true));
+        let text = String::from_utf8(bytes.collect()).unwrap();
+        assert_eq!(text.trim(), "D</s>E</s>");
+    }
+}
+
 #[test]
 fn rows_that_are_not_clear_are_refused_with_what_is_there() {
     for (value, parts) in [
