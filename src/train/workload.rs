@@ -1,9 +1,11 @@
 //! What a run will compute, told before it does.
 
-use super::batch::Slot;
+use super::batch::{MAX_TOKENS, Packed, Slot, first_group};
 use super::layout::Layout;
 use super::sequences::Sequences;
 use super::{TrainOptions, Trainer};
+use crate::error::Result;
+use std::cmp::Reverse;
 
 /// A set of rows as they will be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,26 @@ impl Trainer {
             lr: self.lr,
             memory: self.options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY),
         }
+    }
+
+    /// Bytes that a graph of the longest training rows needs, as many as are computed at once: activations, gradients and logits.
+    /// More than [`Workload::memory`] where that is less than one layer and the logits take. The graph is planned, nothing is
+    /// computed.
+    ///
+    /// # Errors
+    /// If the rows of the adapter do not fit the base.
+    pub fn graph_memory(&self) -> Result<u64> {
+        let length = |&i: &usize| self.train.get(&self.layout, i).slots.len();
+        let mut rows: Vec<usize> = (0..self.train.len()).collect();
+        rows.sort_by_cached_key(|i| Reverse(length(i)));
+        let longest = rows.iter().take(self.options.batch);
+        let sequences = longest.map(|&i| self.train.get(&self.layout, i));
+        let group = first_group(&mut sequences.peekable(), MAX_TOKENS);
+        let variables = self.variables(&self.state.good)?;
+        let smoothing = self.options.label_smoothing;
+        Ok(self
+            .passes
+            .gradient_memory(&Packed::new(&group), &variables, smoothing) as u64)
     }
 
     /// The positions of a training row as they will be computed, and which example it is made of; `None` behind the last row.

@@ -451,3 +451,32 @@ fn a_dry_run_shows_what_would_be_learned() {
     // Nothing was written or trained.
     assert_eq!(place.names(), before);
 }
+
+#[test]
+fn a_dry_run_shows_the_memory_that_is_needed() {
+    let place = Place::new();
+    place.take_rows("persona_pirate", "train", 8);
+    let shown = |options: &str| {
+        let line = format!("--method prefix -o @a.gguf --dry-run {options}");
+        let shown = place.trained(&line);
+        let memory = row(&shown, "memory").to_owned();
+        let (_, needed) = memory.split_once("mapped, and ").unwrap();
+        let (needed, _) = needed.split_once(" MiB to compute").unwrap();
+        (needed.parse::<f64>().unwrap(), memory)
+    };
+    let (all, memory) = shown("");
+    assert!(memory.ends_with("(--memory 800.0 MiB)"), "{memory}");
+    // One layer and the logits are always needed.
+    let (least, memory) = shown("--memory 1K");
+    assert!(
+        memory.ends_with("(--memory 1.0 KiB, which one layer and the logits exceed)"),
+        "{memory}"
+    );
+    assert!(least < 0.7 * all, "{least} of {all}");
+    // Half of all is kept within, by computing some layers twice.
+    let half = (least + all) / 2.0;
+    let (some, memory) = shown(&format!("--memory {half:.1}M"));
+    assert!(least < some && some <= half + 0.1, "{memory}");
+    // Shorter rows need less.
+    assert!(shown("--max-len 40").0 < all);
+}

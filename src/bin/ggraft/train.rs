@@ -83,7 +83,7 @@ impl Train {
         let (trainer, sample) = self.trainer(&model)?;
         notes::warn(&trainer);
         if self.computation.dry_run {
-            return io::print(&dry_run::report(&trainer, &model));
+            return io::print(&dry_run::report(&trainer, &model)?);
         }
         Run::new(&self, trainer)?.execute(sample)
     }

@@ -163,6 +163,17 @@ impl Passes {
         }
     }
 
+    /// Bytes of the graph that [`Passes::run`] computes gradients with.
+    pub(crate) fn gradient_memory(
+        &self,
+        batch: &Packed,
+        variables: &Variables,
+        smoothing: f32,
+    ) -> usize {
+        let planned = self.plan(batch, variables, smoothing, Goal::Gradients);
+        planned.shape.memory_needed()
+    }
+
     /// The graph of a pass, in which the lowest `recomputed` layers are computed again when the gradient arrives.
     fn build(
         &self,

@@ -139,7 +139,7 @@ impl Trainer {
     }
 
     /// What the encoder yields, as graphs read it.
-    pub(super) fn variables(&self, rows: &[f32]) -> Result<Variables> {
+    pub(in crate::train) fn variables(&self, rows: &[f32]) -> Result<Variables> {
         let (method, shape) = (self.options.method, self.model.shape());
         Ok(Variables::from_encoder(method, shape, rows)?)
     }

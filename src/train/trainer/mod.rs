@@ -102,7 +102,7 @@ pub struct Trainer {
     /// Who has yet to say what some of the rows shall predict, if anybody.
     teacher: Option<Teacher>,
     trimmed: [Trimmed; 2],
-    passes: Passes,
+    pub(super) passes: Passes,
     pub(super) state: State,
     cancel: CancelToken,
     recomputed: usize,

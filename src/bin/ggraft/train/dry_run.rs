@@ -1,12 +1,13 @@
 //! `ggraft train --dry-run`: what a run would do.
 
 use super::size;
+use crate::failure::Result;
 use ggraft::Model;
 use ggraft::model::vocab::Vocab;
 use ggraft::train::{Position, SetWorkload, Trainer};
 
 /// What `trainer` would do, one fact per line; the last line is a row's tokens.
-pub(super) fn report(trainer: &Trainer, model: &Model) -> String {
+pub(super) fn report(trainer: &Trainer, model: &Model) -> Result<String> {
     let work = trainer.workload();
     let summary = trainer.summary();
     let mut out = String::new();
@@ -33,11 +34,17 @@ pub(super) fn report(trainer: &Trainer, model: &Model) -> String {
         ),
     );
     let file = std::fs::metadata(model.path()).map_or(0, |meta| meta.len());
+    let graph = trainer.graph_memory()?;
+    let exceeded = match graph > work.memory {
+        true => ", which one layer and the logits exceed",
+        false => "",
+    };
     row(
         "memory",
         format!(
-            "{} of the model's file, mapped, and at most {} of the forward pass (--memory)",
+            "{} of the model's file, mapped, and {} to compute the longest rows (--memory {}{exceeded})",
             size(file),
+            size(graph),
             size(work.memory)
         ),
     );
@@ -46,7 +53,7 @@ pub(super) fn report(trainer: &Trainer, model: &Model) -> String {
         row("a row", format!("{place}, what is predicted in [ ]"));
         row("", marked(&positions, model.vocab()));
     }
-    out
+    Ok(out)
 }
 
 fn set(set: &SetWorkload) -> String {
