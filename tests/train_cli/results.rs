@@ -384,7 +384,7 @@ fn rows_that_are_cut_are_mentioned() {
     stdout(&output);
     let text = stderr(&output);
     assert!(text.contains("warning: 2 rows do not fit into "), "{text}");
-    assert!(text.contains("--max-len 20 and lose their ends"), "{text}");
+    assert!(text.contains("--max-len 20, the rest is cut off"), "{text}");
     // The completion begins behind the limit.
     let text = place.refused(&format!("{line} --max-len 5"));
     assert!(

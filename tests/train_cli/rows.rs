@@ -22,7 +22,7 @@ fn rows_that_are_too_long_are_named_and_left_out() {
     assert!(output.status.success(), "{output:?}");
     let text = stderr(&output);
     assert!(
-        text.contains("left out: 1 rows do not fit into the context (a longer one: --ctx): "),
+        text.contains("left out: 1 row does not fit into the context (a longer one: --ctx): "),
         "{text}"
     );
     assert!(
@@ -47,7 +47,7 @@ fn rows_that_are_too_long_are_named_and_left_out() {
         let output = run(&format!("{line} -t 1 -c 64 -m @@ --data @long.jsonl"));
         assert_eq!(output.status.code(), Some(1));
         let text = error_line(&output);
-        assert!(text.contains("all 1 rows do not fit"), "{text}");
+        assert!(text.contains("no row fits into the context"), "{text}");
     }
     assert!(!place.exists("none.jsonl"));
 }
@@ -160,12 +160,12 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
     };
     let text = warned("--data @odd.jsonl --valid @lost.jsonl --max-len 30 --batch 2 --accum 2");
     for expected in [
-        "1 rows do not fit into --max-len 30 and lose their ends: ",
+        "1 row does not fit into --max-len 30, the rest is cut off: ",
         "odd.jsonl:2\n",
         "2 rows do not fit into --max-len 30",
-        "1 of them lose all that they have to predict and are not used: ",
+        "1 of them left out, as nothing remains that is to be predicted: ",
         "lost.jsonl:1\n",
-        "1 rows have the weight 0 and count for nothing: ",
+        "1 row has the weight 0 and counts for nothing: ",
         "odd.jsonl:3\n",
         "a step takes 4 rows (--batch x --accum), the data has 2",
     ] {
@@ -251,6 +251,73 @@ fn long_texts_are_split_and_conversations_take_the_chosen_template() {
     assert!(row.ends_with("|[b]|[;]"), "{row}");
     let said = warnings.matches("without an end-of-generation token");
     assert_eq!(said.count(), 1, "{warnings}");
+}
+
+#[test]
+fn options_that_no_row_is_affected_by_are_named() {
+    let place = Place::new();
+    place.write("story.txt", "Once upon a time.");
+    let instruction = "{\"instruction\": \"a\", \"output\": \"b\"}\n";
+    place.write("asked.jsonl", instruction);
+    let chat = "--chat-template zephyr --parse-special";
+    let train = |options: &str| {
+        let output = place.train(&format!(
+            "--method prompt --batch 1 -o @a.gguf --dry-run {options}"
+        ));
+        assert!(output.status.success(), "{output:?}");
+        stderr(&output)
+    };
+    let text = train(&format!("{chat} --split-text 9"));
+    for option in ["--chat-template", "--parse-special", "--split-text"] {
+        let said = format!("{option} has no effect: the data has no ");
+        assert_eq!(text.matches(&said).count(), 1, "{text}");
+    }
+    for effective in [
+        format!("--data @asked.jsonl {chat}"),
+        format!("--valid @asked.jsonl {chat}"),
+        "--data @story.txt --split-text 9".to_owned(),
+    ] {
+        assert_eq!(train(&effective), "", "{effective}");
+    }
+    for (data, n) in [("train", 1), ("asked", 0)] {
+        for line in ["eval", "predict -n 1 -o @out.jsonl"] {
+            let line = format!("{line} -t 1 -m @@ --data @{data}.jsonl --chat-template zephyr");
+            let output = command(&place.args(&line)).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let text = stderr(&output);
+            let said = text.matches("--chat-template has no effect");
+            assert_eq!(said.count(), n, "{line}: {text}");
+        }
+    }
+}
+
+#[test]
+fn an_end_of_text_that_a_completion_brings_is_not_doubled() {
+    let place = Place::new();
+    let row = "{\"prompt\": \"a\", \"completion\": \" b</s>\"}\n";
+    place.write("ends.jsonl", row.repeat(2));
+    let line = "--method prompt --data @ends.jsonl -o @a.gguf --dry-run";
+    let output = place.train(line);
+    let row = stdout(&output).lines().last().unwrap().to_owned();
+    assert_eq!(row.matches("</s>").count(), 1, "{row}");
+    let text = stderr(&output);
+    let said = "the text ends with EOS, which comes behind every row: it is not doubled";
+    assert_eq!(text.matches(said).count(), 1, "{text}");
+}
+
+/// Drawing the numbers takes a minute, if there is room for them at all.
+#[test]
+fn a_network_of_billions_is_mentioned_before_it_is_made() {
+    use std::io::{BufRead, BufReader};
+    let place = Place::new();
+    let mut child = place.spawn("--method p-tuning --hidden 65536 --steps 1 -o @a.gguf");
+    let mut line = String::new();
+    let from = child.0.stderr.take().unwrap();
+    BufReader::new(from).read_line(&mut line).unwrap();
+    assert!(
+        line.contains("the network has 43") && line.contains(" take 64 GiB"),
+        "{line}"
+    );
 }
 
 /// What runs in the background of a shell without job control ignores Ctrl-C from the start, and so would what it starts.

@@ -1,7 +1,8 @@
 //! Rows of a JSONL file, one after the other.
 
+use crate::args::ChatArgs;
 use crate::failure::{Failure, Result};
-use ggraft::train::data::{Dataset, Examples, ExamplesBuilder, Row, for_each_row};
+use ggraft::train::data::{Content, Dataset, Examples, ExamplesBuilder, Row, for_each_row};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -36,22 +37,67 @@ pub(crate) fn read_counted(path: &Path) -> Result<Dataset> {
     Ok(read(path)?.counted()?)
 }
 
-/// The tokens of the rows of a file, as `builder` makes them; `-` is stdin. `first` sees the first row.
+/// The tokens of the rows of a file, as `builder` makes them; `-` is stdin. `see` sees the rows.
 pub(crate) fn read_tokens(
     path: &Path,
     mut builder: ExamplesBuilder<'_>,
-    first: impl FnOnce(&Row),
+    mut see: impl FnMut(&Row),
 ) -> Result<Examples> {
-    let mut first = Some(first);
     with_reader(path, |from, name| {
         for_each_row(from, name, |row| {
-            if let Some(first) = first.take() {
-                first(&row);
-            }
+            see(&row);
             builder.push(row)
         })?;
         builder.finish()
     })
+}
+
+/// Which rows there are that options are about.
+#[derive(Default)]
+pub(crate) struct Kinds {
+    conversations: bool,
+    texts: bool,
+}
+
+impl Kinds {
+    /// Of all rows of `data`.
+    pub(crate) fn of(data: &Dataset) -> Self {
+        let mut kinds = Self::default();
+        data.rows().iter().for_each(|row| kinds.add(row));
+        kinds
+    }
+
+    pub(crate) fn add(&mut self, row: &Row) {
+        match row.content {
+            Content::Messages { .. } | Content::Instruction(_) => self.conversations = true,
+            Content::Text(_) => self.texts = true,
+            Content::Completion { .. } => {}
+        }
+    }
+
+    /// Warns of options that were given and have no effect on any row.
+    pub(crate) fn warn(&self, chat: &ChatArgs, split_text: bool) {
+        let idle = |option: &str, rows: &str| {
+            tracing::warn!("{option} has no effect: the data has no {rows}");
+        };
+        if !self.conversations && chat.chat_template.is_some() {
+            idle("--chat-template", "conversations");
+        }
+        if !self.conversations && chat.parse_special {
+            idle("--parse-special", "conversations");
+        }
+        if !self.texts && split_text {
+            idle("--split-text", "{\"text\"} rows");
+        }
+    }
+}
+
+/// `1 row does` or `7 rows do`: where a warning counts what they do not.
+pub(crate) fn rows_do(n: usize) -> String {
+    match n {
+        1 => "1 row does".to_owned(),
+        n => format!("{n} rows do"),
+    }
 }
 
 /// Opens a file, or stdin for `-`; `read` gets it and its name in messages. Shows how far it is.
@@ -122,14 +168,13 @@ pub(crate) fn for_each<'a>(
     progress.finish_and_clear();
     if !long.is_empty() {
         let text = format!(
-            "{} rows do not fit into the context (a longer one: --ctx): {}",
-            long.len(),
+            "into the context (a longer one: --ctx): {}",
             names(long.iter())
         );
         if done.rows == 0 && result.is_ok() {
-            return Err(Failure::Unsuitable(format!("all {text}")));
+            return Err(Failure::Unsuitable(format!("no row fits {text}")));
         }
-        tracing::warn!("left out: {text}");
+        tracing::warn!("left out: {} not fit {text}", rows_do(long.len()));
     }
     done.stopped = match result {
         Err(why) if why.is_cancelled() => Some(Failure::Interrupted(format!(

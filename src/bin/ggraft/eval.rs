@@ -54,6 +54,7 @@ struct Totals {
 impl Eval {
     pub(crate) fn execute(self) -> Result<()> {
         let data = data::read_counted(&self.data)?;
+        data::Kinds::of(&data).warn(&self.chat_format, false);
         let model = self.model.open_with(&self.chat_format)?;
         let options = self.session.options(KvType::F16);
         let mut session = self.adapter.session(&model, options)?;

@@ -57,6 +57,7 @@ impl Predict {
             .writes("-o", Some(&self.output))
             .check()?;
         let data = data::read(&self.data)?;
+        data::Kinds::of(&data).warn(&self.chat_format, false);
         let model = self.model.open_with(&self.chat_format)?;
         let options = self.session.options(KvType::F16);
         let mut session = self.adapter.session(&model, options)?;

@@ -147,14 +147,17 @@ impl Train {
             Some(n) => ExamplesBuilder::new(model).split_texts(n),
             None => ExamplesBuilder::new(model),
         };
+        let mut kinds = data::Kinds::default();
         let valid = match &self.data.valid {
-            Some(path) => data::read_tokens(path, builder(), |_| {})?,
+            Some(path) => data::read_tokens(path, builder(), |row| kinds.add(row))?,
             None => Examples::default(),
         };
         let mut sample = None;
         let train = data::read_tokens(&self.data.data, builder(), |row| {
-            sample = sample_prompt(row)
+            kinds.add(row);
+            sample.get_or_insert_with(|| sample_prompt(row));
         })?;
+        kinds.warn(&self.data.chat_format, self.data.split_text.is_some());
         let trainer = match (options, &self.saving.resume) {
             (Some(options), _) => Trainer::new(model, options, train, valid)?,
             (None, checkpoint) => {
@@ -177,7 +180,7 @@ impl Train {
                 trainer
             }
         };
-        Ok((trainer, sample))
+        Ok((trainer, sample.flatten()))
     }
 
     /// The command that goes on with this run.

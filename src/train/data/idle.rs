@@ -45,8 +45,12 @@ impl Idle {
             0 => String::new(),
             n => format!(" and {n} more"),
         };
-        let (n, names) = (self.rows, names.join(", "));
-        tracing::warn!("{n} rows have the weight 0 and count for nothing: {names}{more}");
+        let names = names.join(", ");
+        let rows = match self.rows {
+            1 => "1 row has the weight 0 and counts".to_owned(),
+            n => format!("{n} rows have the weight 0 and count"),
+        };
+        tracing::warn!("{rows} for nothing: {names}{more}");
         Ok(())
     }
 }

@@ -15,13 +15,13 @@ pub(super) fn warn(trainer: &Trainer) {
     let sets = trainer.examples();
     for (trimmed, rows) in trainer.trimmed().iter().zip(sets) {
         if !trimmed.cut.is_empty() {
-            let (n, names) = (trimmed.cut.len(), names(rows, &trimmed.cut));
-            tracing::warn!("{n} rows do not fit into {limit} and lose their ends: {names}");
+            let (rows_do, names) = (data::rows_do(trimmed.cut.len()), names(rows, &trimmed.cut));
+            tracing::warn!("{rows_do} not fit into {limit}, the rest is cut off: {names}");
         }
         if !trimmed.lost.is_empty() {
             let (n, names) = (trimmed.lost.len(), names(rows, &trimmed.lost));
             tracing::warn!(
-                "{n} of them lose all that they have to predict and are not used: {names}"
+                "{n} of them left out, as nothing remains that is to be predicted: {names}"
             );
         }
     }
