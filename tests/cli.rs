@@ -576,6 +576,10 @@ fn values_out_of_range_are_wrong_usage_in_every_command() {
         ),
         (format!("logits -m {MODEL} --ids 1,3072 -o {at}/x"), "3072"),
         (
+            format!("logits -m {MODEL} --ids -1,2 -o {at}/x"),
+            "token id -1 is outside",
+        ),
+        (
             format!("logits -m {gpt2} --ids 1 -c 100000 -o {at}/x"),
             "for this model",
         ),

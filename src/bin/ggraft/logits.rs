@@ -30,6 +30,7 @@ pub(crate) struct Logits {
         long,
         value_name = "1,2,3",
         value_delimiter = ',',
+        allow_hyphen_values = true,
         required_unless_present = "prompt"
     )]
     ids: Vec<i32>,
