@@ -23,9 +23,12 @@ pub fn write_atomic(
         return out.flush();
     }
     let target = Target::find(path)?;
-    let mut out = BufWriter::with_capacity(BUFFER, target.temporary()?);
+    let temporary = target.temporary()?;
+    // The file itself: errors of its handle have its name, which nobody asked for.
+    let mut out = BufWriter::with_capacity(BUFFER, temporary.as_file());
     fill(&mut out)?;
-    let temporary = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    out.flush()?;
+    drop(out);
     if let Some(permissions) = &target.permissions {
         temporary.as_file().set_permissions(permissions.clone())?;
     }
@@ -205,16 +208,17 @@ impl Target {
         format!(".ggraft-{}-", &name[..end.unwrap_or(0)])
     }
 
-    /// A new file beside it that is deleted when dropped. Readable by others: tempfile's own default is 0600.
+    /// A new file beside it that is deleted when dropped. Readable by others: tempfile's own default is 0600. Errors are the
+    /// system's own, without the name of the temporary file.
     fn temporary(&self) -> io::Result<tempfile::NamedTempFile> {
         let prefix = self.prefix();
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(SUFFIX).rand_bytes(RANDOM);
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create_new(true);
         #[cfg(unix)]
-        let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
-        #[cfg(unix)]
-        builder.permissions(mode);
-        let file = builder.tempfile_in(self.folder())?;
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+        let file = builder.make_in(self.folder(), |path| options.open(path))?;
         // Held as long as its writer lives. Where files cannot be locked, stale ones stay.
         #[cfg(unix)]
         let _ = file.as_file().try_lock();
@@ -359,6 +363,15 @@ mod tests {
             let nowhere = link("nowhere", "absent/f");
             assert_eq!(refused(&nowhere).kind(), ErrorKind::NotFound);
         }
+    }
+
+    /// The name of the temporary file is nobody's concern.
+    #[test]
+    fn errors_are_those_of_the_system() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_atomic(&folder.path().join("absent/f"), |_| Ok(())).unwrap_err();
+        let expected = fs::read(folder.path().join("absent/f")).unwrap_err();
+        assert_eq!(error.to_string(), expected.to_string());
     }
 
     /// A rename would put a file in their place.
