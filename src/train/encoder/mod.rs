@@ -19,6 +19,11 @@ const ROWS: &str = "prompt_embeddings";
 /// PyTorch's name of the table that encoders start from, and of trained rows in PEFT's modules.
 const EMBEDDING: &str = "embedding.weight";
 
+/// Numbers that are drawn within seconds: of more, somebody who waits is told.
+const MANY: u64 = 1 << 28;
+/// Bytes of a number, its gradient and two moments.
+const BYTES: u64 = 16;
+
 /// Architecture of an encoder: [`EncoderKind::specs`] says what it consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -226,7 +231,17 @@ impl Encoder {
             let value = (0..spec.shape.iter().product()).map(|_| draw()).collect();
             Param::new(spec.name, &spec.shape, value)
         };
-        let params = kind.params(sizes).into_iter().map(param).collect();
+        let specs = kind.params(sizes);
+        let numbers = |spec: &ParamSpec| spec.shape.iter().map(|&n| n as u64).product::<u64>();
+        let all: u64 = specs.iter().map(numbers).sum();
+        if all > MANY {
+            let gib = (all * BYTES) >> 30;
+            tracing::warn!(
+                "the network has {all} numbers, which are drawn now and take {gib} GiB with what AdamW keeps of them: a smaller inner \
+                 width (--hidden) takes less"
+            );
+        }
+        let params = specs.into_iter().map(param).collect();
         Self::assemble(kind, sizes, params)
     }
 
