@@ -670,7 +670,8 @@ fn failures_are_one_line_and_status_1() {
             format!("concat {adapter} {MODEL} -o {folder}/x"),
             "not an adapter",
         ),
-        ("inspect models/peft".to_owned(), "directory"),
+        ("inspect models/peft".to_owned(), "use one of "),
+        ("inspect models".to_owned(), "is it a PEFT folder?"),
     ];
     for (line, expected) in cases {
         let text = failure(&ggraft(&words(&line)));
@@ -1763,6 +1764,25 @@ fn inspect_tells_what_a_file_is() {
     assert_eq!(facts["fingerprint"], model.fingerprint().to_string());
     assert_eq!(facts["tensors"].as_array().unwrap().len(), 16);
     assert_eq!(facts["problem"], Value::Null);
+
+    // What PEFT saved tells as much, apart from the base.
+    let facts = json(&ok(&["inspect", PIRATE, "--json"]));
+    assert_eq!(facts["kind"], "peft");
+    assert_eq!(facts["metadata"]["peft_type"], "PREFIX_TUNING");
+    assert_eq!(facts["metadata"]["num_layers"], 8);
+    assert_eq!(
+        facts["tensors"],
+        json!([{"name": "prompt_embeddings", "shape": [2048, 20]}])
+    );
+    assert_eq!(facts["elements"], 20 * 2048);
+    let text = ok(&["inspect", PIRATE]);
+    for part in [
+        "peft_type = PREFIX_TUNING\n",
+        "[2048, 20]\n",
+        "fingerprint unknown; `ggraft import` makes",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
 
     // What a terminal would obey is shown as what it is.
     let mut bytes = fs::read(MODEL).unwrap();

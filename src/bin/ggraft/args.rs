@@ -4,6 +4,7 @@ use crate::failure::{Failure, Result};
 use crate::io;
 use clap::{Args, ValueEnum};
 use ggraft::adapter::{ImportOptions, import_peft};
+use ggraft::file::peft::PeftFolder;
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::chat::{built_in_names, built_in_template};
@@ -236,6 +237,11 @@ pub(crate) fn import_folder(
 ) -> Result<Adapter> {
     let fingerprint = Some(model.fingerprint());
     import_peft(path, model.shape(), fingerprint, options).map_err(|e| about(path, e))
+}
+
+/// What is in a PEFT folder, whatever the base.
+pub(crate) fn read_peft(path: &Path) -> Result<PeftFolder> {
+    PeftFolder::read(path).map_err(|e| about(path, e))
 }
 
 /// A GGUF adapter file.

@@ -1,5 +1,7 @@
 //! `ggraft inspect`: what is in a file.
 
+mod peft;
+
 use crate::args::load_adapter_file;
 use crate::failure::Result;
 use crate::io;
@@ -14,22 +16,23 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
   ggraft inspect model.gguf
-  ggraft inspect adapter.gguf --json";
+  ggraft inspect adapter.gguf --json
+  ggraft inspect my-peft-folder";
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 8;
 /// Characters of a text that are shown.
 const SHOWN_TEXT: usize = 120;
 
-/// Show what a model or adapter file contains
+/// Show what a model, an adapter file or a PEFT folder contains
 ///
 /// Prints metadata (long values cut short), tensors with type, shape (fastest dimension first) and size, and the fingerprint that
 /// ties adapters to their model. Says why, if the file is well-formed and still cannot be used.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Inspect {
-    /// A GGUF file: a model (of a split one: any part) or an adapter
-    #[arg(value_name = "FILE")]
+    /// A GGUF file: a model (of a split one: any part) or an adapter; or the folder of an adapter that PEFT saved
+    #[arg(value_name = "FILE|FOLDER")]
     file: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -52,6 +55,13 @@ struct Facts {
 
 impl Inspect {
     pub(crate) fn execute(self) -> Result<()> {
+        if self.file.is_dir() {
+            let facts = peft::Facts::read(&self.file)?;
+            return io::print(&match self.json {
+                true => format!("{}\n", facts.json()),
+                false => facts.text(),
+            });
+        }
         let file = MappedGguf::open(&self.file)?;
         let kind = match is_adapter(&file) {
             true => Kind::Adapter,
