@@ -171,12 +171,17 @@ fn odd_rows_and_options_are_named_before_the_first_step() {
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    let threads = std::thread::available_parallelism().unwrap().get() + 1;
+    // Processors that share a core are one.
+    let threads = ggraft::default_threads() + 1;
     let line = format!(
         "train -t {threads} -m @@ --data @train.jsonl --method prompt --length 2 --steps 1 -o @t.gguf"
     );
     let text = stderr(&command(&place.args(&line)).output().unwrap());
     assert!(text.contains(&format!("{threads} threads on ")), "{text}");
+    assert!(
+        text.contains(&format!("use -t {} or fewer", threads - 1)),
+        "{text}"
+    );
     for (line, expected) in [
         (
             "--data @idle.jsonl",

@@ -11,7 +11,6 @@ use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
 use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -169,12 +168,16 @@ impl SessionArgs {
     }
 }
 
-/// Of more threads than there are cores.
+/// Of more threads than there are physical cores: two that share one do not compute faster, and wait for each other.
 pub(crate) fn warn_of_threads(threads: Option<usize>) {
-    let cores = std::thread::available_parallelism().map_or(usize::MAX, NonZero::get);
+    let cores = ggraft::default_threads();
     if let Some(threads) = threads.filter(|&n| n > cores) {
         tracing::warn!(
-            "{threads} threads on {cores} cores wait for each other: use -t {cores} or fewer"
+            "{threads} threads on {} wait for each other: use -t {cores} or fewer",
+            match cores {
+                1 => "1 core".to_owned(),
+                n => format!("{n} cores"),
+            }
         );
     }
 }
