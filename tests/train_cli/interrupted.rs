@@ -78,7 +78,7 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
 #[test]
 fn other_polite_signals_are_ctrl_c() {
     let place = Place::random();
-    for name in ["-TERM", "-HUP"] {
+    for name in ["-TERM", "-HUP", "-XCPU"] {
         let mut child = place.spawn(&format!(
             "--method prompt --steps 100000 --batch 1 --overwrite {SAVES}"
         ));

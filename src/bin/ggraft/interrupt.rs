@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: the first one stops the computation that runs and lets the command end in order, one that comes more
-//! than a second later ends the process.
+//! Ctrl-C, SIGTERM, SIGHUP and SIGXCPU (`ulimit -S -t`): the first one stops the computation that runs and lets the command end in
+//! order, one that comes more than a second later ends the process.
 
 use ggraft::infer::CancelToken;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
@@ -81,7 +81,7 @@ pub(crate) fn prepare() {
 
 #[cfg(unix)]
 mod signals {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU, SIGXFSZ};
     use signal_hook::iterator::Signals;
     use std::io;
     use std::mem::MaybeUninit;
@@ -91,7 +91,7 @@ mod signals {
     /// Calls `handle`, on another thread, for every signal that asks for an end. One that is ignored stays ignored: that is how
     /// `nohup` and shells protect what runs in the background.
     pub(super) fn install(handle: fn()) -> io::Result<()> {
-        let polite = [SIGINT, SIGTERM, SIGHUP];
+        let polite = [SIGINT, SIGTERM, SIGHUP, SIGXCPU];
         let mut signals = Signals::new(polite.into_iter().filter(|&s| !is_ignored(s)))?;
         let wait = move || signals.forever().for_each(|_| handle());
         std::thread::Builder::new()

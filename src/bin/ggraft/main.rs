@@ -49,7 +49,7 @@ const EXAMPLES: &str = "Examples:
 
 `ggraft COMMAND --help` explains a command and shows examples.
 Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usage (also an option's value that this model or file \
-does not allow), 130 interrupted by Ctrl-C, SIGTERM or SIGHUP (what was computed until then is delivered).";
+does not allow), 130 interrupted by Ctrl-C, SIGTERM, SIGHUP or SIGXCPU (what was computed until then is delivered).";
 
 #[derive(Subcommand)]
 enum Command {

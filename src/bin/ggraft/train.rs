@@ -30,7 +30,7 @@ const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf --dry-run
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
-Ctrl-C, SIGTERM and SIGHUP save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on; another one, more than a second \
+Ctrl-C, SIGTERM, SIGHUP and SIGXCPU save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on; another one, more than a second \
 later, quits at once. The same seed, threads and data give the same adapter, bit for bit, interrupted or not. SIZE is a number of \
 bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB and GB are powers of 1000).";
 
