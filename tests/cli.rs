@@ -411,6 +411,49 @@ fn a_line_feed_follows_the_text_only_at_a_terminal() {
     assert_eq!(shown[..n], *format!("{PIRATE_SAYS}\r\n").as_bytes());
 }
 
+/// A bar that is gone when the file is read.
+#[cfg(target_os = "linux")]
+#[test]
+fn reading_a_large_file_shows_its_progress_at_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = format!(
+        "{{\"prompt\": \"{}\", \"completion\": \"b\"}}\n",
+        "a word and ".repeat(90)
+    );
+    let shown = |rows: usize| {
+        let data = folder.path().join("rows.jsonl");
+        fs::write(&data, row.repeat(rows)).unwrap();
+        let (screen, mut reader) = terminal();
+        let line = format!("train -m {MODEL} --method prompt --dry-run -o /dev/null/x --data");
+        let line = line.replace(
+            "/dev/null/x",
+            folder.path().join("a.gguf").to_str().unwrap(),
+        );
+        let args = [words(&line), vec![data.to_str().unwrap()]].concat();
+        let mut command = command(&args);
+        command
+            .env("TERM", "xterm")
+            .stdout(Stdio::null())
+            .stderr(screen);
+        let mut child = command.spawn().unwrap();
+        // Nobody else has the terminal open: it ends with the process.
+        drop(command);
+        let mut shown = Vec::new();
+        // The end of a terminal is an error.
+        let _ = reader.read_to_end(&mut shown);
+        assert!(child.wait().unwrap().success());
+        String::from_utf8(shown).unwrap()
+    };
+    let text = shown(4000);
+    assert!(
+        text.contains("rows.jsonl ") && text.contains(" MiB, ") && text.contains("s left"),
+        "{text:?}"
+    );
+    // Small ones are read at once.
+    let text = shown(10);
+    assert!(!text.contains(" left"), "{text:?}");
+}
+
 /// SIGTERM and SIGHUP are as polite as Ctrl-C: what was written is delivered whole, and the status says what happened.
 #[cfg(unix)]
 #[test]

@@ -364,7 +364,16 @@ fn a_checkpoint_of_the_end_that_does_not_fit_hides_nothing() {
     let output = shell.output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = stderr(&output);
-    assert!(text.contains("the training loss has risen from "), "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(
+        last.starts_with("error: ") && last.contains("out.gguf.ckpt: File too large"),
+        "{text}"
+    );
+    assert!(last.ends_with("out.gguf has the adapter"), "{text}");
+    let summary = String::from_utf8(output.stdout).unwrap();
+    assert!(summary.contains("\nuse it "), "{summary}");
+    assert_loads(&place.path("out.gguf"));
+    assert!(!place.exists("out.gguf.ckpt"));
 }
 
 /// Files cannot grow beyond a limit, as on a full disk.

@@ -94,6 +94,25 @@ fn other_polite_signals_are_ctrl_c() {
     }
 }
 
+#[test]
+fn what_a_stopped_run_replaces_is_kept() {
+    let place = Place::random();
+    place.trained("--method prompt --length 2 --steps 2 --batch 1 -o @out.gguf");
+    let first = place.read("out.gguf");
+    let line = format!("--method prompt --length 2 --steps 100000 --batch 1 --seed 7 {SAVES}");
+    let mut child = place.spawn(&line);
+    assert!(place.wait_for_steps(&mut child.0, "log.jsonl", 5));
+    assert!(!place.exists("out.gguf.old"), "before there is a new one");
+    signal(&child.0, "-TERM");
+    let output = child.end();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let text = crate::stderr(&output);
+    assert!(text.contains("was there before and is now "), "{text}");
+    assert_eq!(place.read("out.gguf.old"), first);
+    assert_ne!(place.read("out.gguf"), first);
+    assert_loads(&place.path("out.gguf"));
+}
+
 /// As `timeout` sends them: to the process, and to its group.
 #[test]
 fn signals_that_come_together_are_one() {
