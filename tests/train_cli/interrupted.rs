@@ -159,14 +159,13 @@ fn signals_that_were_ignored_stay_ignored() {
 #[test]
 fn an_adapter_is_saved_without_room_for_its_checkpoint() {
     let place = Place::random();
-    let mut shell = Command::new("sh");
     // The optimizer of 100 tokens fits into no 100 KiB (of 512 bytes or 1024), the adapter does.
     let script = "ulimit -f 200; exec \"$0\" \"$@\"";
     let line = "--method p-tuning --length 2 --hidden 400 --steps 100000 --batch 1 -o @out.gguf --plot @loss.svg";
-    shell.args(["-c", script, env!("CARGO_BIN_EXE_ggraft")]);
-    shell.args(place.train_args(line)).env_remove("RUST_LOG");
-    shell.stdout(std::process::Stdio::piped());
-    shell.stderr(std::process::Stdio::piped());
+    let mut args = vec!["-c".to_owned(), script.to_owned()];
+    args.push(env!("CARGO_BIN_EXE_ggraft").to_owned());
+    args.extend(place.train_args(line));
+    let mut shell = ggraft_testkit::command::command("sh", &args);
     let child = crate::Running(shell.spawn().unwrap());
     std::thread::sleep(Duration::from_millis(1500));
     interrupt(&child.0);
