@@ -9,7 +9,7 @@
 //! compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
 //! Some minutes by default: prefills are of 128 tokens, and no round begins in a row that was measured for ten seconds, but one
-//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures what docs/BENCHMARKS.md shows: 512 tokens, all
+//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures prompts of 512 tokens, all
 //! rounds. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (physical cores),

@@ -197,7 +197,8 @@ impl TrainOptions {
             // Lester 2021.
             (OptimizerKind::Adafactor, ..) => 0.3,
             (OptimizerKind::Sgd, ..) => 1.0,
-            (OptimizerKind::AdamW, _, Reparam::None) => 0.1,
+            (OptimizerKind::AdamW, AdapterKind::Prefix, Reparam::None) => 0.1,
+            (OptimizerKind::AdamW, _, Reparam::None) => 0.2,
             (OptimizerKind::AdamW, _, Reparam::Mlp | Reparam::Lstm) => 0.01,
         }
     }
