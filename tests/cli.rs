@@ -424,12 +424,10 @@ fn reading_a_large_file_shows_its_progress_at_a_terminal() {
         let data = folder.path().join("rows.jsonl");
         fs::write(&data, row.repeat(rows)).unwrap();
         let (screen, mut reader) = terminal();
-        let line = format!("train -m {MODEL} --method prompt --dry-run -o /dev/null/x --data");
-        let line = line.replace(
-            "/dev/null/x",
-            folder.path().join("a.gguf").to_str().unwrap(),
-        );
-        let args = [words(&line), vec![data.to_str().unwrap()]].concat();
+        let line = format!("train -m {MODEL} --method prompt --dry-run");
+        let (data, out) = (data.to_str().unwrap(), folder.path().join("a.gguf"));
+        let files = vec!["--data", data, "-o", out.to_str().unwrap()];
+        let args = [words(&line), files].concat();
         let mut command = command(&args);
         command
             .env("TERM", "xterm")

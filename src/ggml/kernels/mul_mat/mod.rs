@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::thread::LocalKey;
 
-/// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB, or 32 in bytes.
+/// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB.
 const DEPTH: usize = 2048;
 /// Values of a row of W that ggml unpacks at a time: the largest block of any type.
 const CHUNK: usize = 256;

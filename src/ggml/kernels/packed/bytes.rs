@@ -131,10 +131,7 @@ impl BytePanel {
                     x_steps: row.add(row_blocks * QUADS + x.first),
                     x_sums: row.add(row_blocks * (QUADS + 1) + x.first),
                     x_stride: stride,
-                    y: Output {
-                        values: y.values.add(tile.start * y.stride),
-                        ..y
-                    },
+                    y: y.at_row(tile.start),
                 };
                 rows.compute(tile.len());
             }

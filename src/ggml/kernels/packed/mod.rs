@@ -161,6 +161,16 @@ pub(super) struct Output {
     pub(super) accumulate: bool,
 }
 
+impl Output {
+    /// Without the rows before `t`.
+    fn at_row(self, t: usize) -> Self {
+        Self {
+            values: self.values.wrapping_add(t * self.stride),
+            ..self
+        }
+    }
+}
+
 /// [`WIDTH`] rows of weights in words of two values that stand next to each other along the reduction: pair `p` of row `r` at
 /// `words[p].0[r]`, and the step and minimum of block `b` of row `r` at `steps[b].0[r]` and `mins[b].0[r]`.
 pub(super) struct Panel {
@@ -250,10 +260,7 @@ impl Panel {
                     x_steps: row.add(row_blocks * WORDS + x.first),
                     x_sums: row.add(row_blocks * (WORDS + 1) + x.first),
                     x_stride: stride,
-                    y: Output {
-                        values: y.values.add(tile.start * y.stride),
-                        ..y
-                    },
+                    y: y.at_row(tile.start),
                 };
                 (kind.rows)(&rows, tile.len());
             }

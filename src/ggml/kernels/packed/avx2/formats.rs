@@ -295,7 +295,7 @@ impl Scales {
 }
 
 /// Values that are rounded to integers.
-pub(in super::super) trait Floats {
+pub(super) trait Floats {
     /// Of a block.
     const BYTES: usize;
 
@@ -318,7 +318,7 @@ pub(in super::super) trait Floats {
 
 macro_rules! floats {
     ($($ty:ident: $bytes:literal, |$at:ident, $i:ident| $eight:expr;)*) => {$(
-        pub(in super::super) struct $ty;
+        pub(super) struct $ty;
 
         impl Floats for $ty {
             const BYTES: usize = 32 * $bytes;
