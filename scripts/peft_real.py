@@ -118,7 +118,7 @@ class Run:
 
     @torch.no_grad()
     def answers(self, prompts):
-        """Greedy, prompts of one length at a time: nothing is padded."""
+        """Greedy, in F32, prompts of one length at a time: nothing is padded."""
         self.model.eval()
         by_length = {}
         for i, prompt in enumerate(prompts):
@@ -128,8 +128,7 @@ class Run:
         for same in by_length.values():
             for at in range(0, len(same), AT_ONCE):
                 some = same[at:at + AT_ONCE]
-                with self.precision():
-                    rows = self.greedy(torch.tensor([ids for _, ids in some]))
+                rows = self.greedy(torch.tensor([ids for _, ids in some]))
                 for (i, _), row in zip(some, rows):
                     found[i] = self.tok.decode(row, skip_special_tokens=True)
         return found
@@ -169,7 +168,7 @@ def main():
     ap.add_argument("--length", type=int, default=20, help="virtual tokens")
     ap.add_argument("--init-text", help="start from this text (prompt)")
     ap.add_argument("--seeds", default="1", help="separated by commas")
-    ap.add_argument("--bf16", action="store_true", help="products in BF16 (autocast) instead of F32")
+    ap.add_argument("--bf16", action="store_true", help="train with products in BF16 (autocast) instead of F32")
     ap.add_argument("--threads", type=int, default=torch.get_num_threads())
     ap.add_argument("--test", type=int, help="answer so many of the test rows only")
     ap.add_argument("--out", help="append one JSON object per run")

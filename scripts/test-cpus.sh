@@ -1,6 +1,6 @@
 #!/bin/sh
-# The library's unit tests, compiled for lesser CPUs than this one: first without AVX-512 (the kernels for AVX2), then without AVX
-# (the portable ones, no fused multiply-add). Only the library is compiled anew: ggml and the other crates stay as they are.
+# Kernels for lesser CPUs than this one: the library's unit tests, compiled without AVX as for any x86-64 CPU (ggml and the other
+# crates stay as they are), at every level that this CPU has.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,15 +10,25 @@ if [ "$(uname -m)" != x86_64 ]; then
     [ -z "${GGRAFT_SKIPPED:-}" ] || echo "$why" >>"$GGRAFT_SKIPPED"
     exit 0
 fi
-# What the lesser CPUs lack is checked on this one.
+# What a lesser level lacks is checked at a higher one.
+skipped=${GGRAFT_SKIPPED:-}
 unset GGRAFT_SKIPPED
 
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-for feature in avx512f avx; do
-    echo "== without $feature"
-    ${CARGO:-cargo} rustc --lib --profile test --message-format json-render-diagnostics -- -C target-feature=-$feature >"$messages"
-    # The last message about an executable is the one about the tests.
-    tests=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$messages" | tail -n 1)
-    "$tests" --quiet
+${CARGO:-cargo} rustc --lib --profile test --message-format json-render-diagnostics -- -C target-feature=-avx >"$messages"
+# The last message about an executable is the one about the tests.
+tests=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$messages" | tail -n 1)
+levels=$(${CARGO:-cargo} run --quiet --bin ggraft -- --version | sed -n 's/^CPU levels: \(.*\) (.*/\1/p')
+for level in $levels; do
+    echo "== $level"
+    GGRAFT_CPU=$level "$tests" --quiet
 done
+case $levels in
+*avx512-bf16) ;;
+*)
+    why="skipped: kernels of higher levels than $level (needs another CPU)"
+    echo "$why" >&2
+    [ -z "$skipped" ] || echo "$why" >>"$skipped"
+    ;;
+esac

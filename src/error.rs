@@ -3,6 +3,7 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
+use crate::ggml::CpuError;
 use crate::infer::SessionError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
@@ -45,6 +46,9 @@ pub enum Error {
     /// The vocabulary cannot be used, or text cannot be tokenized.
     #[error(transparent)]
     Vocab(#[from] VocabError),
+    /// The environment asks for instructions that are not there.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// A session refused.
     #[error(transparent)]
     Session(#[from] SessionError),

@@ -143,6 +143,6 @@ pub use ggml::kernels::measure;
 
 pub use adapter::Adapter;
 pub use error::{Error, Result};
-pub use ggml::default_threads;
+pub use ggml::{CpuError, CpuLevel, default_threads};
 pub use infer::{Session, SessionOptions};
 pub use model::{Kernels, Model, ModelOptions};

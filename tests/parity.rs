@@ -4,7 +4,7 @@
 use ggraft::adapter::{AdapterKind, BaseSignature, Matrix, Parts, Payload, PrefixLayer, Template};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::{ExistingText, FlashAttention, KvType};
-use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
+use ggraft::{Adapter, CpuLevel, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::fixture::{FixtureSpec, Variant, all_variants, write_fixture};
 use ggraft_testkit::metrics::{max_abs_diff, nmse};
 use ggraft_testkit::oracle::{KvRows, Llama, Options};
@@ -241,7 +241,7 @@ fn every_variant(types: &[GgmlType]) {
 fn own_kernels() {
     // They take prompts of this length.
     const { assert!(PROMPT >= 32) };
-    if !cfg!(target_feature = "avx2") {
+    if CpuLevel::current().unwrap() < CpuLevel::Avx2 {
         skipped("models on our own kernels against libllama (needs AVX2)");
         return;
     }

@@ -1,6 +1,5 @@
 //! Status codes, the message of the last error, versions.
 
-use ggraft::Error;
 use ggraft::adapter::AdapterError;
 use ggraft::infer::SessionError;
 use ggraft::infer::sampler::SamplerError;
@@ -9,6 +8,7 @@ use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
 use ggraft::train::data::DataError;
+use ggraft::{CpuError, Error};
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -105,6 +105,7 @@ macro_rules! failure_from {
 
 failure_from!(
     AdapterError,
+    CpuError,
     DataError,
     SamplerError,
     SessionError,
@@ -131,6 +132,7 @@ fn class(error: &Error) -> ggraft_status {
             ModelError::OutOfMemory { .. } => GGRAFT_ERROR_MEMORY,
             _ => GGRAFT_ERROR_MODEL,
         },
+        Error::Cpu(_) => GGRAFT_ERROR_ARGUMENT,
         Error::Vocab(VocabError::Gguf(_)) => GGRAFT_ERROR_GGUF,
         Error::Vocab(_) => GGRAFT_ERROR_VOCAB,
         Error::Session(e) => match e {

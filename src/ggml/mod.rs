@@ -30,6 +30,7 @@ pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kernels::{
     Bits, RowMajor, Strided, faster_than_ggml, gemm, has_attention, has_mul_mat, sensible,
 };
+pub use kernels::{CpuError, CpuLevel};
 pub(crate) use memory::Buffer;
 pub(crate) use ops::{Activation, Gate, Scoring, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;

@@ -19,7 +19,7 @@ pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 use crate::error::{Error, Result};
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{ThreadPool, has_attention, warn_once_if_slow};
+use crate::ggml::{CpuLevel, ThreadPool, has_attention, warn_once_if_slow};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,7 @@ impl Model {
     /// If the file cannot be read, is malformed, or holds a model that the decoder does not know in full.
     pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        CpuLevel::current()?;
         warn_once_if_slow();
         let path = path.as_ref();
         let file = Arc::new(MappedGguf::open(path)?);

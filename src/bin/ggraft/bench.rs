@@ -5,7 +5,7 @@ use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
 use ggraft::infer::{ExistingText, KvType};
-use ggraft::{Adapter, Model, Session};
+use ggraft::{Adapter, CpuLevel, Model, Session};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -248,6 +248,7 @@ impl Bench {
                 "parameters": params,
                 "adapter": adapter,
                 "threads": threads,
+                "cpu_level": CpuLevel::current()?.name(),
                 "kv_bytes": session.kv_bytes(),
                 "repacked_bytes": model.repacked_bytes(),
                 "tests": tests,
@@ -271,9 +272,10 @@ impl Bench {
         if let Some(adapter) = adapter {
             out += &format!("\nadapter: {adapter}\n");
         }
+        out += &format!("\nkernels: {}\n", CpuLevel::current()?);
         if let (Some(peak), Some(anon)) = (memory.peak_rss, memory.rss_anon) {
             out += &format!(
-                "\nmemory: peak resident {:.1} MiB, anonymous {:.1} MiB (KV cache reserved {:.1} MiB)\n",
+                "memory: peak resident {:.1} MiB, anonymous {:.1} MiB (KV cache reserved {:.1} MiB)\n",
                 mib(peak),
                 mib(anon),
                 mib(session.kv_bytes() as u64)

@@ -1,6 +1,7 @@
 //! Why a command failed, as one line and an exit status.
 
 use crate::{interrupt, io};
+use ggraft::CpuError;
 use ggraft::adapter::AdapterError;
 use ggraft::infer::SessionError;
 use ggraft::infer::sampler::SamplerError;
@@ -78,6 +79,7 @@ macro_rules! from_library {
 from_library!(
     ggraft::Error,
     AdapterError,
+    CpuError,
     DataError,
     SamplerError,
     SessionError,

@@ -24,14 +24,16 @@ mod train;
 use clap::error::ErrorKind;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use failure::{Failure, Result};
+use ggraft::CpuLevel;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 /// Run a frozen GGUF language model with tiny trained adapters, and train them (prefix, prompt and P-tuning).
 ///
 /// The base model is mapped, never copied or changed; an adapter of a few hundred kilobytes makes it do one task well, and
 /// adapters are swapped in microseconds.
 #[derive(Parser)]
-#[command(name = "ggraft", version, after_help = EXAMPLES)]
+#[command(name = "ggraft", version, long_version = version(), after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,6 +52,20 @@ const EXAMPLES: &str = "Examples:
 `ggraft COMMAND --help` explains a command and shows examples.
 Exit status: 0 success, 1 failure (one line `error: ...` on stderr), 2 wrong usage (also an option's value that this model or file \
 does not allow), 130 interrupted by Ctrl-C, SIGTERM, SIGHUP or SIGXCPU (what was computed until then is delivered).";
+
+/// The version, and what this CPU's kernels are.
+fn version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let levels: Vec<_> = CpuLevel::available().map(CpuLevel::name).collect();
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "{version}\nCPU levels: {} (the last one is used, unless {} names another one)",
+            levels.join(" "),
+            CpuLevel::VARIABLE
+        )
+    });
+    &TEXT
+}
 
 #[derive(Subcommand)]
 enum Command {

@@ -105,29 +105,16 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
     }
 }
 
-#[cfg(not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi")))]
+#[cfg(not(target_arch = "x86_64"))]
 pub(super) unsafe fn to_bf16_pairs(_: &Tile, _: *mut u32, _: usize) {
     unreachable!("Rounding::of never says BF16")
 }
 
-#[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+#[cfg(target_arch = "x86_64")]
 pub(super) use bf16::to_bf16_pairs;
 
-#[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+#[cfg(target_arch = "x86_64")]
 mod bf16;
 
-#[cfg(all(
-    test,
-    not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))
-))]
-mod tests {
-    #[test]
-    fn own_functions_equal_rounded_values_of_ggml() {
-        ggraft_testkit::skipped(
-            "weights as BF16 pairs against ggml's values (needs AVX-512 with BF16 and VBMI)",
-        );
-    }
-}
-
-#[cfg(all(test, target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+#[cfg(test)]
 mod tests;

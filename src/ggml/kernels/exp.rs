@@ -1,10 +1,11 @@
 //! The exponential function in straight-line code, so that loops over it are vectorized.
 
 use super::gemm::mul_add;
+use super::level::vectorized;
 
 /// `e^x` within 2 units in the last place: 0 for very negative `x` and -inf, inf for large `x`, NaN for NaN.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     /// Added and subtracted, rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts; products of the first with exponents are exact.
@@ -13,9 +14,9 @@ pub(crate) fn exp(x: f32) -> f32 {
     let x = if x > 90.0 { 90.0 } else { x };
     let x = if x < -105.0 { -105.0 } else { x };
     // x = n ln 2 + r with |r| <= ln 2 / 2.
-    let shifted = mul_add(x, std::f32::consts::LOG2_E, ROUND);
+    let shifted = mul_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = mul_add(-n, LN2.1, mul_add(-n, LN2.0, x));
+    let r = mul_add::<FUSED>(-n, LN2.1, mul_add::<FUSED>(-n, LN2.0, x));
     // Taylor's series, the last coefficients adjusted to the interval.
     let mut tail = 1.987_569_2e-4;
     for c in [
@@ -25,9 +26,9 @@ pub(crate) fn exp(x: f32) -> f32 {
         1.666_666_5e-1,
         0.5,
     ] {
-        tail = mul_add(tail, r, c);
+        tail = mul_add::<FUSED>(tail, r, c);
     }
-    let power = mul_add(r * r, tail, r) + 1.0;
+    let power = mul_add::<FUSED>(r * r, tail, r) + 1.0;
     // 2^n as two factors: one alone would leave the range of exponents before subnormal numbers end.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
@@ -35,33 +36,51 @@ pub(crate) fn exp(x: f32) -> f32 {
     power * scale(half) * scale(n.wrapping_sub(half))
 }
 
-/// Replaces every element by `e^(element - max)` and returns the sum.
-pub(crate) fn exp_sub_sum(row: &mut [f32], max: f32) -> f32 {
-    const LANES: usize = 32;
-    let mut sums = [0.0f32; LANES];
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for (x, sum) in chunk.iter_mut().zip(&mut sums) {
-            *x = exp(*x - max);
+vectorized! {
+    /// Replaces every element by `e^(element - max)` and returns the sum.
+    pub(crate) fn exp_sub_sum(row: &mut [f32], max: f32) -> f32 {
+        const LANES: usize = 32;
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = row.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for (x, sum) in chunk.iter_mut().zip(&mut sums) {
+                *x = exp::<FUSED>(*x - max);
+                *sum += *x;
+            }
+        }
+        for (x, sum) in rest.iter_mut().zip(&mut sums) {
+            *x = exp::<FUSED>(*x - max);
             *sum += *x;
         }
-    }
-    for (x, sum) in rest.iter_mut().zip(&mut sums) {
-        *x = exp(*x - max);
-        *sum += *x;
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                sums[i] += sums[i + width];
+            }
+            width /= 2;
         }
-        width /= 2;
+        sums[0]
     }
-    sums[0]
+}
+
+vectorized! {
+    /// The largest element that is a number; -inf of none.
+    pub(crate) fn largest(row: &[f32]) -> f32 {
+        const LANES: usize = 32;
+        let mut most = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = row.as_chunks::<LANES>();
+        for chunk in chunks.iter().map(|c| &c[..]).chain([rest]) {
+            for (most, &x) in most.iter_mut().zip(chunk) {
+                *most = if x > *most { x } else { *most };
+            }
+        }
+        most.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::level::FUSED;
     use super::*;
 
     #[test]
@@ -69,7 +88,7 @@ mod tests {
         let mut worst = 0.0f64;
         for i in -110_000..95_000 {
             let x = i as f32 * 0.001 + 0.000_3;
-            let (got, want) = (exp(x), f64::from(x).exp());
+            let (got, want) = (exp::<FUSED>(x), f64::from(x).exp());
             if want > f64::from(f32::MAX) {
                 assert_eq!(got, f32::INFINITY, "{x}");
                 continue;
@@ -83,13 +102,13 @@ mod tests {
 
     #[test]
     fn exp_of_special_values() {
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(-0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(-1e30), 0.0);
-        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
-        assert_eq!(exp(1e30), f32::INFINITY);
-        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(exp::<FUSED>(0.0), 1.0);
+        assert_eq!(exp::<FUSED>(-0.0), 1.0);
+        assert_eq!(exp::<FUSED>(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp::<FUSED>(-1e30), 0.0);
+        assert_eq!(exp::<FUSED>(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp::<FUSED>(1e30), f32::INFINITY);
+        assert!(exp::<FUSED>(f32::NAN).is_nan());
     }
 
     #[test]

@@ -3,24 +3,18 @@
 //! Every element of the result is one chain of fused multiply-adds over the reduction index, in increasing order. Where
 //! the element lies in a register tile, and how the caller cuts the matrix into parts, has no influence on its bits.
 
-#[cfg(target_feature = "avx512f")]
-use avx512 as arch;
-#[cfg(not(target_feature = "avx512f"))]
-use portable as arch;
+use super::level::{CpuLevel, has};
 
-pub(crate) use arch::NR;
+/// Columns of the widest register tile: panels of B have so many.
+pub(crate) const NR: usize = 32;
 
-/// Rows of B that are copied at a time when its stride is unfortunate: with [`NR`] columns half of a first-level cache.
+/// Rows of B that are copied at a time when its stride is unfortunate: with the columns of a register tile half of a first-level cache or a whole one.
 const PANEL_ROWS: usize = 256;
 
-/// `a * b + c`, fused where that is one instruction: without hardware `mul_add` is a slow library call.
+/// `a * b + c`, `FUSED` where that is one instruction: without it `mul_add` is a slow library call.
 #[inline(always)]
-pub(crate) fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-        a.mul_add(b, c)
-    } else {
-        a * b + c
-    }
+pub(crate) fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// A matrix that is read: element `(i, p)` at `values[i * row + p * col]`.
@@ -53,6 +47,18 @@ pub(crate) struct RowMajor<V>(pub(crate) V, pub(crate) usize);
 /// # Panics
 /// If a matrix does not fit into its slice, or rows of B or C overlap.
 pub(crate) fn gemm(
+    accumulate: bool,
+    size: [usize; 3],
+    a: Strided<'_>,
+    b: RowMajor<&[f32]>,
+    c: RowMajor<&mut [f32]>,
+) {
+    gemm_by(Tiles::fastest(), accumulate, size, a, b, c);
+}
+
+/// [`gemm`] with tiles of a kind that the CPU has.
+fn gemm_by(
+    tiles: Tiles,
     accumulate: bool,
     [m, n, k]: [usize; 3],
     a: Strided<'_>,
@@ -93,7 +99,7 @@ pub(crate) fn gemm(
         ldc,
     };
     // SAFETY: the matrices lie within their slices (checked above), and C is borrowed exclusively.
-    unsafe { product(accumulate, [m, n, k], x) }
+    unsafe { tiles.product(accumulate, [m, n, k], x) }
 }
 
 /// The matrices of a product: element `(i, p)` of A at `a[i * a_row + p * a_col]`, rows of B and C `ldb` and `ldc` values apart.
@@ -148,98 +154,137 @@ fn extent(rows: usize, row: usize, cols: usize, col: usize) -> usize {
         .expect("a matrix in memory")
 }
 
-/// [`gemm`] without checks.
-///
-/// # Safety
-/// The matrices must be valid, C not overlap with A or B; `m`, `n`, `k` above 0.
-unsafe fn product(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
-    // Rows a multiple of 1 KB apart share a few sets of the caches and evict each other before the next rows of A come.
-    let copy = m > arch::MR && k > 16 && x.ldb.is_multiple_of(256);
-    if !copy {
-        for j in (0..n).step_by(NR) {
-            let nr = NR.min(n - j);
-            // SAFETY: columns j..j + nr of B and C.
-            unsafe { panel(accumulate, [m, nr, k], x.at_column(j)) }
+/// A kind of register tile.
+#[derive(Clone, Copy)]
+struct Tiles {
+    /// Rows.
+    height: usize,
+    /// Columns, at most [`NR`].
+    width: usize,
+    /// Computes a product of at most so many rows and columns, `(accumulate, [m, n, k], matrices)`. These must be valid, C not overlap with A or B, `m`, `n`
+    /// and `k` above 0, and the CPU have the instructions.
+    compute: unsafe fn(bool, [usize; 3], Operands),
+}
+
+impl Tiles {
+    /// The fastest ones of this CPU.
+    fn fastest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if has(CpuLevel::Avx512) {
+                return avx512::TILES;
+            }
+            if has(CpuLevel::Avx2) {
+                return loops::AVX2;
+            }
         }
-        return;
+        loops::BASELINE
     }
-    let mut copied = [[0.0f32; NR]; PANEL_ROWS];
-    for j in (0..n).step_by(NR) {
-        let nr = NR.min(n - j);
-        for p in (0..k).step_by(PANEL_ROWS) {
-            let rows = PANEL_ROWS.min(k - p);
-            // SAFETY: columns j..j + nr of B and C, rows p..p + rows of B and columns of A.
-            unsafe {
-                for (q, row) in copied[..rows].iter_mut().enumerate() {
-                    let from = x.b.add((p + q) * x.ldb + j);
-                    if nr == NR {
-                        *row = from.cast::<[f32; NR]>().read_unaligned();
-                    } else {
+
+    /// At most [`Tiles::width`] columns of a product.
+    ///
+    /// # Safety
+    /// As `compute`.
+    unsafe fn columns(self, accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+        // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
+        let tiles = m.div_ceil(self.height);
+        for tile in 0..tiles {
+            let (from, to) = (tile * m / tiles, (tile + 1) * m / tiles);
+            // SAFETY: rows from..to of A and C.
+            unsafe { (self.compute)(accumulate, [to - from, n, k], x.at_row(from)) }
+        }
+    }
+
+    /// [`gemm`] without checks.
+    ///
+    /// # Safety
+    /// As `compute`, for any number of rows and columns.
+    unsafe fn product(self, accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+        // Rows a multiple of 1 KB apart share a few sets of the caches and evict each other before the next rows of A come.
+        let copy = m > self.height && k > 16 && x.ldb.is_multiple_of(256);
+        let mut copied = [0.0f32; NR * PANEL_ROWS];
+        for j in (0..n).step_by(self.width) {
+            let nr = self.width.min(n - j);
+            // SAFETY: columns j..j + nr of B and C.
+            let x = unsafe { x.at_column(j) };
+            if !copy {
+                // SAFETY: the caller's promise.
+                unsafe { self.columns(accumulate, [m, nr, k], x) }
+                continue;
+            }
+            for p in (0..k).step_by(PANEL_ROWS) {
+                let rows = PANEL_ROWS.min(k - p);
+                for (q, row) in copied.chunks_exact_mut(self.width).take(rows).enumerate() {
+                    // SAFETY: `nr` columns of row p + q of B.
+                    unsafe {
+                        let from = x.b.add((p + q) * x.ldb);
                         std::ptr::copy_nonoverlapping(from, row.as_mut_ptr(), nr);
                     }
                 }
                 let x = Operands {
-                    a: x.a.add(p * x.a_col),
-                    b: copied.as_ptr().cast(),
-                    ldb: NR,
-                    c: x.c.add(j),
+                    // SAFETY: column p of A.
+                    a: unsafe { x.a.add(p * x.a_col) },
+                    b: copied.as_ptr(),
+                    ldb: self.width,
                     ..x
                 };
-                panel(accumulate || p > 0, [m, nr, rows], x);
+                // SAFETY: rows p..p + rows of B and columns of A.
+                unsafe { self.columns(accumulate || p > 0, [m, nr, rows], x) }
             }
         }
     }
 }
 
-/// `nr <= NR` columns of a product.
+/// `C = A B`, or `C += A B` to `accumulate`, with matrices that are valid: A `m x k`, B `k x n`, C `m x n`, of at most [`NR`] columns.
 ///
 /// # Safety
-/// As [`product`].
-pub(super) unsafe fn panel(accumulate: bool, [m, nr, k]: [usize; 3], x: Operands) {
-    // Tiles of almost equal height: a small last one would leave the multipliers waiting for its few chains.
-    let tiles = m.div_ceil(arch::MR);
-    for tile in 0..tiles {
-        let (from, to) = (tile * m / tiles, (tile + 1) * m / tiles);
-        // SAFETY: rows from..to of A and C.
-        unsafe { arch::tile(accumulate, [to - from, nr, k], x.at_row(from)) }
+/// The matrices must be valid, C not overlap with A or B; `m`, `n`, `k` above 0.
+pub(super) unsafe fn panel(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+    let tiles = Tiles::fastest();
+    for j in (0..n).step_by(tiles.width) {
+        // SAFETY: some columns of B and C.
+        unsafe { tiles.columns(accumulate, [m, tiles.width.min(n - j), k], x.at_column(j)) }
     }
 }
 
-#[cfg(target_feature = "avx512f")]
+/// Calls a function that is compiled for each height of a tile.
+macro_rules! by_height {
+    ($m:expr, $($n:literal)*, |$height:ident| $call:expr) => {
+        match $m {
+            $($n => {
+                const $height: usize = $n;
+                // SAFETY: the caller's promise.
+                unsafe { $call }
+            })*
+            m => unreachable!("a tile of {m} rows"),
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::Operands;
+    use super::{NR, Operands, Tiles};
     use std::arch::x86_64::*;
 
-    /// Height of a register tile: 24 of the 32 registers hold sums.
-    pub(super) const MR: usize = 12;
-    /// Width of a register tile.
-    pub(crate) const NR: usize = 32;
+    /// 24 of the 32 registers hold sums.
+    pub(super) const TILES: Tiles = Tiles {
+        height: 12,
+        width: NR,
+        compute,
+    };
 
-    /// `mr <= MR` rows and `nr <= NR` columns of a product.
-    ///
-    /// # Safety
-    /// As `product`.
-    pub(super) unsafe fn tile(accumulate: bool, [mr, nr, k]: [usize; 3], x: Operands) {
-        macro_rules! tall {
-            ($($m:literal)*) => {
-                match (mr, nr > 16) {
-                    $(
-                        // SAFETY: the caller's promise.
-                        ($m, false) => unsafe { fixed::<$m, 1>(accumulate, nr, k, x) },
-                        // SAFETY: the caller's promise.
-                        ($m, true) => unsafe { fixed::<$m, 2>(accumulate, nr, k, x) },
-                    )*
-                    _ => unreachable!("a tile of {mr} rows"),
-                }
-            };
-        }
-        tall!(1 2 3 4 5 6 7 8 9 10 11 12)
+    unsafe fn compute(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+        by_height!(m, 1 2 3 4 5 6 7 8 9 10 11 12, |M| match n > 16 {
+            false => fixed::<M, 1>(accumulate, n, k, x),
+            true => fixed::<M, 2>(accumulate, n, k, x),
+        });
     }
 
     /// `M` rows and more than `16 * (V - 1)`, at most `16 * V` columns.
     ///
     /// # Safety
-    /// As `product`.
+    /// As `Tiles::compute`.
+    #[target_feature(enable = "avx512f")]
     unsafe fn fixed<const M: usize, const V: usize>(
         accumulate: bool,
         nr: usize,
@@ -284,45 +329,75 @@ mod avx512 {
     }
 }
 
-/// Fixed-size arrays that the compiler keeps in whatever vector registers the target has.
-#[cfg(any(test, not(target_feature = "avx512f")))]
-#[cfg_attr(target_feature = "avx512f", allow(dead_code))]
-mod portable {
-    use super::{Operands, mul_add};
+/// Fixed-size arrays that the compiler keeps in vector registers, whatever they are.
+mod loops {
+    use super::super::level::FUSED;
+    use super::{Operands, Tiles, mul_add};
 
-    /// Height of a register tile: with [`NR`] columns 8 registers of AVX2, 16 of NEON.
-    pub(super) const MR: usize = 4;
-    /// Width of a register tile.
-    pub(crate) const NR: usize = 16;
+    /// Columns of a tile.
+    const WIDTH: usize = 16;
 
-    /// `mr <= MR` rows and `nr <= NR` columns of a product.
+    /// 16 of 32 registers of NEON hold sums.
+    pub(super) const BASELINE: Tiles = Tiles {
+        height: 4,
+        width: WIDTH,
+        compute: baseline,
+    };
+
+    unsafe fn baseline(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+        by_height!(m, 1 2 3 4, |M| any_width::<M, FUSED>(accumulate, n, k, x));
+    }
+
+    /// 12 of the 16 registers hold sums.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const AVX2: Tiles = Tiles {
+        height: 6,
+        width: WIDTH,
+        compute: avx2,
+    };
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx2(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn compute<const M: usize>(accumulate: bool, n: usize, k: usize, x: Operands) {
+            // SAFETY: the caller's promise.
+            unsafe { any_width::<M, true>(accumulate, n, k, x) }
+        }
+        by_height!(m, 1 2 3 4 5 6, |M| compute::<M>(accumulate, n, k, x));
+    }
+
+    /// `M` rows and at most [`WIDTH`] columns.
     ///
     /// # Safety
-    /// As `product`.
-    pub(super) unsafe fn tile(accumulate: bool, [mr, nr, k]: [usize; 3], x: Operands) {
-        macro_rules! tall {
-            ($($m:literal)*) => {
-                match (mr, nr == NR) {
-                    $(
-                        // SAFETY: the caller's promise.
-                        ($m, true) => unsafe { fixed::<$m, NR>(accumulate, k, x) },
-                        ($m, false) => for j in 0..nr {
-                            // SAFETY: column j of B and C.
-                            unsafe { fixed::<$m, 1>(accumulate, k, x.at_column(j)) }
-                        },
-                    )*
-                    _ => unreachable!("a tile of {mr} rows"),
-                }
-            };
+    /// As `Tiles::compute`.
+    #[inline(always)]
+    unsafe fn any_width<const M: usize, const FUSED: bool>(
+        accumulate: bool,
+        n: usize,
+        k: usize,
+        x: Operands,
+    ) {
+        // SAFETY: the caller's promise; column j of B and C.
+        unsafe {
+            if n == WIDTH {
+                return fixed::<M, WIDTH, FUSED>(accumulate, k, x);
+            }
+            for j in 0..n {
+                fixed::<M, 1, FUSED>(accumulate, k, x.at_column(j));
+            }
         }
-        tall!(1 2 3 4)
     }
 
     /// `M x N` elements.
     ///
     /// # Safety
-    /// As `product`.
-    unsafe fn fixed<const M: usize, const N: usize>(accumulate: bool, k: usize, x: Operands) {
+    /// As `Tiles::compute`.
+    #[inline(always)]
+    unsafe fn fixed<const M: usize, const N: usize, const FUSED: bool>(
+        accumulate: bool,
+        k: usize,
+        x: Operands,
+    ) {
         let Operands { ldb, c, ldc, .. } = x;
         let mut acc = [[0.0f32; N]; M];
         if accumulate {
@@ -338,7 +413,7 @@ mod portable {
                 // SAFETY: element (i, p) of A.
                 let y = unsafe { *x.a.add(i * x.a_row + p * x.a_col) };
                 for (sum, part) in row.iter_mut().zip(row_of_b) {
-                    *sum = mul_add(y, part, *sum);
+                    *sum = mul_add::<FUSED>(y, part, *sum);
                 }
             }
         }
@@ -354,7 +429,34 @@ mod tests {
     use super::super::values;
     use super::*;
 
+    /// Kinds of tiles that this CPU has, and whether their multiply-adds are fused.
+    fn kinds() -> Vec<(Tiles, bool)> {
+        let mut kinds = vec![(loops::BASELINE, super::super::level::FUSED)];
+        #[cfg(target_arch = "x86_64")]
+        kinds.extend(
+            [
+                (CpuLevel::Avx2, loops::AVX2),
+                (CpuLevel::Avx512, avx512::TILES),
+            ]
+            .into_iter()
+            .filter_map(|(level, tiles)| has(level).then_some((tiles, true))),
+        );
+        kinds
+    }
+
     fn check(accumulate: bool, m: usize, n: usize, k: usize, transposed: bool, pad: usize) {
+        for (tiles, _) in kinds() {
+            check_by(tiles, accumulate, [m, n, k], transposed, pad);
+        }
+    }
+
+    fn check_by(
+        tiles: Tiles,
+        accumulate: bool,
+        [m, n, k]: [usize; 3],
+        transposed: bool,
+        pad: usize,
+    ) {
         let (ldb, ldc) = (n + pad, n + 2 * pad);
         let a = values(m * k + (m + k) * pad, 1);
         let view = if transposed {
@@ -366,7 +468,14 @@ mod tests {
         let before = values(m * ldc, 3);
         let mut c = before.clone();
         let product = RowMajor(&mut c[..], ldc);
-        gemm(accumulate, [m, n, k], view, RowMajor(&b, ldb), product);
+        gemm_by(
+            tiles,
+            accumulate,
+            [m, n, k],
+            view,
+            RowMajor(&b, ldb),
+            product,
+        );
         for i in 0..m {
             for j in 0..ldc {
                 let (got, old) = (c[i * ldc + j], before[i * ldc + j]);
@@ -434,25 +543,22 @@ mod tests {
     }
 
     #[test]
-    fn portable_tiles_give_the_same_bits() {
-        let (k, a, b) = (37, values(4 * 37, 6), values(37 * 16, 7));
-        for nr in [16, 5] {
-            let mut want = vec![0.0; 4 * nr];
-            let (view, product) = (Strided::rows(&a, k), RowMajor(&mut want[..], nr));
-            gemm(false, [4, nr, k], view, RowMajor(&b, 16), product);
-            let mut got = vec![0.0; 4 * nr];
-            let x = Operands {
-                a: a.as_ptr(),
-                a_row: k,
-                a_col: 1,
-                b: b.as_ptr(),
-                ldb: 16,
-                c: got.as_mut_ptr(),
-                ldc: nr,
-            };
-            // SAFETY: the matrices have these sizes.
-            unsafe { portable::tile(false, [4, nr, k], x) };
-            assert_eq!(got, want);
+    fn tiles_of_all_kinds_give_the_same_bits() {
+        let fused: Vec<_> = kinds().into_iter().filter(|kind| kind.1).collect();
+        if fused.len() < 2 {
+            ggraft_testkit::skipped("products of F32 at several levels (needs AVX2)");
+        }
+        let (m, k, ldb) = (13, 37, 40);
+        let (a, b) = (values(m * k, 6), values(k * ldb, 7));
+        for n in [40, 32, 16, 5] {
+            let products = fused.iter().map(|&(tiles, _)| {
+                let mut c = vec![0.0; m * n];
+                let (view, product) = (Strided::rows(&a, k), RowMajor(&mut c[..], n));
+                gemm_by(tiles, false, [m, n, k], view, RowMajor(&b, ldb), product);
+                c
+            });
+            let products: Vec<_> = products.collect();
+            assert!(products.iter().all(|c| *c == products[0]), "{n} columns");
         }
     }
 

@@ -8,14 +8,17 @@ mod attention;
 mod dequant;
 pub(crate) mod exp;
 pub(crate) mod gemm;
+pub(crate) mod level;
 pub mod measure;
 mod mul_mat;
 mod mul_mat_back;
 mod packed;
 
 pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
-pub(crate) use exp::{exp, exp_sub_sum};
+pub(crate) use exp::{exp, exp_sub_sum, largest};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
+pub(crate) use level::vectorized;
+pub use level::{CpuError, CpuLevel};
 pub(crate) use mul_mat::{MulMat, faster_than_ggml, has_mul_mat, sensible};
 pub(crate) use mul_mat_back::MulMatBack;
 pub(crate) use packed::{Bits, pack_row, packed_words};
@@ -23,10 +26,29 @@ pub(crate) use packed::{Bits, pack_row, packed_words};
 #[cfg(test)]
 use crate::file::types::GgmlType;
 
-/// Whether ggml was built for a CPU with AVX-512, on which its products are faster than ours for AVX2.
-fn ggml_has_avx512() -> bool {
-    // SAFETY: a pure query of how ggml was compiled.
-    unsafe { ggml_sys::ggml_cpu_has_avx512() != 0 }
+/// What ggml was built for, as far as it matters: its products with AVX-512 are faster than ours for AVX2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ggml {
+    Baseline,
+    Avx2,
+    Avx512,
+}
+
+impl Ggml {
+    fn built_for() -> Self {
+        // SAFETY: pure queries of how ggml was compiled.
+        let [avx2, avx512] = unsafe {
+            [
+                ggml_sys::ggml_cpu_has_avx2(),
+                ggml_sys::ggml_cpu_has_avx512(),
+            ]
+        };
+        match (avx2 != 0, avx512 != 0) {
+            (_, true) => Self::Avx512,
+            (true, false) => Self::Avx2,
+            (false, false) => Self::Baseline,
+        }
+    }
 }
 
 /// The first `n` values of memory that a thread keeps, whatever they are.

@@ -3,6 +3,7 @@
 use super::Line;
 use super::dequant::{self, Tile};
 use super::gemm::{self, NR};
+use super::level::{CpuLevel, has};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -20,11 +21,7 @@ impl Rounding {
     /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway:
     /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
     pub(crate) fn of(ty: GgmlType) -> Self {
-        let fast = cfg!(all(
-            target_feature = "avx512bf16",
-            target_feature = "avx512vbmi"
-        ));
-        if fast && (ty.is_quantized() || ty == GgmlType::BF16) {
+        if has(CpuLevel::Avx512Bf16) && (ty.is_quantized() || ty == GgmlType::BF16) {
             Self::Bf16
         } else {
             Self::F32
@@ -235,7 +232,7 @@ impl MulMatBack {
     }
 }
 
-#[cfg(all(target_feature = "avx512bf16", target_feature = "avx512vbmi"))]
+#[cfg(target_arch = "x86_64")]
 mod bf16 {
     use super::{A_STRIDE, NR};
     use std::arch::x86_64::*;
@@ -246,7 +243,8 @@ mod bf16 {
     /// Rounds `n` values to BF16. An odd last one gets a zero as its partner.
     ///
     /// # Safety
-    /// `n` values to read, as many rounded up to even to write.
+    /// `n` values to read, as many rounded up to even to write; [`CpuLevel::Avx512Bf16`](super::CpuLevel).
+    #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) unsafe fn convert_row(from: *const f32, n: usize, to: *mut u32) {
         for j in (0..n).step_by(32) {
             let left = (n - j).min(32);
@@ -265,7 +263,7 @@ mod bf16 {
     /// `nr <= NR` columns of a product: A is `m` rows of [`A_STRIDE`] words, B `pairs` rows of [`NR`] words.
     ///
     /// # Safety
-    /// The matrices must be valid.
+    /// The matrices must be valid, and the CPU have the level [`CpuLevel::Avx512Bf16`](super::CpuLevel).
     pub(super) unsafe fn panel(
         accumulate: bool,
         [m, nr, pairs]: [usize; 3],
@@ -294,6 +292,7 @@ mod bf16 {
     }
 
     /// `M` rows. Sums of one block of the reduction are added to C at the end.
+    #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn tile<const M: usize>(
         accumulate: bool,
         [nr, pairs]: [usize; 2],
@@ -335,7 +334,8 @@ mod bf16 {
     }
 
     /// The same bits as pairs of BF16.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
     fn bh(x: __m512i) -> __m512bh {
         // SAFETY: plain vectors of one size.
         unsafe { std::mem::transmute(x) }
@@ -343,7 +343,7 @@ mod bf16 {
 }
 
 /// Without dot products of BF16 nothing is rounded to it.
-#[cfg(not(all(target_feature = "avx512bf16", target_feature = "avx512vbmi")))]
+#[cfg(not(target_arch = "x86_64"))]
 mod bf16 {
     pub(super) unsafe fn convert_row(_: *const f32, _: usize, _: *mut u32) {
         unreachable!("Rounding::of never says BF16")

@@ -2,7 +2,7 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::exp;
+use crate::ggml::kernels::{exp, vectorized};
 use crate::ggml::tensor::Tensor;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -18,17 +18,17 @@ pub(crate) enum Activation {
 impl Activation {
     /// Value and derivative.
     #[inline(always)]
-    fn value_and_slope(self, x: f32) -> (f32, f32) {
+    fn value_and_slope<const FUSED: bool>(self, x: f32) -> (f32, f32) {
         match self {
             Self::Silu => {
-                let s = 1.0 / (1.0 + exp(-x));
+                let s = 1.0 / (1.0 + exp::<FUSED>(-x));
                 (x * s, s * (1.0 + x * (1.0 - s)))
             }
             Self::Gelu => {
                 const A: f32 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2; // sqrt(2 / pi)
                 const B: f32 = 0.044_715;
                 let u = A * x * (1.0 + B * x * x);
-                let t = 1.0 - 2.0 / (exp(2.0 * u) + 1.0);
+                let t = 1.0 - 2.0 / (exp::<FUSED>(2.0 * u) + 1.0);
                 let slope_u = A * (1.0 + 3.0 * B * x * x);
                 (
                     0.5 * x * (1.0 + t),
@@ -55,9 +55,15 @@ impl Kernel for ActivationBack {
         let (x, dy) = (op.operand(0).contiguous(), op.operand(1).contiguous());
         let (first, dst) = out.share(x.len());
         let (x, dy) = (&x[first..], &dy[first..]);
-        let f = self.0;
-        for ((dx, &x), &dy) in dst.iter_mut().zip(x).zip(dy) {
-            *dx = f.value_and_slope(x).1 * dy;
+        slopes_times(self.0, x, dy, dst);
+    }
+}
+
+vectorized! {
+    /// `dx = f'(x) dy`.
+    fn slopes_times(f: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            *dx = f.value_and_slope::<FUSED>(x).1 * dy;
         }
     }
 }
@@ -70,12 +76,11 @@ struct GatedBack {
     fused: bool,
 }
 
-impl GatedBack {
-    /// Replaces a row of each by its gradient.
-    fn row(&self, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
-        let f = self.f;
+vectorized! {
+    /// Replaces a row of gates and one of ups by their gradients.
+    fn gated_row_back(f: Activation, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
         for ((g, u), &dy) in gate.iter_mut().zip(up).zip(dy) {
-            let (value, slope) = f.value_and_slope(*g);
+            let (value, slope) = f.value_and_slope::<FUSED>(*g);
             *g = *u * slope * dy;
             *u = value * dy;
         }
@@ -90,13 +95,13 @@ impl Kernel for GatedBack {
         for (i, gate) in (first..).zip(gates.chunks_exact_mut(width)) {
             if self.fused {
                 let (gate, up) = gate.split_at_mut(width / 2);
-                self.row(gate, up, dy.row(i, 0));
+                gated_row_back(self.f, gate, up, dy.row(i, 0));
             } else {
                 // SAFETY: row i of up, which has the shape of gate and which only this thread reads and writes.
                 let up = unsafe {
                     std::slice::from_raw_parts_mut(op.second_dst(1).add(i * width), width)
                 };
-                self.row(gate, up, dy.row(i, 0));
+                gated_row_back(self.f, gate, up, dy.row(i, 0));
             }
         }
     }

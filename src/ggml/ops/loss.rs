@@ -2,7 +2,7 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::exp_sub_sum;
+use crate::ggml::kernels::{exp_sub_sum, largest};
 use crate::ggml::tensor::Tensor;
 
 /// What each row of logits should say: a distribution over k tokens.
@@ -37,7 +37,7 @@ impl Kernel for CrossEntropy {
                 let range = i * k..(i + 1) * k;
                 ids[range.clone()].iter().zip(&probabilities[range])
             };
-            let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+            let max = largest(row);
             let mut mass = 0.0;
             let mut expected = 0.0;
             for (&id, &p) in targets() {

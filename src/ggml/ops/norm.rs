@@ -2,6 +2,7 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
+use crate::ggml::kernels::vectorized;
 use crate::ggml::tensor::Tensor;
 
 /// `dx` of `y = norm(x) * w`, one row at a time. Operands: x, w, dy.
@@ -20,31 +21,36 @@ impl Kernel for NormBack {
             let (i1, i2) = (row % n1, row / n1);
             let (x, dy) = (x.row(i1, i2), dy.row(i1, i2));
             let w = w.row(i1 % w.ne[1], 0);
-            let mean = if self.centred {
-                x.iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64
-            } else {
-                0.0
-            };
-            let (mut square, mut g_sum, mut gx_sum) = (0.0f64, 0.0f64, 0.0f64);
-            for ((&x, &w), &dy) in x.iter().zip(w).zip(dy) {
-                let (x, g) = (f64::from(x) - mean, f64::from(w * dy));
-                square += x * x;
-                g_sum += g;
-                gx_sum += g * x;
-            }
-            let n = n as f64;
-            let r = 1.0 / (square / n + f64::from(self.eps)).sqrt();
-            // x hat = (x - mean) r; dx = r (g - mean(g) - x hat mean(g x hat)), without mean(g) if not centred.
-            let along_x = (gx_sum * r * r / n) as f32;
-            let along_1 = if self.centred {
-                (g_sum / n) as f32
-            } else {
-                0.0
-            };
-            let (mean, r) = (mean as f32, r as f32);
-            for (((dx, &x), &w), &dy) in dx.iter_mut().zip(x).zip(w).zip(dy) {
-                *dx = r * (w * dy - along_1 - (x - mean) * along_x);
-            }
+            row_back(self.centred, self.eps, x, w, dy, dx);
+        }
+    }
+}
+
+vectorized! {
+    /// `dx` of a row.
+    fn row_back(centred: bool, eps: f32, x: &[f32], w: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let n = x.len() as f64;
+        let mean = match centred {
+            true => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
+            false => 0.0,
+        };
+        let (mut square, mut g_sum, mut gx_sum) = (0.0f64, 0.0f64, 0.0f64);
+        for ((&x, &w), &dy) in x.iter().zip(w).zip(dy) {
+            let (x, g) = (f64::from(x) - mean, f64::from(w * dy));
+            square += x * x;
+            g_sum += g;
+            gx_sum += g * x;
+        }
+        let r = 1.0 / (square / n + f64::from(eps)).sqrt();
+        // x hat = (x - mean) r; dx = r (g - mean(g) - x hat mean(g x hat)), without mean(g) if not centred.
+        let along_x = (gx_sum * r * r / n) as f32;
+        let along_1 = match centred {
+            true => (g_sum / n) as f32,
+            false => 0.0,
+        };
+        let (mean, r) = (mean as f32, r as f32);
+        for (((dx, &x), &w), &dy) in dx.iter_mut().zip(x).zip(w).zip(dy) {
+            *dx = r * (w * dy - along_1 - (x - mean) * along_x);
         }
     }
 }

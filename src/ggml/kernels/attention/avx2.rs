@@ -2,6 +2,7 @@
 
 use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height};
 use crate::file::types::GgmlType;
+use crate::ggml::kernels::level::{CpuLevel, has};
 use std::arch::x86_64::*;
 
 /// Lanes of a register.
@@ -12,11 +13,9 @@ pub(super) const TILES: Tiles = Tiles {
     values: by_height!(value_tile, 1 2 3 4 5 6),
 };
 
-pub(super) use crate::ggml::kernels::packed::available;
-
 /// The fastest tiles of this CPU.
 pub(super) fn tiles() -> Tiles {
-    if avx512::available() {
+    if has(CpuLevel::Avx512) {
         avx512::TILES
     } else {
         TILES
@@ -35,7 +34,8 @@ trait Values {
 struct F32;
 
 impl Values for F32 {
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eight(row: *const u8, at: usize) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_loadu_ps(row.cast::<f32>().add(at)) }
@@ -45,7 +45,8 @@ impl Values for F32 {
 struct F16;
 
 impl Values for F16 {
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eight(row: *const u8, at: usize) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(row.cast::<u16>().add(at).cast())) }
@@ -56,7 +57,8 @@ impl Values for F16 {
 struct Q8;
 
 impl Values for Q8 {
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn eight(row: *const u8, at: usize) -> __m256 {
         const BLOCK: usize = 32;
         // SAFETY: the caller's promise.
@@ -91,20 +93,20 @@ fn bytes(run: Run) -> usize {
 }
 
 /// Asks for so many bytes, whatever is there.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn prefetch(at: *const u8, bytes: usize) {
     /// Bytes of a cache line.
     const LINE: usize = 64;
     for line in (0..bytes).step_by(LINE) {
-        // SAFETY: nothing is read that anybody could see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast()) };
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
     }
 }
 
 /// Unpacks up to [`WIDTH`] keys side by side, `ne = [WIDTH, d]`. What stands in the place of missing ones means nothing.
 ///
 /// # Safety
-/// The run must be there; the kernels must be [`available`].
+/// The run must be there; the CPU must have [`CpuLevel::Avx2`].
 pub(super) unsafe fn unpack_keys(run: Run, to: &mut [f32]) {
     assert!(to.len() >= run.d * WIDTH && run.d.is_multiple_of(EIGHT));
     // SAFETY: the caller's promise, and room for the keys.
@@ -193,7 +195,7 @@ unsafe fn store(x: [__m256; 2], to: *mut f32) {
 /// Unpacks the values of some keys, `ne = [WIDTH, keys, d / WIDTH]`, the last ones filled up with zeros.
 ///
 /// # Safety
-/// The run must be there; the kernels must be [`available`].
+/// The run must be there; the CPU must have [`CpuLevel::Avx2`].
 pub(super) unsafe fn unpack_values(run: Run, to: &mut [f32]) {
     assert!(to.len() >= run.d.next_multiple_of(WIDTH) * run.n && run.d.is_multiple_of(EIGHT));
     // SAFETY: the caller's promise, and room for the values.

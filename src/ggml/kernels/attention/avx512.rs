@@ -10,10 +10,6 @@ pub(super) const TILES: Tiles = Tiles {
     values: by_height!(value_tile, 1 2 3 4 5 6 7 8 9 10 11 12),
 };
 
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
-}
-
 /// # Safety
 /// There must be `M` queries, keys, and room for the scores.
 #[target_feature(enable = "avx512f")]

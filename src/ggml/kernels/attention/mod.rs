@@ -7,6 +7,7 @@
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
+use super::level::{CpuLevel, FUSED, has, vectorized};
 use super::{exp, exp_sub_sum, room};
 use crate::file::types::GgmlType;
 use half::f16;
@@ -34,7 +35,7 @@ const LANES: usize = 32;
 
 /// Whether there is a kernel on this CPU for heads of `d` keys and values of this type.
 pub(crate) fn has_attention(ty: GgmlType, d: usize) -> bool {
-    arch::available()
+    has(CpuLevel::Avx2)
         && d.is_multiple_of(8)
         && matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0)
 }
@@ -165,11 +166,10 @@ impl Record<'_> {
             return;
         }
         let max = state[0].max(next_state[0]);
-        let factor = |own: f32| exp(own - if max == f32::NEG_INFINITY { 0.0 } else { max });
+        let factor =
+            |own: f32| exp::<FUSED>(own - if max == f32::NEG_INFINITY { 0.0 } else { max });
         let (a, b) = (factor(state[0]), factor(next_state[0]));
-        for (x, next) in values.iter_mut().zip(next) {
-            *x = *x * a + next * b;
-        }
+        add_scaled(values, a, next, b);
         state[0] = max;
         state[1] = state[1] * a + next_state[1] * b;
     }
@@ -431,7 +431,7 @@ impl Attention<'_> {
             {
                 let p = &mut p[scored.clone()];
                 if self.softcap > 0.0 {
-                    p.iter_mut().for_each(|s| *s = cap(*s, self.softcap));
+                    cap(p, self.softcap);
                 }
                 let max = masked_max(p, bias);
                 // Of a query that sees no key all weights are 0.
@@ -476,7 +476,7 @@ fn each_tile<T: Copy>(tiles: &[T], n: usize, mut call: impl FnMut(usize, T)) {
 /// Products of `n` queries, `ne = [d, n]`, and unpacked keys: `ne = [WIDTH, n]`, rows of which are [`CHUNK`] apart.
 ///
 /// # Safety
-/// The kernels must be [`arch::available`].
+/// There must be the kernels ([`has_attention`]).
 unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
     assert!(q.len() >= n * d && keys.len() >= WIDTH * d && s.len() >= (n - 1) * CHUNK + WIDTH);
     each_tile(arch::tiles().scores, n, |first, tile| {
@@ -495,7 +495,7 @@ unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
 /// Sets records of `n` queries to values weighted, of keys side by side, or adds these. Weights of a query are [`CHUNK`] from those of the next.
 ///
 /// # Safety
-/// The kernels must be [`arch::available`].
+/// There must be the kernels ([`has_attention`]).
 unsafe fn add_weighted(
     (weights, keys): (&[f32], usize),
     values: &[f32],
@@ -526,24 +526,39 @@ unsafe fn add_weighted(
     });
 }
 
-/// `softcap * tanh(score / softcap)`.
-fn cap(score: f32, softcap: f32) -> f32 {
-    let x = score / softcap;
-    let e = exp(-2.0 * x.abs());
-    softcap * ((1.0 - e) / (1.0 + e)).copysign(x)
-}
-
-/// Adds `bias` to scores, of which there are a multiple of 16, and gives the largest. What the mask hides is -inf even if the score is not a number.
-fn masked_max(scores: &mut [f32], bias: &[f32]) -> f32 {
-    let mut max = [f32::NEG_INFINITY; WIDTH];
-    let scores = scores.as_chunks_mut::<WIDTH>().0;
-    for (s, b) in scores.iter_mut().zip(bias.as_chunks::<WIDTH>().0) {
-        for ((s, b), max) in s.iter_mut().zip(b).zip(&mut max) {
-            *s = if *b == f32::NEG_INFINITY { *b } else { *s + *b };
-            *max = if *s > *max { *s } else { *max };
+vectorized! {
+    /// `x = x * a + y * b`.
+    fn add_scaled(x: &mut [f32], a: f32, y: &[f32], b: f32) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = *x * a + y * b;
         }
     }
-    max.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+vectorized! {
+    /// Replaces scores by `softcap * tanh(score / softcap)`.
+    fn cap(scores: &mut [f32], softcap: f32) {
+        for score in scores {
+            let x = *score / softcap;
+            let e = exp::<FUSED>(-2.0 * x.abs());
+            *score = softcap * ((1.0 - e) / (1.0 + e)).copysign(x);
+        }
+    }
+}
+
+vectorized! {
+    /// Adds `bias` to scores, of which there are a multiple of 16, and gives the largest. What the mask hides is -inf even if the score is not a number.
+    fn masked_max(scores: &mut [f32], bias: &[f32]) -> f32 {
+        let mut max = [f32::NEG_INFINITY; WIDTH];
+        let scores = scores.as_chunks_mut::<WIDTH>().0;
+        for (s, b) in scores.iter_mut().zip(bias.as_chunks::<WIDTH>().0) {
+            for ((s, b), max) in s.iter_mut().zip(b).zip(&mut max) {
+                *s = if *b == f32::NEG_INFINITY { *b } else { *s + *b };
+                *max = if *s > *max { *s } else { *max };
+            }
+        }
+        max.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
 }
 
 /// The output of queries, given all [`Shape::records`]: those of some pairs of a token and a head, `ne = [d, H, T, S]`, from number `first` on.
@@ -569,10 +584,6 @@ pub(crate) fn merge_records(shape: &Shape, records: &[f32], first: usize, out: &
 #[cfg(not(target_arch = "x86_64"))]
 mod arch {
     use super::{Run, Tiles};
-
-    pub(super) fn available() -> bool {
-        false
-    }
 
     pub(super) unsafe fn unpack_keys(_: Run, _: &mut [f32]) {
         unreachable!("not available")

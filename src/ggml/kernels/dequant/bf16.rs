@@ -10,7 +10,9 @@ use std::arch::x86_64::*;
 /// tile, the first one's value in the lower half. An odd last row is its own partner.
 ///
 /// # Safety
-/// The tile must lie in a matrix, `to` have room for its panels, the last one complete.
+/// The tile must lie in a matrix, `to` have room for its panels, the last one complete; the CPU must have
+/// [`CpuLevel::Avx512Bf16`](crate::ggml::CpuLevel).
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 pub(in super::super) unsafe fn to_bf16_pairs(tile: &Tile, to: *mut u32, panel: usize) {
     // SAFETY: the caller's promise; each function reads one block of its type.
     unsafe {
@@ -36,7 +38,8 @@ pub(in super::super) unsafe fn to_bf16_pairs(tile: &Tile, to: *mut u32, panel: u
 }
 
 /// Calls `f` with each pair of blocks, or of [`NR`] values if blocks are smaller, and where its words go.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn blocks(tile: &Tile, to: *mut u32, panel: usize, f: impl Fn([*const u8; 2], *mut u32)) {
     let columns = NR.max(tile.ty.block_size() as usize);
     let bytes = columns / tile.ty.block_size() as usize * tile.ty.type_size() as usize;
@@ -56,6 +59,8 @@ unsafe fn blocks(tile: &Tile, to: *mut u32, panel: usize, f: impl Fn([*const u8;
 }
 
 /// Any type, by way of F32.
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn any(tile: &Tile, to: *mut u32, panel: usize) {
     let mut rows = [[0.0f32; MAX_COLUMNS]; 2];
     for n in (0..tile.n).step_by(2) {
@@ -112,28 +117,31 @@ const COUNT: [f32; 16] = {
 };
 
 /// A constant as a vector.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 fn vector<T, const N: usize>(lanes: &[T; N]) -> __m512i {
     const { assert!(size_of::<[T; N]>() == 64) };
     // SAFETY: 64 bytes.
     unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) }
 }
 
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 fn count() -> __m512 {
-    // SAFETY: plain vectors of one size.
-    unsafe { _mm512_castsi512_ps(vector(&COUNT)) }
+    _mm512_castsi512_ps(vector(&COUNT))
 }
 
 /// Both rounded to BF16, `a` in the lower half.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 fn round(a: __m512, b: __m512) -> __m512i {
     // SAFETY: plain vectors of one size.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) }
 }
 
 /// 16 columns of two rows.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn store_rounded(row0: __m512, row1: __m512, to: *mut u32) {
     // SAFETY: the caller has room for 16 words.
     unsafe {
@@ -143,7 +151,8 @@ unsafe fn store_rounded(row0: __m512, row1: __m512, to: *mut u32) {
 }
 
 /// 16 columns of two rows: signed quants times a factor for each row.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn store_scaled(quants: [__m128i; 2], factors: [f32; 2], to: *mut u32) {
     // SAFETY: the caller has room for 16 words.
     unsafe {
@@ -156,7 +165,8 @@ unsafe fn store_scaled(quants: [__m128i; 2], factors: [f32; 2], to: *mut u32) {
 }
 
 /// 32 columns of two rows: `f` of quants, row and half, for 16 columns each. 32 signed bytes of each row.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn store_bytes(quants: __m512i, to: *mut u32, f: impl Fn(__m512, usize, usize) -> __m512) {
     // SAFETY: the caller has room for 32 words.
     unsafe {
@@ -171,7 +181,8 @@ unsafe fn store_bytes(quants: __m512i, to: *mut u32, f: impl Fn(__m512, usize, u
 }
 
 /// 16 columns of two rows: the lower 4 bits of each 16-bit lane are an index into the row's half of the table.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn store_looked_up(table: __m512i, nibbles: __m512i, to: *mut u32) {
     // SAFETY: the caller has room for 16 words. 0xea is (a and b) or c.
     unsafe {
@@ -182,7 +193,8 @@ unsafe fn store_looked_up(table: __m512i, nibbles: __m512i, to: *mut u32) {
 }
 
 /// 32 columns of two rows: 16 bytes of quants, first the lower halves.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn store_nibbles(table: __m512i, w: [*const u8; 2], offset: usize, to: *mut u32) {
     // SAFETY: the caller's bytes and words.
     unsafe {
@@ -194,7 +206,8 @@ unsafe fn store_nibbles(table: __m512i, w: [*const u8; 2], offset: usize, to: *m
 }
 
 /// 32 columns of two rows: 32 fifth bits, then 16 bytes of lower bits as in `store_nibbles`. A table for each row.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn store_five_bits(tables: [__m512i; 2], w: [*const u8; 2], offset: usize, to: *mut u32) {
     // SAFETY: the caller's bytes and words. 0xea is (a and b) or c.
     unsafe {
@@ -218,7 +231,8 @@ unsafe fn store_five_bits(tables: [__m512i; 2], w: [*const u8; 2], offset: usize
 
 /// An F16 value of two rows. Put together as integers: a load of two bytes into a vector waits for the register's last
 /// value, and with it for the blocks before.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn f16(w: [*const u8; 2], offset: usize) -> [f32; 2] {
     // SAFETY: the caller's bytes.
     unsafe {
@@ -229,7 +243,8 @@ unsafe fn f16(w: [*const u8; 2], offset: usize) -> [f32; 2] {
 }
 
 /// 16 bytes of two rows, the second above the first.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn load_16(w: [*const u8; 2], offset: usize) -> __m512i {
     // SAFETY: the caller's bytes.
     unsafe {
@@ -239,7 +254,8 @@ unsafe fn load_16(w: [*const u8; 2], offset: usize) -> __m512i {
 }
 
 /// 32 bytes of two rows, the second above the first.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn load_32(w: [*const u8; 2], offset: usize) -> __m512i {
     // SAFETY: the caller's bytes.
     unsafe {
@@ -249,7 +265,8 @@ unsafe fn load_32(w: [*const u8; 2], offset: usize) -> __m512i {
 }
 
 /// 32 values.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn bf16(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's 64 bytes, and 32 words.
     unsafe {
@@ -261,7 +278,8 @@ unsafe fn bf16(w: [*const u8; 2], to: *mut u32) {
 }
 
 /// F16 d; 32 quants of 4 bits, first the lower halves of the bytes: `d * (q - 8)`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q4_0(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's blocks of 18 bytes, and 32 words.
     unsafe {
@@ -272,7 +290,8 @@ unsafe fn q4_0(w: [*const u8; 2], to: *mut u32) {
 }
 
 /// F16 d and m; quants as in Q4_0: `d * q + m`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q4_1(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's blocks of 20 bytes, and 32 words.
     unsafe {
@@ -283,7 +302,8 @@ unsafe fn q4_1(w: [*const u8; 2], to: *mut u32) {
 }
 
 /// F16 d; 32 fifth bits; quants as in Q4_0: `d * (q - 16)`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q5_0(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's blocks of 22 bytes, and 32 words.
     unsafe {
@@ -297,7 +317,8 @@ unsafe fn q5_0(w: [*const u8; 2], to: *mut u32) {
 }
 
 /// F16 d and m; 32 fifth bits; quants as in Q4_0: `d * q + m`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q5_1(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's blocks of 24 bytes, and 32 words.
     unsafe {
@@ -318,7 +339,8 @@ const NON_LINEAR: [f32; 16] = [
 ];
 
 /// F16 d; quants as in Q4_0: `d * value(q)`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn iq4_nl(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's blocks of 18 bytes, and 32 words.
     unsafe {
@@ -329,7 +351,8 @@ unsafe fn iq4_nl(w: [*const u8; 2], to: *mut u32) {
 }
 
 /// F16 d; upper 2 bits of 8 scales, lower 4 bits of them, 8 x 16 bytes of quants: `d * (scale - 32) * value(q)`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn iq4_xs(w: [*const u8; 2], to: *mut u32, panel: usize) {
     // SAFETY: the caller's blocks of 136 bytes, and 8 x 32 words.
     unsafe {
@@ -359,7 +382,8 @@ unsafe fn iq4_xs(w: [*const u8; 2], to: *mut u32, panel: usize) {
 }
 
 /// F16 d; 32 quants of 8 bits: `d * q`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q8_0(w: [*const u8; 2], to: *mut u32) {
     // SAFETY: the caller's blocks of 34 bytes, and 32 words.
     unsafe {
@@ -373,7 +397,8 @@ unsafe fn q8_0(w: [*const u8; 2], to: *mut u32) {
 
 /// Scales and minima of the 8 sub-blocks of a Q4_K or Q5_K superblock: F16 d and dmin; then 6 bits each, of the first
 /// four in a byte, of the others 4 bits in 4 bytes and 2 bits on top of the first eight.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn scales_k(w: *const u8) -> [f32; 16] {
     // SAFETY: the caller's 16 bytes.
     unsafe {
@@ -397,7 +422,8 @@ unsafe fn scales_k(w: *const u8) -> [f32; 16] {
 
 /// F16 d and dmin, scales and minima, 4 x 32 bytes: the lower halves are quants of one sub-block, the upper ones of the
 /// next: `d * scale * q - dmin * minimum`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q4_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
     // SAFETY: the caller's blocks of 144 bytes, and 8 x 32 words.
     unsafe {
@@ -425,7 +451,8 @@ unsafe fn q4_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
 }
 
 /// As Q4_K, with 32 bytes of fifth bits in between: bit `i` of each byte belongs to sub-block `i`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q5_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
     // SAFETY: the caller's blocks of 176 bytes, and 8 x 32 words. 0xea is (a and b) or c.
     unsafe {
@@ -469,7 +496,8 @@ unsafe fn q5_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
 /// 128 bytes of lower 4 bits, 64 bytes of upper 2 bits, 16 scales of 8 bits, F16 d: `d * scale * (q - 32)`, a scale for
 /// 16 columns. Each half of the superblock has 4 x 32 columns: lower halves of 64 bytes, then their upper halves;
 /// the byte of upper bits is shared by the four.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q6_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
     // SAFETY: the caller's blocks of 210 bytes, and 8 x 32 words. 0xea is (a and b) or c.
     unsafe {
@@ -512,7 +540,8 @@ unsafe fn q6_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
 
 /// 16 bytes, each 4 bits of scale and of minimum; 64 bytes of quants of 2 bits, F16 d and dmin:
 /// `d * scale * q - dmin * minimum`. 4 x 32 columns share 32 bytes.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q2_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
     // SAFETY: the caller's blocks of 84 bytes, and 8 x 32 words.
     unsafe {
@@ -550,7 +579,8 @@ unsafe fn q2_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
 
 /// 32 bytes of third bits: bit `i` of each byte belongs to columns `32 * i..`; 64 bytes of lower 2 bits as in Q2_K; 16
 /// scales of 6 bits in 12 bytes, F16 d: `d * (scale - 32) * (q - 4)`.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn q3_k(w: [*const u8; 2], to: *mut u32, panel: usize) {
     // SAFETY: the caller's blocks of 110 bytes, and 8 x 32 words. 0xea is (a and b) or c.
     unsafe {

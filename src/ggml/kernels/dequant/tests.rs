@@ -1,9 +1,16 @@
+use super::super::level::{CpuLevel, has};
 use super::*;
 use half::{bf16, f16};
 
 /// Every bit of a block is random but for its F16 factors.
 #[test]
 fn own_functions_equal_rounded_values_of_ggml() {
+    if !has(CpuLevel::Avx512Bf16) {
+        ggraft_testkit::skipped(
+            "weights as BF16 pairs against ggml's values (needs AVX-512 with BF16 and VBMI)",
+        );
+        return;
+    }
     let factors: [(GgmlType, &[usize]); 12] = [
         (GgmlType::Q4_0, &[0]),
         (GgmlType::Q8_0, &[0]),

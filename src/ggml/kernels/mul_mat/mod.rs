@@ -3,8 +3,8 @@
 //! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant. Too few rows for that are multiplied with the
 //! weights as they lie in memory.
 
+use super::Ggml;
 use super::dequant::row_to_f32;
-use super::ggml_has_avx512;
 use super::packed::{
     self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
 };
@@ -39,16 +39,16 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
 
 /// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
 pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
-    if !ggml_has_avx512() {
-        return faster_than_avx2(ty).contains(&t).then_some(Bits::Fourteen);
-    }
-    if !packed::has_avx512() {
-        return None;
-    }
-    if bytes_are_faster_with(ty).contains(&t) {
+    if packed::has_avx512() && bytes_are_faster_with(ty).contains(&t) {
         return Some(Bits::Eight);
     }
-    (faster_than_avx512(ty).contains(&t)).then_some(Bits::Fourteen)
+    let faster = match Ggml::built_for() {
+        Ggml::Baseline => return sensible(ty, t),
+        Ggml::Avx2 => faster_than_avx2(ty),
+        Ggml::Avx512 if packed::has_avx512() => faster_than_avx512(ty),
+        Ggml::Avx512 => 0..0,
+    };
+    faster.contains(&t).then_some(Bits::Fourteen)
 }
 
 /// Always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either. Measured on Zen 3.

@@ -14,6 +14,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::Line;
+use super::level::{CpuLevel, has};
 use crate::file::types::GgmlType;
 use std::ops::Range;
 
@@ -49,12 +50,12 @@ const TINY: f32 = 1e-30;
 
 /// Whether this CPU has the instructions. Everything else here needs them.
 pub(super) fn available() -> bool {
-    arch::available()
+    has(CpuLevel::Avx2)
 }
 
 /// Whether this CPU has the dot products of AVX-512: tiles of many rows are multiplied with them, and [`Bits::Eight`] needs them.
 pub(super) fn has_avx512() -> bool {
-    arch::has_avx512()
+    has(CpuLevel::Avx512Vnni)
 }
 
 /// Whether there is a way from weights of type `ty` to a [`Panel`] but through F32.
@@ -330,14 +331,6 @@ mod arch {
     use crate::file::types::GgmlType;
 
     pub(super) const BYTE_TILE_HEIGHT: usize = 1;
-
-    pub(super) fn available() -> bool {
-        false
-    }
-
-    pub(super) fn has_avx512() -> bool {
-        false
-    }
 
     pub(super) fn unpacks(_: GgmlType) -> bool {
         false

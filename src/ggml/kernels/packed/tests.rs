@@ -41,7 +41,7 @@ fn product(kind: &Tiles, ty: GgmlType, width: usize, t: usize) -> Vec<u32> {
 
 #[test]
 fn all_kinds_of_tiles_give_the_same_bits() {
-    if !available() || !avx512::available() {
+    if !has_avx512() {
         ggraft_testkit::skipped("tiles of AVX-512 beside those of AVX2 (needs AVX-512 VNNI)");
         return;
     }

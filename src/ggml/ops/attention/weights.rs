@@ -2,7 +2,7 @@
 
 use super::operands::Operands;
 use super::spans::{Scoring, Spans, Tile};
-use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm, room};
+use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm, largest, room, vectorized};
 use std::ops::Range;
 
 /// The weights P of a tile's queries for one head, `ne = [keys, queries]`, given the span's keys `k_t`, `ne = [N, d]`: `p` and
@@ -56,8 +56,7 @@ fn softmax(spans: &Spans, tile: &Tile, s: &mut [f32], slopes: &mut [f32]) {
             row[seen.clone()].iter_mut().for_each(|s| *s *= scale);
         }
         let row = &mut row[seen];
-        let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-        let sum = exp_sub_sum(row, max);
+        let sum = exp_sub_sum(row, largest(row));
         row.iter_mut().for_each(|w| *w /= sum);
     }
 }
@@ -74,10 +73,7 @@ pub(super) fn softmax_back(spans: &Spans, tile: &Tile, p: &[f32], slopes: &[f32]
     let width = tile.keys.len();
     let rows = p.chunks_exact(width).zip(dp.chunks_exact_mut(width));
     for (j, (p, dp)) in rows.enumerate() {
-        let dot = dot(p, dp);
-        for (p, dp) in p.iter().zip(dp.iter_mut()) {
-            *dp = p * (*dp - dot) * scale;
-        }
+        row_back(p, scale, dp);
         if softcap > 0.0 {
             let slopes = &slopes[j * width..][..width];
             for ((ds, slope), &p) in dp.iter_mut().zip(slopes).zip(p) {
@@ -88,20 +84,20 @@ pub(super) fn softmax_back(spans: &Spans, tile: &Tile, p: &[f32], slopes: &[f32]
     }
 }
 
-/// Sum of products in 16 interleaved parts, which the compiler turns into vector instructions.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut parts = [0.0f32; 16];
-    let (a16, b16) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a16
-        .remainder()
-        .iter()
-        .zip(b16.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
-    for (a, b) in a16.zip(b16) {
-        for ((p, a), b) in parts.iter_mut().zip(a).zip(b) {
-            *p += a * b;
+vectorized! {
+    /// Replaces dP by `dS = P (dP - sum(P dP)) scale`. The sum is in 16 interleaved parts, which become vector instructions.
+    fn row_back(p: &[f32], scale: f32, dp: &mut [f32]) {
+        let mut parts = [0.0f32; 16];
+        let ((p16, p_rest), (dp16, dp_rest)) = (p.as_chunks::<16>(), dp.as_chunks::<16>());
+        for (p, dp) in p16.iter().zip(dp16) {
+            for ((part, p), dp) in parts.iter_mut().zip(p).zip(dp) {
+                *part += p * dp;
+            }
+        }
+        let rest: f32 = p_rest.iter().zip(dp_rest).map(|(p, dp)| p * dp).sum();
+        let dot = parts.iter().sum::<f32>() + rest;
+        for (p, dp) in p.iter().zip(dp) {
+            *dp = p * (*dp - dot) * scale;
         }
     }
-    parts.iter().sum::<f32>() + rest
 }

@@ -102,7 +102,8 @@ struct X {
 ///
 /// # Safety
 /// The units must exist, and the blocks of X. Callers have AVX2, FMA and F16C, and this becomes part of them.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn add_block<F: Format, const N: usize>(
     at: &[*const u8; GROUP],
     i: usize,
@@ -153,7 +154,8 @@ unsafe fn add_block<F: Format, const N: usize>(
 ///
 /// # Safety
 /// As for [`add_block`].
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn products<F: Format, const N: usize>(
     at: &[*const u8; GROUP],
     i: usize,

@@ -95,7 +95,8 @@ macro_rules! formats {
                 const FACTORS: bool = false $($(|| $factors)?)?;
                 const OFFSET: u8 = 0 $(+ $offset)?;
 
-                #[inline(always)]
+                #[inline]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 unsafe fn scales(at: &[*const u8; GROUP]) -> Scales {
                     // SAFETY: units, whose layout is ggml-common.h's.
                     unsafe {
@@ -105,7 +106,8 @@ macro_rules! formats {
                     }
                 }
 
-                #[inline(always)]
+                #[inline]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 unsafe fn bytes($at: *const u8, $i: usize) -> __m256i {
                     // SAFETY: the parts of a unit.
                     unsafe { $block }
@@ -167,20 +169,19 @@ formats! {
 
 impl Scales {
     /// Without minimums and factors.
-    #[inline(always)]
-    unsafe fn of_steps(steps: [__m256; 8]) -> Self {
-        // SAFETY: callers have the features.
-        unsafe {
-            Self {
-                steps,
-                mins: [_mm256_setzero_ps(); 8],
-                factors: [[_mm256_setzero_si256(); 2]; 8],
-            }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn of_steps(steps: [__m256; 8]) -> Self {
+        Self {
+            steps,
+            mins: [_mm256_setzero_ps(); 8],
+            factors: [[_mm256_setzero_si256(); 2]; 8],
         }
     }
 
     /// Of units of one block: a step, and a minimum if there is one.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn of_blocks(at: &[*const u8; GROUP], has_mins: bool) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
@@ -197,7 +198,8 @@ impl Scales {
     }
 
     /// Step and minimum, and six bits for each block's factor of both, packed into 12 bytes.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn of_q4_k(at: &[*const u8; GROUP]) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
@@ -224,7 +226,8 @@ impl Scales {
     }
 
     /// A step, and factors of 16 values each: six bits less 32, of which the low four come first, then the high two.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn of_q3_k(at: &[*const u8; GROUP]) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
@@ -258,7 +261,8 @@ impl Scales {
     }
 
     /// A step, and factors of 16 values each.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn of_q6_k(at: &[*const u8; GROUP]) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
@@ -275,7 +279,8 @@ impl Scales {
     }
 
     /// A step, and six bits less 32 for each block's factor of it: the high two first, then the low four.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn of_iq4_xs(at: &[*const u8; GROUP]) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
@@ -309,7 +314,8 @@ pub(super) trait Floats {
     ///
     /// # Safety
     /// As for `load`.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn round(at: *const u8) -> Integers {
         // SAFETY: the caller's promise.
         unsafe { Integers::round(Self::load(at), MAX) }
@@ -323,7 +329,8 @@ macro_rules! floats {
         impl Floats for $ty {
             const BYTES: usize = 32 * $bytes;
 
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn load($at: *const u8) -> [__m256; 4] {
                 // SAFETY: the caller's promise.
                 std::array::from_fn(|$i| unsafe { $eight })
@@ -344,14 +351,16 @@ floats! {
 // Everything below is inlined into functions that have the CPU's features: that is what makes it safe to call.
 
 /// 32 bytes.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load(at: *const u8) -> __m256i {
     // SAFETY: the caller has them, and the features.
     unsafe { _mm256_loadu_si256(at.cast()) }
 }
 
 /// Half-precision numbers at an offset.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn half_of_each(at: &[*const u8; GROUP], offset: usize) -> __m256 {
     // SAFETY: the caller has them, and the features.
     unsafe {
@@ -362,22 +371,21 @@ unsafe fn half_of_each(at: &[*const u8; GROUP], offset: usize) -> __m256 {
 }
 
 /// Lanes of two half-precision numbers.
-#[inline(always)]
-unsafe fn two_halves(x: __m256i) -> (__m256, __m256) {
-    // SAFETY: callers have the features.
-    unsafe {
-        let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-        let x = _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
-        let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
-        (
-            _mm256_cvtph_ps(_mm256_castsi256_si128(x)),
-            _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)),
-        )
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn two_halves(x: __m256i) -> (__m256, __m256) {
+    let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    let x = _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(order));
+    let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+    (
+        _mm256_cvtph_ps(_mm256_castsi256_si128(x)),
+        _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)),
+    )
 }
 
 /// 16 bytes at an offset in each row, as four columns of four.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn columns(at: &[*const u8; GROUP], offset: usize) -> [__m256i; 4] {
     // SAFETY: the caller has them, and the features.
     unsafe {
@@ -399,38 +407,35 @@ unsafe fn columns(at: &[*const u8; GROUP], offset: usize) -> [__m256i; 4] {
 }
 
 /// Bytes under a mask.
-#[inline(always)]
-unsafe fn masked(x: __m256i, mask: i8) -> __m256i {
-    // SAFETY: callers have the features.
-    unsafe { _mm256_and_si256(x, _mm256_set1_epi8(mask)) }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn masked(x: __m256i, mask: i8) -> __m256i {
+    _mm256_and_si256(x, _mm256_set1_epi8(mask))
 }
 
 /// Bits of each lane from `from` on, as many as the mask has.
-#[inline(always)]
-unsafe fn field(x: __m256i, from: usize, mask: i32) -> __m256i {
-    // SAFETY: callers have the features.
-    unsafe {
-        let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(from as i32));
-        _mm256_and_si256(x, _mm256_set1_epi32(mask))
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn field(x: __m256i, from: usize, mask: i32) -> __m256i {
+    let x = _mm256_srl_epi32(x, _mm_cvtsi32_si128(from as i32));
+    _mm256_and_si256(x, _mm256_set1_epi32(mask))
 }
 
 /// Bits of each byte from `from` on, as many as the mask has, moved to `to`.
-#[inline(always)]
-unsafe fn bits(x: __m256i, from: usize, mask: i8, to: usize) -> __m256i {
-    // SAFETY: callers have the features.
-    unsafe {
-        let x = if from > to {
-            _mm256_srl_epi16(x, _mm_cvtsi32_si128((from - to) as i32))
-        } else {
-            _mm256_sll_epi16(x, _mm_cvtsi32_si128((to - from) as i32))
-        };
-        masked(x, mask << to)
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bits(x: __m256i, from: usize, mask: i8, to: usize) -> __m256i {
+    let x = if from > to {
+        _mm256_srl_epi16(x, _mm_cvtsi32_si128((from - to) as i32))
+    } else {
+        _mm256_sll_epi16(x, _mm_cvtsi32_si128((to - from) as i32))
+    };
+    masked(x, mask << to)
 }
 
 /// 16 bytes of two 4-bit numbers as 32 bytes: the low ones, then the high ones.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles(at: *const u8) -> __m256i {
     // SAFETY: the caller has them, and the features.
     unsafe {
@@ -441,7 +446,8 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
 }
 
 /// 32 bits as the fifth bits of 32 bytes.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn fifth_bits(at: *const u8) -> __m256i {
     // SAFETY: the caller has them, and the features.
     unsafe {
@@ -462,13 +468,11 @@ unsafe fn fifth_bits(at: *const u8) -> __m256i {
 }
 
 /// Four bits as the values that IQ4_NL and IQ4_XS give them, plus 128.
-#[inline(always)]
-unsafe fn levels(x: __m256i) -> __m256i {
-    // SAFETY: callers have the features.
-    unsafe {
-        let levels = _mm_setr_epi8(
-            1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15,
-        );
-        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), x)
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn levels(x: __m256i) -> __m256i {
+    let levels = _mm_setr_epi8(
+        1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15,
+    );
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), x)
 }

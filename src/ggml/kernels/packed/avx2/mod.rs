@@ -1,6 +1,6 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{BLOCK, Bytes, Line, MAX, Rounded, TINY, Tiles, WORDS, avx512};
+use super::{BLOCK, Bytes, Line, MAX, Rounded, TINY, Tiles, WORDS, avx512, has_avx512};
 use std::arch::x86_64::*;
 
 mod dot;
@@ -16,16 +16,6 @@ pub(super) use tile::TILES;
 /// The fastest tiles of this CPU.
 pub(super) fn fastest_tiles() -> Tiles {
     if has_avx512() { avx512::TILES } else { TILES }
-}
-
-pub(super) fn has_avx512() -> bool {
-    available() && avx512::available()
-}
-
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c")
 }
 
 /// 32 values as words of two integers, times a step.

@@ -89,7 +89,8 @@ impl Visit for Blocks<'_> {
 ///
 /// # Safety
 /// The units must exist. Callers have AVX2, FMA and F16C, and this becomes part of them.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn copy_block<F: Format>(
     at: &[*const u8; GROUP],
     i: usize,

@@ -14,14 +14,6 @@ pub(super) const TILES: Tiles = Tiles {
 
 const HEIGHT: usize = 12;
 
-/// Every CPU with VNNI for 512 bits has the others.
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vnni")
-}
-
 impl Tile {
     /// For `t` rows of X, at most [`HEIGHT`].
     ///

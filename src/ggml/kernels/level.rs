@@ -1,0 +1,205 @@
+//! Which instructions kernels use. It is found out once, when the program runs, whatever the program was compiled for: one binary is fast on
+//! every CPU.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// Vector instructions that kernels are made for. Each level has those of the levels before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum CpuLevel {
+    /// What the program was compiled for: SSE2 on x86-64, NEON on AArch64, if nobody said otherwise.
+    Baseline,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX-512 VNNI: dot products of bytes.
+    Avx512Vnni,
+    /// AVX-512 BF16 and VBMI: dot products of BF16.
+    Avx512Bf16,
+}
+
+/// The environment variable [`CpuLevel::VARIABLE`] asks for what is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}={wanted}: {}; this CPU has {}", CpuLevel::VARIABLE, why(*known), available())]
+pub struct CpuError {
+    wanted: String,
+    /// Whether there is such a level.
+    known: bool,
+}
+
+fn why(known: bool) -> &'static str {
+    match known {
+        true => "this CPU lacks these instructions",
+        false => "there is no such level",
+    }
+}
+
+fn available() -> String {
+    let names: Vec<_> = CpuLevel::available().map(|level| level.name()).collect();
+    names.join(", ")
+}
+
+impl CpuLevel {
+    /// The environment variable that sets a lower level than the CPU's by its [name](Self::name): for tests and measurements.
+    pub const VARIABLE: &str = "GGRAFT_CPU";
+
+    const ALL: [Self; 5] = [
+        Self::Baseline,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+    ];
+
+    /// `baseline`, `avx2`, `avx512`, `avx512-vnni` or `avx512-bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
+    /// Levels that this CPU has, the lowest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|level| level.is_available())
+    }
+
+    /// The level that kernels use in this process: the CPU's highest, unless the environment asks for another one.
+    ///
+    /// # Errors
+    /// If it asks for one that the CPU does not have, or that there is not.
+    pub fn current() -> Result<Self, CpuError> {
+        static CHOSEN: OnceLock<Result<CpuLevel, CpuError>> = OnceLock::new();
+        let choose = || match std::env::var_os(Self::VARIABLE) {
+            Some(name) => Self::named(&name.to_string_lossy()),
+            None => Ok(Self::highest()),
+        };
+        CHOSEN.get_or_init(choose).clone()
+    }
+
+    fn highest() -> Self {
+        Self::available().last().unwrap_or(Self::Baseline)
+    }
+
+    fn named(name: &str) -> Result<Self, CpuError> {
+        let level = Self::ALL.into_iter().find(|level| level.name() == name);
+        match level {
+            Some(level) if level.is_available() => Ok(level),
+            known => Err(CpuError {
+                wanted: name.to_owned(),
+                known: known.is_some(),
+            }),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        match self {
+            Self::Baseline => true,
+            Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512dq")
+                    && has!("avx512vl")
+            }
+            Self::Avx512Vnni => Self::Avx512.is_available() && has!("avx512vnni"),
+            Self::Avx512Bf16 => {
+                Self::Avx512Vnni.is_available() && has!("avx512bf16") && has!("avx512vbmi")
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_available(self) -> bool {
+        self == Self::Baseline
+    }
+}
+
+impl fmt::Display for CpuLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether kernels use the instructions of `level`. Who opens a model has been told of a wish that cannot be met; until then the CPU's highest counts.
+pub(crate) fn has(level: CpuLevel) -> bool {
+    level <= CpuLevel::current().unwrap_or_else(|_| CpuLevel::highest())
+}
+
+/// Whether a multiply-add is one instruction in code that is compiled for no level of its own.
+pub(crate) const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+/// A function of straight-line loops that the compiler vectorizes for each level. Its body may call `#[inline(always)]` functions, which become part of it,
+/// and in it `FUSED` says whether a multiply-add is one instruction.
+macro_rules! vectorized {
+    ($(#[$attribute:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$attribute])*
+        $vis fn $name($($arg: $ty),*) $(-> $result)? {
+            #[inline(always)]
+            fn body<const FUSED: bool>($($arg: $ty),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::ggml::kernels::level::{CpuLevel, has};
+
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2($($arg: $ty),*) $(-> $result)? {
+                    body::<true>($($arg),*)
+                }
+
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $ty),*) $(-> $result)? {
+                    body::<true>($($arg),*)
+                }
+
+                if has(CpuLevel::Avx512) {
+                    // SAFETY: the CPU has the instructions.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if has(CpuLevel::Avx2) {
+                    // SAFETY: the CPU has the instructions.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body::<{ $crate::ggml::kernels::level::FUSED }>($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorized;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_found_by_their_names() {
+        let mut found = 0;
+        for level in CpuLevel::available() {
+            assert_eq!(CpuLevel::named(level.name()), Ok(level));
+            found += 1;
+        }
+        assert!(found > 0);
+        for level in CpuLevel::ALL.into_iter().filter(|l| !l.is_available()) {
+            let error = CpuLevel::named(level.name()).unwrap_err();
+            assert!(error.to_string().contains("lacks"), "{error}");
+        }
+        let error = CpuLevel::named("sse9").unwrap_err().to_string();
+        assert!(
+            error.starts_with("GGRAFT_CPU=sse9: there is no such level; this CPU has baseline")
+        );
+    }
+
+    #[test]
+    fn a_level_has_those_before_it() {
+        let available: Vec<_> = CpuLevel::available().collect();
+        assert_eq!(available, CpuLevel::ALL[..available.len()]);
+    }
+}
