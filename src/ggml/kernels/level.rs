@@ -18,6 +18,8 @@ pub enum CpuLevel {
     Avx512Vnni,
     /// AVX-512 BF16 and VBMI: dot products of BF16.
     Avx512Bf16,
+    /// AMX: tiles of BF16.
+    Amx,
 }
 
 /// The environment variable [`CpuLevel::VARIABLE`] asks for what is not there.
@@ -45,15 +47,16 @@ impl CpuLevel {
     /// The environment variable that sets a lower level than the CPU's by its [name](Self::name): for tests and measurements.
     pub const VARIABLE: &str = "GGRAFT_CPU";
 
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Baseline,
         Self::Avx2,
         Self::Avx512,
         Self::Avx512Vnni,
         Self::Avx512Bf16,
+        Self::Amx,
     ];
 
-    /// `baseline`, `avx2`, `avx512`, `avx512-vnni` or `avx512-bf16`.
+    /// `baseline`, `avx2`, `avx512`, `avx512-vnni`, `avx512-bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Baseline => "baseline",
@@ -61,6 +64,7 @@ impl CpuLevel {
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -114,6 +118,7 @@ impl CpuLevel {
             Self::Avx512Bf16 => {
                 Self::Avx512Vnni.is_available() && has!("avx512bf16") && has!("avx512vbmi")
             }
+            Self::Amx => Self::Avx512Bf16.is_available() && super::amx::is_available(),
         }
     }
 
@@ -132,6 +137,16 @@ impl fmt::Display for CpuLevel {
 /// Whether kernels use the instructions of `level`. Who opens a model has been told of a wish that cannot be met; until then the CPU's highest counts.
 pub(crate) fn has(level: CpuLevel) -> bool {
     level <= CpuLevel::current().unwrap_or_else(|_| CpuLevel::highest())
+}
+
+/// Whether the CPU is Intel's: at the same level it has other strengths than AMD's.
+pub(crate) fn is_intel() -> bool {
+    static IS_INTEL: OnceLock<bool> = OnceLock::new();
+    #[cfg(target_arch = "x86_64")]
+    let name_ends_with = |text: &[u8; 4]| std::arch::x86_64::__cpuid(0).ecx.to_le_bytes() == *text;
+    #[cfg(not(target_arch = "x86_64"))]
+    let name_ends_with = |_: &[u8; 4]| false;
+    *IS_INTEL.get_or_init(|| name_ends_with(b"ntel"))
 }
 
 /// Whether a multiply-add is one instruction in code that is compiled for no level of its own.

@@ -4,6 +4,8 @@
 //! Results do not depend on how work is cut into tiles, chunks or threads: every element is one fixed chain of
 //! operations.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod dequant;
 pub(crate) mod exp;

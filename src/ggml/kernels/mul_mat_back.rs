@@ -3,7 +3,7 @@
 use super::Line;
 use super::dequant::{self, Tile};
 use super::gemm::{self, NR};
-use super::level::{CpuLevel, has};
+use super::level::{self, CpuLevel, has};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -18,14 +18,20 @@ pub(crate) enum Rounding {
 }
 
 impl Rounding {
-    /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway:
-    /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
+    /// BF16 where the CPU multiplies it several times faster than F32 and the weights carry no more precision anyway.
     pub(crate) fn of(ty: GgmlType) -> Self {
-        if has(CpuLevel::Avx512Bf16) && (ty.is_quantized() || ty == GgmlType::BF16) {
-            Self::Bf16
-        } else {
-            Self::F32
+        // Of Intel's CPUs only the tiles are: dot products of BF16 take two thirds of the time that F32 takes on AMD's (Zen 4), and twice as long as F32 on
+        // Emerald Rapids.
+        let fast = has(CpuLevel::Amx) || has(CpuLevel::Avx512Bf16) && !level::is_intel();
+        match fast && Self::may_be_bf16(ty) {
+            true => Self::Bf16,
+            false => Self::F32,
         }
+    }
+
+    /// BF16 itself, and quantized types, whose own error is at least as large. F32 and F16 weights are exact.
+    fn may_be_bf16(ty: GgmlType) -> bool {
+        ty.is_quantized() || ty == GgmlType::BF16
     }
 }
 
@@ -234,7 +240,8 @@ impl MulMatBack {
 
 #[cfg(target_arch = "x86_64")]
 mod bf16 {
-    use super::{A_STRIDE, NR};
+    use super::{A_STRIDE, CpuLevel, NR, has};
+    use crate::ggml::kernels::amx;
     use std::arch::x86_64::*;
 
     /// Height of a register tile: 28 of the 32 registers hold sums.
@@ -271,6 +278,23 @@ mod bf16 {
         b: *const u32,
         (c, ldc): (*mut f32, usize),
     ) {
+        if has(CpuLevel::Amx) {
+            for i in (0..m).step_by(amx::BLOCK) {
+                // SAFETY: some rows of A and C.
+                unsafe {
+                    let x = amx::Operands {
+                        a: a.add(i * A_STRIDE),
+                        a_bytes: 4 * A_STRIDE,
+                        b,
+                        c: c.add(i * ldc),
+                        c_bytes: 4 * ldc,
+                    };
+                    let size = [amx::BLOCK.min(m - i), nr, pairs];
+                    amx::block(accumulate, size, x);
+                }
+            }
+            return;
+        }
         macro_rules! tall {
             ($rows:expr, $a:expr, $c:expr; $($m:literal)*) => {
                 match $rows {
@@ -384,7 +408,10 @@ mod tests {
             quantize_rows(ty, &values(k * n, 1), k, &mut w);
             Self {
                 ty,
-                rounding: Rounding::of(ty),
+                rounding: match has(CpuLevel::Avx512Bf16) && Rounding::may_be_bf16(ty) {
+                    true => Rounding::Bf16,
+                    false => Rounding::F32,
+                },
                 k,
                 n,
                 t,

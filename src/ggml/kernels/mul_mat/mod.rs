@@ -5,6 +5,7 @@
 
 use super::Ggml;
 use super::dequant::row_to_f32;
+use super::level;
 use super::packed::{
     self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
 };
@@ -62,18 +63,35 @@ fn faster_than_avx2(ty: GgmlType) -> Range<usize> {
     }
 }
 
-/// Rows that make it worth while to unpack weights to bytes; ggml multiplies some types in tiles of its own. Measured on Zen 4.
+/// Rows that make it worth while to unpack weights to bytes; ggml multiplies some types in tiles of its own.
 fn bytes_are_faster_with(ty: GgmlType) -> Range<usize> {
-    match ty {
-        GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::IQ4_XS => 64..usize::MAX,
-        GgmlType::Q6_K => 8..usize::MAX,
-        _ if packed::has_format(ty) => 5..usize::MAX,
-        _ => 0..0,
+    if !packed::has_format(ty) {
+        return 0..0;
     }
+    let from = match ty {
+        // Measured on Emerald Rapids.
+        _ if level::is_intel() => 4,
+        // Measured on Zen 4.
+        GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::IQ4_XS => 64,
+        GgmlType::Q6_K => 8,
+        _ => 5,
+    };
+    from..usize::MAX
 }
 
-/// Fewer rows than those, which ggml rounds to 8 bits where we keep 14. Measured on Zen 4.
+/// Fewer rows than those, which ggml rounds to 8 bits where we keep 14.
 fn faster_than_avx512(ty: GgmlType) -> Range<usize> {
+    if level::is_intel() {
+        // Measured on Emerald Rapids.
+        return match ty {
+            GgmlType::Q4_0 | GgmlType::Q5_0 => 1..2,
+            GgmlType::Q3_K => 2..usize::MAX,
+            GgmlType::BF16 | GgmlType::F16 => 0..0,
+            _ if packed::has_format(ty) => 1..usize::MAX,
+            _ => 0..0,
+        };
+    }
+    // Measured on Zen 4.
     match ty {
         GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
         GgmlType::Q3_K => 2..usize::MAX,
