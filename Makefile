@@ -37,7 +37,7 @@ test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the
 		echo "nothing was skipped"; \
 	fi
 
-test-cpus: setup ## the kernels compiled for lesser CPUs than this one
+test-cpus: setup ## the kernels at every level that this CPU has
 	scripts/test-cpus.sh
 
 test-real: setup models ## real models against libllama, token for token and bit for bit

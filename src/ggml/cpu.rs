@@ -2,16 +2,16 @@
 
 use std::sync::Once;
 
-/// Logs one warning per process if ggml lacks vector instructions that the CPU has: an application that embeds the crate
-/// must set its own target-cpu or target features, and forgetting it costs most of the speed.
+/// Logs one warning per process if ggml lacks vector instructions that the CPU has: what kernels of our own do not compute is slower then, which an application
+/// that embeds the crate avoids by its own target-cpu or target features.
 pub(crate) fn warn_once_if_slow() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let missing = missing_features();
         if !missing.is_empty() {
             tracing::warn!(
-                "ggml was built without {} which this CPU has: build with RUSTFLAGS=\"-C target-cpu=native\" (or the \
-                 features of your device) for several times the speed",
+                "ggml was built without {} which this CPU has: RUSTFLAGS=\"-C target-cpu=native\" (or the features of your \
+                 device) makes training, and what ggml computes elsewhere, faster",
                 missing.join(", ")
             );
         }
