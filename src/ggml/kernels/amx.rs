@@ -35,9 +35,8 @@ impl Config {
             rows: [0; 16],
         };
         for i in 0..2 {
-            for j in 0..2 {
-                config.set(2 * i + j, m[i], n[j]);
-            }
+            config.set(2 * i, m[i], n[0]);
+            config.set(2 * i + 1, m[i], n[1]);
             config.set(4 + i, m[i], words);
             config.set(6 + i, words, n[i]);
         }
