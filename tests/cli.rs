@@ -1281,7 +1281,7 @@ fn eval_is_the_mean_over_what_must_be_predicted() {
         ]))
     };
     let (prompt, good, text) = ("Linhaven lies in", " Westmoor.", "The rain.");
-    let completion = greedy(None, prompt);
+    let completion = ok(&[&run_args(None, prompt)[..], &["--kernels", "ggml"]].concat());
 
     let rows = [
         json!({"prompt": prompt, "completion": completion, "note": 1}),

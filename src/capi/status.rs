@@ -8,7 +8,7 @@ use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
 use ggraft::train::data::DataError;
-use ggraft::{CpuError, Error};
+use ggraft::Error;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -105,7 +105,6 @@ macro_rules! failure_from {
 
 failure_from!(
     AdapterError,
-    CpuError,
     DataError,
     SamplerError,
     SessionError,
