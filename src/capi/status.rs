@@ -1,5 +1,6 @@
 //! Status codes, the message of the last error, versions.
 
+use ggraft::Error;
 use ggraft::adapter::AdapterError;
 use ggraft::infer::SessionError;
 use ggraft::infer::sampler::SamplerError;
@@ -8,7 +9,6 @@ use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
 use ggraft::train::data::DataError;
-use ggraft::Error;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};

@@ -3,8 +3,6 @@
 //! Every element of the result is one chain of fused multiply-adds over the reduction index, in increasing order. Where
 //! the element lies in a register tile, and how the caller cuts the matrix into parts, has no influence on its bits.
 
-use super::level::{CpuLevel, has};
-
 /// Columns of the widest register tile: panels of B have so many.
 pub(crate) const NR: usize = 32;
 
@@ -171,6 +169,7 @@ impl Tiles {
     fn fastest() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
+            use super::level::{CpuLevel, has};
             if has(CpuLevel::Avx512) {
                 return avx512::TILES;
             }
@@ -195,6 +194,18 @@ impl Tiles {
         }
     }
 
+    /// Any columns of a product.
+    ///
+    /// # Safety
+    /// As `compute`, for any number of rows and columns.
+    unsafe fn any_columns(self, accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
+        for j in (0..n).step_by(self.width) {
+            let size = [m, self.width.min(n - j), k];
+            // SAFETY: some columns of B and C.
+            unsafe { self.columns(accumulate, size, x.at_column(j)) }
+        }
+    }
+
     /// [`gemm`] without checks.
     ///
     /// # Safety
@@ -202,16 +213,15 @@ impl Tiles {
     unsafe fn product(self, accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
         // Rows a multiple of 1 KB apart share a few sets of the caches and evict each other before the next rows of A come.
         let copy = m > self.height && k > 16 && x.ldb.is_multiple_of(256);
+        if !copy {
+            // SAFETY: the caller's promise.
+            return unsafe { self.any_columns(accumulate, [m, n, k], x) };
+        }
         let mut copied = [0.0f32; NR * PANEL_ROWS];
         for j in (0..n).step_by(self.width) {
             let nr = self.width.min(n - j);
             // SAFETY: columns j..j + nr of B and C.
             let x = unsafe { x.at_column(j) };
-            if !copy {
-                // SAFETY: the caller's promise.
-                unsafe { self.columns(accumulate, [m, nr, k], x) }
-                continue;
-            }
             for p in (0..k).step_by(PANEL_ROWS) {
                 let rows = PANEL_ROWS.min(k - p);
                 for (q, row) in copied.chunks_exact_mut(self.width).take(rows).enumerate() {
@@ -235,16 +245,13 @@ impl Tiles {
     }
 }
 
-/// `C = A B`, or `C += A B` to `accumulate`, with matrices that are valid: A `m x k`, B `k x n`, C `m x n`, of at most [`NR`] columns.
+/// `C = A B`, or `C += A B` to `accumulate`: A `m x k`, B `k x n`, C `m x n`. B is read as it lies: it should be a panel of few columns.
 ///
 /// # Safety
 /// The matrices must be valid, C not overlap with A or B; `m`, `n`, `k` above 0.
-pub(super) unsafe fn panel(accumulate: bool, [m, n, k]: [usize; 3], x: Operands) {
-    let tiles = Tiles::fastest();
-    for j in (0..n).step_by(tiles.width) {
-        // SAFETY: some columns of B and C.
-        unsafe { tiles.columns(accumulate, [m, tiles.width.min(n - j), k], x.at_column(j)) }
-    }
+pub(super) unsafe fn panel(accumulate: bool, size: [usize; 3], x: Operands) {
+    // SAFETY: the caller's promise.
+    unsafe { Tiles::fastest().any_columns(accumulate, size, x) }
 }
 
 /// Calls a function that is compiled for each height of a tile.
@@ -426,6 +433,8 @@ mod loops {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "x86_64")]
+    use super::super::level::{CpuLevel, has};
     use super::super::values;
     use super::*;
 

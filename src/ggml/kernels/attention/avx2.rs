@@ -27,7 +27,7 @@ trait Values {
     /// Values `at` to `at + 8` of a row, `at` a multiple of 8.
     ///
     /// # Safety
-    /// They must be there. Callers have AVX2, FMA and F16C, and this becomes part of them.
+    /// They must be there. The CPU must have AVX2, FMA and F16C.
     unsafe fn eight(row: *const u8, at: usize) -> __m256;
 }
 

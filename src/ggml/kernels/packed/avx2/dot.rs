@@ -101,7 +101,7 @@ struct X {
 /// Adds block `i` of the rows' units times that of X. Lanes are rows.
 ///
 /// # Safety
-/// The units must exist, and the blocks of X. Callers have AVX2, FMA and F16C, and this becomes part of them.
+/// The units must exist, and the blocks of X. The CPU must have AVX2, FMA and F16C.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn add_block<F: Format, const N: usize>(

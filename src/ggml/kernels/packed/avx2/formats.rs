@@ -36,7 +36,7 @@ pub(in super::super) trait Format {
     /// Of one unit in each of some rows.
     ///
     /// # Safety
-    /// There must be a unit at each. Callers have AVX2, FMA and F16C, and this becomes part of them.
+    /// There must be a unit at each. The CPU must have AVX2, FMA and F16C.
     unsafe fn scales(at: &[*const u8; GROUP]) -> Scales;
 
     /// Block `i` of a unit.
@@ -307,7 +307,7 @@ pub(super) trait Floats {
     /// A block.
     ///
     /// # Safety
-    /// There must be one. Callers have AVX2, FMA and F16C, and this becomes part of them.
+    /// There must be one. The CPU must have AVX2, FMA and F16C.
     unsafe fn load(at: *const u8) -> [__m256; 4];
 
     /// A block as integers.

@@ -88,7 +88,7 @@ impl Visit for Blocks<'_> {
 /// Block `i` of the rows' units in words of 16 bits, times their factors, as columns.
 ///
 /// # Safety
-/// The units must exist. Callers have AVX2, FMA and F16C, and this becomes part of them.
+/// The units must exist. The CPU must have AVX2, FMA and F16C.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn copy_block<F: Format>(
