@@ -126,7 +126,7 @@ impl ByteTile {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512vnni")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn fixed<const KIND: u8, const N: usize>(&self) {
         const { assert!(N <= BYTE_TILE_HEIGHT && LANES == 16) };
         let Self { y, x_stride, .. } = *self;

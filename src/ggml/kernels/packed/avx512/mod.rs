@@ -29,7 +29,7 @@ impl Tile {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512vnni")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn fixed_512<const MINS: bool, const N: usize>(&self) {
         const { assert!(N <= HEIGHT && WIDTH == 16) };
         let Self { y, x_stride, .. } = *self;
