@@ -20,6 +20,7 @@ ${CARGO:-cargo} rustc --lib --profile test --message-format json-render-diagnost
 # The last message about an executable is the one about the tests.
 tests=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$messages" | tail -n 1)
 levels=$(${CARGO:-cargo} run --quiet --bin ggraft -- --version | sed -n 's/^CPU levels: \(.*\) (.*/\1/p')
+[ -n "$levels" ] || { echo "no CPU level is known" >&2; exit 1; }
 for level in $levels; do
     echo "== $level"
     GGRAFT_CPU=$level "$tests" --quiet

@@ -2,6 +2,7 @@
 
 use ggraft::CpuLevel;
 use ggraft_testkit::command::{command, stderr, stdout};
+use ggraft_testkit::metrics::nmse;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -23,19 +24,12 @@ fn ggraft(level: &str, folder: &Path, args: &str) -> Output {
         .unwrap()
 }
 
-fn values(path: &Path) -> Vec<f64> {
+fn values(path: &Path) -> Vec<f32> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let logits = file.tensor("logits").unwrap();
     let values = logits.data().as_chunks().0.iter();
-    values.map(|&b| f64::from(f32::from_le_bytes(b))).collect()
-}
-
-/// The normalized mean squared error.
-fn nmse(got: &[f64], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let error: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
-    error / want.iter().map(|b| b * b).sum::<f64>()
+    values.map(|&b| f32::from_le_bytes(b)).collect()
 }
 
 /// With kernels of our own from AVX2 on they are the same to the last bit; without them ggml's 8 bits of activations are between.

@@ -23,7 +23,7 @@ struct Config {
 
 impl Config {
     /// For a block of `m` rows and `n` columns, at most [`BLOCK`] of each, and `words` words of each row of A at a time. What a dimension does not fill is left
-    /// out of the tiles; those that are not there at all have one row, which is multiplied for nothing and never stored.
+    /// out of the tiles; of those that are not there at all one row or column is multiplied for nothing ([`run`] says where that goes).
     fn new(m: usize, n: usize, words: usize) -> Self {
         let halves = |x: usize| [x.min(SIDE), x.saturating_sub(SIDE).max(1)];
         let (m, n) = (halves(m), halves(n));
@@ -133,7 +133,7 @@ pub(super) unsafe fn block(accumulate: bool, [m, n, pairs]: [usize; 3], x: Opera
 /// # Safety
 /// As for [`block`].
 unsafe fn run(accumulate: bool, config: &Config, [m, n]: [usize; 2], steps: usize, x: Operands) {
-    // In the place of tiles that are not there stand those that are; they are stored later.
+    // Tiles that are not there are stored in the place of those that are, which are stored over them.
     let below = if m > SIDE { SIDE } else { 0 };
     let beside = if n > SIDE { SIDE } else { 0 };
     let c = [(0, 0), (0, beside), (below, 0), (below, beside)];

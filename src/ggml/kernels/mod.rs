@@ -29,7 +29,6 @@ pub(crate) use packed::{Bits, pack_row, packed_words};
 use crate::file::types::GgmlType;
 
 /// What ggml was built for, as far as it matters: its products with AVX-512 are faster than ours for AVX2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Ggml {
     Baseline,
     Avx2,

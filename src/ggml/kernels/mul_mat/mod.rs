@@ -86,7 +86,6 @@ fn faster_than_avx512(ty: GgmlType) -> Range<usize> {
         return match ty {
             GgmlType::Q4_0 | GgmlType::Q5_0 => 1..2,
             GgmlType::Q3_K => 2..usize::MAX,
-            GgmlType::BF16 | GgmlType::F16 => 0..0,
             _ if packed::has_format(ty) => 1..usize::MAX,
             _ => 0..0,
         };

@@ -348,8 +348,6 @@ floats! {
     };
 }
 
-// Everything below is inlined into functions that have the CPU's features: that is what makes it safe to call.
-
 /// 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
