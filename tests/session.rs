@@ -538,11 +538,15 @@ fn damaged_weights_never_become_text() {
 #[test]
 fn a_prompt_in_chunks_equals_a_prompt_in_one() {
     let text = tokenize(&format!("{PROMPT} {PROMPT} {PROMPT} {PROMPT}"));
-    let has_own_kernels = CpuLevel::current().unwrap() >= CpuLevel::Avx2;
-    if !has_own_kernels {
+    let level = CpuLevel::current().unwrap();
+    if level < CpuLevel::Avx2 {
         skipped("equal bits of prompts in chunks by our own kernels (needs AVX2)");
     }
-    let cases = [Kernels::Ggml, Kernels::Own].map(|kernels| KV_TYPES.map(|kv| (kernels, kv)));
+    if level < CpuLevel::Avx512Vnni {
+        skipped("equal bits of prompts in chunks by default (needs AVX-512 VNNI)");
+    }
+    let cases = [Kernels::Ggml, Kernels::Own, Kernels::Auto]
+        .map(|kernels| KV_TYPES.map(|kv| (kernels, kv)));
     for (kernels, kv) in cases.concat() {
         let file = path("models/tinylm-q8_0.gguf");
         let model = Model::open(file, &ModelOptions::default().kernels(kernels)).unwrap();
@@ -560,7 +564,8 @@ fn a_prompt_in_chunks_equals_a_prompt_in_one() {
         });
         assert_eq!(logits[0].len(), text.len());
         let limit = match kernels {
-            Kernels::Own if has_own_kernels => 0.0,
+            Kernels::Own if level >= CpuLevel::Avx2 => 0.0,
+            Kernels::Auto if level >= CpuLevel::Avx512Vnni => 0.0,
             // Blocks of eight bits round differently when a value moves by a hair.
             _ if kv == KvType::Q8_0 => 1e-2,
             _ => 1e-3,

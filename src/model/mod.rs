@@ -31,9 +31,9 @@ use vocab::{ChatOptions, Vocab};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernels {
-    /// Our own where they are faster than ggml's on this CPU, at no larger error: products by the weights' type and the number of rows (prompts,
-    /// training, [batches](crate::Session)), unless weights are repacked, and attention. With AVX-512 many rows are rounded to 8 bits, as ggml
-    /// rounds them; else as with [`Kernels::Own`].
+    /// Our own where they are faster than ggml's on this CPU, at no larger error: products, unless weights are repacked, and attention. With AVX-512
+    /// and its VNNI activations are rounded to 8 bits, as ggml rounds them, and what [`Kernels::Own`] says of equal bits holds; on other CPUs a product
+    /// is ours or ggml's by the weights' type and the number of rows (prompts, training, [batches](crate::Session)).
     #[default]
     Auto,
     /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA; all quantized types, F16 and BF16): nearer to the exact product than

@@ -40,64 +40,32 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
 
 /// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
 pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
-    if packed::has_avx512() && bytes_are_faster_with(ty).contains(&t) {
+    if packed::has_avx512() && packed::has_format(ty) {
         return Some(Bits::Eight);
     }
-    let faster = match Ggml::built_for() {
+    let fewest = match Ggml::built_for() {
         Ggml::Baseline => return sensible(ty, t),
-        Ggml::Avx2 => faster_than_avx2(ty),
-        Ggml::Avx512 if packed::has_avx512() => faster_than_avx512(ty),
-        Ggml::Avx512 => 0..0,
+        Ggml::Avx2 => faster_than_avx2_from(ty)?,
+        Ggml::Avx512 => faster_than_avx512_from(ty)?,
     };
-    faster.contains(&t).then_some(Bits::Fourteen)
+    (t >= fewest).then_some(Bits::Fourteen)
 }
 
-/// Always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either. Measured on Zen 3.
-fn faster_than_avx2(ty: GgmlType) -> Range<usize> {
+/// From how many rows on 14 bits are faster: always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either.
+/// Measured on Zen 3.
+fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
     match ty {
-        GgmlType::F16 => 0..0,
-        GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
-        _ if packed::has_format(ty) => 2..usize::MAX,
-        _ if packed::unpacks(ty) => FEWEST_UNPACKED..usize::MAX,
-        _ => 0..0,
+        GgmlType::F16 => None,
+        GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
+        _ if packed::has_format(ty) => Some(2),
+        _ if packed::unpacks(ty) => Some(FEWEST_UNPACKED),
+        _ => None,
     }
 }
 
-/// Rows that make it worth while to unpack weights to bytes; ggml multiplies some types in tiles of its own.
-fn bytes_are_faster_with(ty: GgmlType) -> Range<usize> {
-    if !packed::has_format(ty) {
-        return 0..0;
-    }
-    let from = match ty {
-        // Measured on Emerald Rapids.
-        _ if level::is_intel() => 4,
-        // Measured on Zen 4.
-        GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::IQ4_XS => 64,
-        GgmlType::Q6_K => 8,
-        _ => 5,
-    };
-    from..usize::MAX
-}
-
-/// Fewer rows than those, which ggml rounds to 8 bits where we keep 14.
-fn faster_than_avx512(ty: GgmlType) -> Range<usize> {
-    if level::is_intel() {
-        // Measured on Emerald Rapids.
-        return match ty {
-            GgmlType::Q4_0 | GgmlType::Q5_0 => 1..2,
-            GgmlType::Q3_K => 2..usize::MAX,
-            _ if packed::has_format(ty) => 1..usize::MAX,
-            _ => 0..0,
-        };
-    }
-    // Measured on Zen 4.
-    match ty {
-        GgmlType::Q4_1 | GgmlType::Q5_1 => 1..usize::MAX,
-        GgmlType::Q3_K => 2..usize::MAX,
-        GgmlType::F16 => 64..usize::MAX,
-        GgmlType::Q5_K | GgmlType::IQ4_XS => 2..8,
-        _ => 0..0,
-    }
+/// The same where ggml has AVX-512. Measured on Zen 4; Intel's CPUs multiply F16 faster.
+fn faster_than_avx512_from(ty: GgmlType) -> Option<usize> {
+    (ty == GgmlType::F16 && packed::has_avx512() && !level::is_intel()).then_some(64)
 }
 
 /// `Y = W X`.
@@ -165,10 +133,8 @@ impl MulMat {
         // SAFETY: the caller's promise.
         unsafe {
             match self.bits {
+                _ if self.t <= MOST_DOTS && packed::has_format(self.ty) => self.dots(rows),
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),
-                Bits::Fourteen if self.t <= MOST_DOTS && packed::has_format(self.ty) => {
-                    self.dots(rows);
-                }
                 Bits::Fourteen => self.panels(rows, &PANEL),
             }
         }
@@ -186,6 +152,7 @@ impl MulMat {
                 row_bytes: self.row_bytes,
                 rows: rows.len(),
                 x: self.x,
+                bits: self.bits,
                 t: self.t,
                 k: self.k,
                 y: self.y.add(rows.start),

@@ -140,8 +140,9 @@ pub(super) struct Dots {
     pub(super) row_bytes: usize,
     /// At least one.
     pub(super) rows: usize,
-    /// As [`pack_row`] gives them.
+    /// As [`pack_row`] gives them for so many bits.
     pub(super) x: *const f32,
+    pub(super) bits: Bits,
     /// Rows of X: 1 to [`MOST_DOTS`].
     pub(super) t: usize,
     /// Values of a row.

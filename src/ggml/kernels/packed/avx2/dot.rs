@@ -1,7 +1,8 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
+use super::super::avx512::dot::ByteDots;
 use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, packed_words};
-use super::formats::{Format, GROUP, Scales, Visit, for_each_block, groups, visit};
+use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -29,10 +30,16 @@ impl Dots {
     /// False if nothing is done: there are no dot products of type `ty`.
     ///
     /// # Safety
-    /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C.
+    /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C; with [`Bits::Eight`] AVX-512 with VNNI.
     pub(in super::super::super) unsafe fn compute(self, ty: GgmlType) -> bool {
         // SAFETY: the caller's promise.
-        unsafe { visit(ty, self) }.is_some()
+        let done = unsafe {
+            match self.bits {
+                Bits::Eight => visit(ty, ByteDots(self)),
+                Bits::Fourteen => visit(ty, self),
+            }
+        };
+        done.is_some()
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -64,22 +71,22 @@ impl Dots {
         for u in 0..blocks / F::BLOCKS {
             // SAFETY: unit u of these rows of W, its blocks of X.
             unsafe {
-                let at = rows.map(|row| row.add(u * F::BYTES));
+                let units = Units::new::<F>(&rows, u);
                 // Rows are too short, and too many, for the CPU to guess which bytes come next.
-                for at in at {
+                for r in 0..GROUP {
                     for line in (0..F::BYTES).step_by(LINE) {
-                        let next = at.wrapping_add(GROUP * self.row_bytes + line);
+                        let next = units.of(r).wrapping_add(GROUP * self.row_bytes + line);
                         _mm_prefetch::<_MM_HINT_T0>(next.cast());
                     }
                 }
-                let scales = F::scales(&at);
+                let scales = F::scales(units);
                 let x = X {
                     scales: self.x.add(blocks * WORDS + u * F::BLOCKS),
                     bytes: self.x.add(blocks * SCALED + u * F::BLOCKS * WORDS),
                     blocks,
                     stride,
                 };
-                for_each_block!(F, i, add_block::<F, N>(&at, i, &scales, x, &mut sums));
+                for_each_block!(F, I, add_block::<F, N>(units, I, &scales, x, &mut sums));
             }
         }
         sums
@@ -105,7 +112,7 @@ struct X {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn add_block<F: Format, const N: usize>(
-    at: &[*const u8; GROUP],
+    units: Units,
     i: usize,
     scales: &Scales,
     x: X,
@@ -113,7 +120,7 @@ unsafe fn add_block<F: Format, const N: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let [low, high] = products::<F, N>(at, i, x.bytes.add(i * WORDS), x.stride);
+        let [low, high] = products::<F, N>(units, i, x.bytes.add(i * WORDS), x.stride);
         for (t, sum) in sums.iter_mut().enumerate() {
             let of_row = x.scales.add(t * x.stride + i);
             let x_step = _mm256_broadcast_ss(&*of_row);
@@ -157,7 +164,7 @@ unsafe fn add_block<F: Format, const N: usize>(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn products<F: Format, const N: usize>(
-    at: &[*const u8; GROUP],
+    units: Units,
     i: usize,
     x: *const f32,
     stride: usize,
@@ -169,7 +176,7 @@ unsafe fn products<F: Format, const N: usize>(
         });
         let weights = [128, 1].map(|x| _mm256_set1_epi16(x));
         let row = |r: usize| {
-            let w = F::bytes(at[r], i);
+            let w = F::bytes(units.of(r), i);
             // Pairs are at most 2 * 255 * 64: nothing saturates.
             let part = |x, weight| _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), weight);
             x.map(|[high, low]| _mm256_add_epi32(part(high, weights[0]), part(low, weights[1])))

@@ -20,6 +20,29 @@ pub(in super::super) fn groups(
     })
 }
 
+/// A unit in each of some rows. Addresses are computed where they are wanted: eight at a time would go through memory.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Units<'a> {
+    rows: &'a [*const u8; GROUP],
+    /// From where the rows begin.
+    bytes: usize,
+}
+
+impl<'a> Units<'a> {
+    /// Unit `u` of the rows.
+    #[inline]
+    pub(in super::super) fn new<F: Format>(rows: &'a [*const u8; GROUP], u: usize) -> Self {
+        let bytes = u * F::BYTES;
+        Self { rows, bytes }
+    }
+
+    /// Where that of row `r` begins.
+    #[inline]
+    pub(in super::super) fn of(self, r: usize) -> *const u8 {
+        self.rows[r].wrapping_add(self.bytes)
+    }
+}
+
 /// Integers of 8 bits without a sign, with a step, or a step and a minimum, for each block of 32: some blocks to a unit.
 pub(in super::super) trait Format {
     /// Of a unit.
@@ -37,7 +60,7 @@ pub(in super::super) trait Format {
     ///
     /// # Safety
     /// There must be a unit at each. The CPU must have AVX2, FMA and F16C.
-    unsafe fn scales(at: &[*const u8; GROUP]) -> Scales;
+    unsafe fn scales(units: Units) -> Scales;
 
     /// Block `i` of a unit.
     ///
@@ -55,14 +78,14 @@ pub(in super::super) struct Scales {
     pub(in super::super) factors: [[__m256i; 2]; 8],
 }
 
-/// Repeats a statement for each block of a unit: `$i` is a constant, which shifts depend on.
+/// Repeats a statement for each block of a unit: `$i` is the constant, which shifts depend on.
 macro_rules! for_each_block {
     ($format:ident, $i:ident, $do:expr) => {
         for_each_block!($format, $i, $do, 0 1 2 3 4 5 6 7)
     };
     ($format:ident, $i:ident, $do:expr, $($n:literal)*) => {$(
         if $n < $format::BLOCKS {
-            let $i = $n;
+            const $i: usize = $n;
             $do
         }
     )*};
@@ -97,12 +120,12 @@ macro_rules! formats {
 
                 #[inline]
                 #[target_feature(enable = "avx2,fma,f16c")]
-                unsafe fn scales(at: &[*const u8; GROUP]) -> Scales {
+                unsafe fn scales(units: Units) -> Scales {
                     // SAFETY: units, whose layout is ggml-common.h's.
                     unsafe {
-                        $(return Scales::$scales(at);)?
+                        $(return Scales::$scales(units);)?
                         #[allow(unreachable_code)]
-                        Scales::of_blocks(at, Self::MINS)
+                        Scales::of_blocks(units, Self::MINS)
                     }
                 }
 
@@ -182,14 +205,23 @@ impl Scales {
     /// Of units of one block: a step, and a minimum if there is one.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn of_blocks(at: &[*const u8; GROUP], has_mins: bool) -> Self {
+    unsafe fn of_blocks(units: Units, has_mins: bool) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
             if !has_mins {
-                return Self::of_steps([half_of_each(at, 0); 8]);
+                return Self::of_steps([half_of_each(units, 0); 8]);
             }
-            let [a, b, c, d, e, f, g, h] = at.map(|at| at.cast::<i32>().read_unaligned());
-            let (step, min) = two_halves(_mm256_setr_epi32(a, b, c, d, e, f, g, h));
+            let both = |r| units.of(r).cast::<i32>().read_unaligned();
+            let (step, min) = two_halves(_mm256_setr_epi32(
+                both(0),
+                both(1),
+                both(2),
+                both(3),
+                both(4),
+                both(5),
+                both(6),
+                both(7),
+            ));
             Self {
                 mins: [min; 8],
                 ..Self::of_steps([step; 8])
@@ -200,10 +232,10 @@ impl Scales {
     /// Step and minimum, and six bits for each block's factor of both, packed into 12 bytes.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn of_q4_k(at: &[*const u8; GROUP]) -> Self {
+    unsafe fn of_q4_k(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let [halves, a, b, c] = columns(at, 0);
+            let [halves, a, b, c] = columns(units, 0);
             let (step, min) = two_halves(halves);
             let min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0));
             let factors = |first, low| {
@@ -228,11 +260,11 @@ impl Scales {
     /// A step, and factors of 16 values each: six bits less 32, of which the low four come first, then the high two.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn of_q3_k(at: &[*const u8; GROUP]) -> Self {
+    unsafe fn of_q3_k(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
             // A unit ends with the step, behind 12 bytes of factors.
-            let c = columns(at, 94);
+            let c = columns(units, 94);
             let shifted = |i: usize| {
                 let (low, high) = (
                     _mm256_srli_epi32::<16>(c[i]),
@@ -263,17 +295,17 @@ impl Scales {
     /// A step, and factors of 16 values each.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn of_q6_k(at: &[*const u8; GROUP]) -> Self {
+    unsafe fn of_q6_k(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let four = columns(at, 192);
+            let four = columns(units, 192);
             let factor = |i: usize| {
                 let up = _mm_cvtsi32_si128(24 - 8 * (i % 4) as i32);
                 _mm256_srai_epi32::<24>(_mm256_sll_epi32(four[i / 4], up))
             };
             Self {
                 factors: std::array::from_fn(|i| [factor(2 * i), factor(2 * i + 1)]),
-                ..Self::of_steps([half_of_each(at, 208); 8])
+                ..Self::of_steps([half_of_each(units, 208); 8])
             }
         }
     }
@@ -281,10 +313,10 @@ impl Scales {
     /// A step, and six bits less 32 for each block's factor of it: the high two first, then the low four.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn of_iq4_xs(at: &[*const u8; GROUP]) -> Self {
+    unsafe fn of_iq4_xs(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let [first, low, ..] = columns(at, 0);
+            let [first, low, ..] = columns(units, 0);
             let (step, _) = two_halves(first);
             let high = _mm256_srli_epi32::<16>(first);
             let factor = |i: usize| {
@@ -359,12 +391,20 @@ unsafe fn load(at: *const u8) -> __m256i {
 /// Half-precision numbers at an offset.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_of_each(at: &[*const u8; GROUP], offset: usize) -> __m256 {
+unsafe fn half_of_each(units: Units, offset: usize) -> __m256 {
     // SAFETY: the caller has them, and the features.
     unsafe {
-        let bits = at.map(|at| at.add(offset).cast::<i16>().read_unaligned());
-        let [a, b, c, d, e, f, g, h] = bits;
-        _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
+        let bits = |r| units.of(r).add(offset).cast::<i16>().read_unaligned();
+        _mm256_cvtph_ps(_mm_setr_epi16(
+            bits(0),
+            bits(1),
+            bits(2),
+            bits(3),
+            bits(4),
+            bits(5),
+            bits(6),
+            bits(7),
+        ))
     }
 }
 
@@ -384,10 +424,10 @@ fn two_halves(x: __m256i) -> (__m256, __m256) {
 /// 16 bytes at an offset in each row, as four columns of four.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn columns(at: &[*const u8; GROUP], offset: usize) -> [__m256i; 4] {
+unsafe fn columns(units: Units, offset: usize) -> [__m256i; 4] {
     // SAFETY: the caller has them, and the features.
     unsafe {
-        let row = |r: usize| _mm_loadu_si128(at[r].add(offset).cast());
+        let row = |r: usize| _mm_loadu_si128(units.of(r).add(offset).cast());
         let rows = [0, 1, 2, 3].map(|r| _mm256_set_m128i(row(r + 4), row(r)));
         let pairs = [
             _mm256_unpacklo_epi32(rows[0], rows[1]),

@@ -2,7 +2,8 @@
 
 use super::super::{Blocks, Line, WIDTH, WORDS};
 use super::formats::{
-    BF16, F16, F32, Floats, Format, GROUP, Scales, Visit, for_each_block, groups, has_format, visit,
+    BF16, F16, F32, Floats, Format, GROUP, Scales, Units, Visit, for_each_block, groups,
+    has_format, visit,
 };
 use super::{columns, store_lanes};
 use crate::file::types::GgmlType;
@@ -34,20 +35,20 @@ impl Blocks<'_> {
     unsafe fn copy<F: Format>(self) -> bool {
         let blocks = self.words.as_chunks_mut::<WORDS>().0;
         for (lane, rows) in groups(self.first, self.row_bytes, self.rows) {
-            let units = (blocks.chunks_mut(F::BLOCKS))
+            let all = (blocks.chunks_mut(F::BLOCKS))
                 .zip(self.steps.chunks_mut(F::BLOCKS))
                 .zip(self.mins.chunks_mut(F::BLOCKS));
-            for (u, ((blocks, steps), mins)) in units.enumerate() {
-                let at = rows.map(|row| row.wrapping_add(u * F::BYTES));
+            for (u, ((blocks, steps), mins)) in all.enumerate() {
+                let units = Units::new::<F>(&rows, u);
                 // SAFETY: unit u of these rows.
                 unsafe {
-                    let scales = F::scales(&at);
-                    for_each_block!(F, i, {
-                        store_lanes(_mm256_castps_si256(scales.steps[i]), &mut steps[i], lane);
+                    let scales = F::scales(units);
+                    for_each_block!(F, I, {
+                        store_lanes(_mm256_castps_si256(scales.steps[I]), &mut steps[I], lane);
                         if F::MINS {
-                            store_lanes(_mm256_castps_si256(scales.mins[i]), &mut mins[i], lane);
+                            store_lanes(_mm256_castps_si256(scales.mins[I]), &mut mins[I], lane);
                         }
-                        copy_block::<F>(&at, i, &scales, &mut blocks[i], lane);
+                        copy_block::<F>(units, I, &scales, &mut blocks[I], lane);
                     });
                 }
             }
@@ -92,7 +93,7 @@ impl Visit for Blocks<'_> {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn copy_block<F: Format>(
-    at: &[*const u8; GROUP],
+    units: Units,
     i: usize,
     scales: &Scales,
     to: &mut [Line<f32>; WORDS],
@@ -102,7 +103,8 @@ unsafe fn copy_block<F: Format>(
     // SAFETY: the caller's promise.
     unsafe {
         let offset = _mm256_set1_epi8(F::OFFSET.cast_signed());
-        let bytes = at.map(|at| _mm256_sub_epi8(F::bytes(at, i), offset));
+        let bytes: [_; GROUP] =
+            std::array::from_fn(|r| _mm256_sub_epi8(F::bytes(units.of(r), i), offset));
         let halves = [
             bytes.map(|x| _mm256_castsi256_si128(x)),
             bytes.map(|x| _mm256_extracti128_si256::<1>(x)),

@@ -1,9 +1,10 @@
 //! Panels and register tiles in bytes.
 
-use super::super::avx2::formats::{Format, GROUP, Visit, for_each_block, groups, visit};
-use super::super::avx2::{Integers, columns, packed_bytes, store_lanes};
+use super::super::avx2::formats::{Format, Visit, visit};
+use super::super::avx2::{Integers, packed_bytes};
 use super::super::bytes::{BYTE_WIDTH, ByteBlocks, ByteTile, Kind, LANES, QUADS};
-use super::super::{BLOCK, Rounded, by_height};
+use super::super::{BLOCK, Line, Rounded, by_height};
+use super::two::{self, ROWS, Two, for_each_two, sixteens};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -13,7 +14,7 @@ pub(in super::super) const BYTE_TILE_HEIGHT: usize = 6;
 /// Largest multiple of a step.
 const MAX: f32 = 127.0;
 /// What the integers of X are more than they stand for.
-const OFFSET: i8 = i8::MIN;
+pub(super) const OFFSET: i8 = i8::MIN;
 
 /// Rounds a block to words of four multiples of a step each, plus 128.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -35,67 +36,100 @@ impl ByteBlocks<'_> {
         unsafe { visit(ty, self) }
     }
 
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn copy<F: Format>(self) -> Kind {
-        const { assert!(LANES.is_multiple_of(GROUP) && QUADS == GROUP) };
-        let kind = match (F::FACTORS, F::MINS) {
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn copy<F: Format>(mut self) -> Kind {
+        const { assert!(LANES == ROWS) };
+        const { assert!(!(F::FACTORS && F::MINS)) };
+        let (row_bytes, blocks) = (self.row_bytes, self.blocks);
+        for (line, rows) in sixteens(self.first, row_bytes, self.rows).enumerate() {
+            let mut to = ToLine {
+                panel: &mut self,
+                line,
+            };
+            // SAFETY: the caller's promise.
+            unsafe { for_each_two::<F>(rows, row_bytes, blocks, &mut to) };
+        }
+        match (F::FACTORS, F::MINS) {
             (false, false) => Kind::Steps,
             (false, true) => Kind::StepsAndMins,
             (true, _) => Kind::StepsOfHalves,
-        };
-        const { assert!(!(F::FACTORS && F::MINS)) };
-        let offset = _mm256_set1_epi8(F::OFFSET.cast_signed());
-        for (row, rows) in groups(self.first, self.row_bytes, self.rows) {
-            let (line, lane) = (row / LANES, row % LANES);
-            for u in 0..self.blocks / F::BLOCKS {
-                let at = rows.map(|row| row.wrapping_add(u * F::BYTES));
-                // SAFETY: unit u of these rows.
-                unsafe {
-                    let scales = F::scales(&at);
-                    for_each_block!(F, i, {
-                        let block = u * F::BLOCKS + i;
-                        let words = &mut self.words[block * QUADS..(block + 1) * QUADS];
-                        let bytes = at.map(|at| _mm256_sub_epi8(F::bytes(at, i), offset));
-                        let quads = columns(bytes);
-                        for (&quads, to) in quads.iter().zip(words) {
-                            store_lanes(quads, &mut to[line], lane);
-                        }
-                        let halves = [0, 1].map(|half| {
-                            let x = _mm256_set1_epi8(OFFSET);
-                            let sum = |sum, &w| _mm256_dpbusd_epi32(sum, x, w);
-                            quads[4 * half..4 * half + 4]
-                                .iter()
-                                .fold(_mm256_setzero_si256(), sum)
-                        });
-                        let start = |sum| _mm256_sub_epi32(_mm256_setzero_si256(), sum);
-                        if F::FACTORS {
-                            for (half, sum) in halves.into_iter().enumerate() {
-                                let factor = _mm256_cvtepi32_ps(scales.factors[i][half]);
-                                let step = _mm256_mul_ps(scales.steps[i], factor);
-                                let at = 2 * block + half;
-                                store_lanes(
-                                    _mm256_castps_si256(step),
-                                    &mut self.steps[at][line],
-                                    lane,
-                                );
-                                store_lanes(start(sum), &mut self.starts[at][line], lane);
-                            }
-                        } else {
-                            let step = _mm256_castps_si256(scales.steps[i]);
-                            store_lanes(step, &mut self.steps[block][line], lane);
-                            let sum = _mm256_add_epi32(halves[0], halves[1]);
-                            store_lanes(start(sum), &mut self.starts[block][line], lane);
-                        }
-                        if F::MINS {
-                            let min = _mm256_castps_si256(scales.mins[i]);
-                            store_lanes(min, &mut self.mins[block][line], lane);
-                        }
-                    });
-                }
+        }
+    }
+}
+
+/// Sixteen rows go to a line of a panel.
+struct ToLine<'a, 'b> {
+    panel: &'a mut ByteBlocks<'b>,
+    line: usize,
+}
+
+impl two::Visit for ToLine<'_, '_> {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<F: Format, const I: usize>(&mut self, two: Two<I>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [first, second] = two.quads::<F>();
+            self.copy_block::<F, I>(&two, 0, first);
+            if two.there == 2 {
+                self.copy_block::<F, I>(&two, 1, second);
             }
         }
-        kind
     }
+}
+
+impl ToLine<'_, '_> {
+    /// Copies one of the two blocks.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn copy_block<F: Format, const I: usize>(
+        &mut self,
+        two: &Two<I>,
+        which: usize,
+        quads: [__m512i; QUADS],
+    ) {
+        let (panel, line, block) = (&mut *self.panel, self.line, two.first + which);
+        let words = &mut panel.words[block * QUADS..(block + 1) * QUADS];
+        for (i, to) in words.iter_mut().enumerate() {
+            store(quads[i], &mut to[line]);
+        }
+        // Minus what 128 more in each integer of X adds.
+        let start = |from: usize, to: usize| {
+            let (x, zero) = (_mm512_set1_epi8(OFFSET), _mm512_setzero_si512());
+            let mut sum = zero;
+            for quad in &quads[from..to] {
+                sum = _mm512_dpbusd_epi32(sum, x, *quad);
+            }
+            _mm512_sub_epi32(zero, sum)
+        };
+        let mut put = |at: usize, step, start| {
+            store(_mm512_castps_si512(step), &mut panel.steps[at][line]);
+            store(start, &mut panel.starts[at][line]);
+        };
+        if F::FACTORS {
+            put(2 * block, two.steps::<F>(which, 0), start(0, QUADS / 2));
+            put(
+                2 * block + 1,
+                two.steps::<F>(which, 1),
+                start(QUADS / 2, QUADS),
+            );
+        } else {
+            put(block, two.steps::<F>(which, 0), start(0, QUADS));
+        }
+        if F::MINS {
+            let mins = _mm512_castps_si512(two.mins::<F>(which));
+            store(mins, &mut panel.mins[block][line]);
+        }
+    }
+}
+
+/// Writes a line.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store<T>(x: __m512i, to: &mut Line<T>) {
+    const { assert!(size_of::<Line<T>>() == 64 && align_of::<Line<T>>() == 64) };
+    // SAFETY: a line is a register wide and aligned.
+    unsafe { _mm512_store_si512((&raw mut *to).cast(), x) };
 }
 
 impl Visit for ByteBlocks<'_> {

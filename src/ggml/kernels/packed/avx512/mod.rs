@@ -5,6 +5,8 @@ use super::{Tile, Tiles, WIDTH, WORDS, by_height};
 use std::arch::x86_64::*;
 
 pub(super) mod bytes;
+pub(super) mod dot;
+mod two;
 
 /// 24 of the 32 registers hold sums, of integers and of blocks.
 pub(super) const TILES: Tiles = Tiles {
