@@ -6,6 +6,7 @@ use super::super::bytes::{BYTE_WIDTH, ByteBlocks, ByteTile, Kind, LANES, QUADS};
 use super::super::{BLOCK, Line, Rounded, by_height};
 use super::two::{self, ROWS, Two, for_each_two, sixteens};
 use crate::file::types::GgmlType;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// 24 of the 32 registers hold sums, of integers and of blocks. Two lines of W and six rows of X need fewer loads than one and twelve.
@@ -184,18 +185,12 @@ impl ByteTile {
                     let scale = (b * parts + part) * BYTE_WIDTH;
                     let start = self.starts.add(scale);
                     let start = [0, LANES].map(|l| _mm512_load_si512(start.add(l).cast()));
+                    let quad = (b * parts + part) * (QUADS / parts);
                     let mut acc = [start; N];
-                    for p in 0..QUADS / parts {
-                        let quad = b * QUADS + part * (QUADS / parts) + p;
+                    for half in 0..2 / parts {
+                        let quad = quad + half * HALF;
                         let w = self.words.add(quad * BYTE_WIDTH);
-                        let w = [0, LANES].map(|l| _mm512_load_si512(w.add(l).cast()));
-                        for (t, acc) in acc.iter_mut().enumerate() {
-                            let x = self.x.add(t * x_stride + quad).cast::<i32>().read();
-                            let x = _mm512_set1_epi32(x);
-                            for (acc, w) in acc.iter_mut().zip(w) {
-                                *acc = _mm512_dpbusd_epi32(*acc, x, w);
-                            }
-                        }
+                        add_half(&mut acc, w, self.x.add(quad), x_stride);
                     }
                     let steps = [0, LANES].map(|l| _mm512_load_ps(self.steps.add(scale + l)));
                     for (t, (sums, acc)) in sums.iter_mut().zip(acc).enumerate() {
@@ -224,4 +219,80 @@ impl ByteTile {
             }
         }
     }
+}
+
+/// Words of half a block.
+const HALF: usize = QUADS / 2;
+
+/// Adds products of the words of half a block, from `w` and from `x` on.
+///
+/// In assembly, because compilers that are not told of one CPU keep some of the sums in memory.
+///
+/// # Safety
+/// As for [`ByteTile::compute`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn add_half<const N: usize>(
+    acc: &mut [[__m512i; 2]; N],
+    w: *const f32,
+    x: *const f32,
+    x_stride: usize,
+) {
+    const { assert!(HALF == 4 && BYTE_WIDTH == 32) };
+    // `out(zmm_reg) _` has no type that says how wide the register is.
+    let mut scratch = [_mm512_setzero_si512(); 3];
+    // A word of both lines of W times one of each row of X: the numbers of its two sums, and where it begins.
+    macro_rules! quad {
+        ($p:literal, [$($first:literal $second:literal $row:literal)*]) => {
+            concat!(
+                "vmovdqa64 {w0}, [{w} + 128 * ", $p, "]\n",
+                "vmovdqa64 {w1}, [{w} + 128 * ", $p, " + 64]\n",
+                $(
+                    "vpbroadcastd {x}, dword ptr [", $row, " + 4 * ", $p, "]\n",
+                    "vpdpbusd {", $first, "}, {x}, {w0}\n",
+                    "vpdpbusd {", $second, "}, {x}, {w1}\n",
+                )*
+            )
+        };
+    }
+    macro_rules! half {
+        ($rows:tt, $($t:literal)*) => {
+            asm!(
+                quad!(0, $rows),
+                quad!(1, $rows),
+                quad!(2, $rows),
+                quad!(3, $rows),
+                // Few rows do not need all of these.
+                "/* {s} {x3} */",
+                $(inout(zmm_reg) acc[$t][0], inout(zmm_reg) acc[$t][1],)*
+                w0 = out(zmm_reg) scratch[0],
+                w1 = out(zmm_reg) scratch[1],
+                x = out(zmm_reg) scratch[2],
+                w = in(reg) w,
+                x0 = in(reg) x,
+                x3 = in(reg) x.wrapping_add(3 * x_stride),
+                s = in(reg) 4 * x_stride,
+                options(pure, readonly, nostack, preserves_flags)
+            )
+        };
+    }
+    // SAFETY: reads the words only.
+    unsafe {
+        match N {
+            1 => half!([0 1 "{x0}"], 0),
+            2 => half!([0 1 "{x0}" 2 3 "{x0} + {s}"], 0 1),
+            3 => half!([0 1 "{x0}" 2 3 "{x0} + {s}" 4 5 "{x0} + 2 * {s}"], 0 1 2),
+            4 => half!([0 1 "{x0}" 2 3 "{x0} + {s}" 4 5 "{x0} + 2 * {s}" 6 7 "{x3}"], 0 1 2 3),
+            5 => half!(
+                [0 1 "{x0}" 2 3 "{x0} + {s}" 4 5 "{x0} + 2 * {s}" 6 7 "{x3}" 8 9 "{x3} + {s}"],
+                0 1 2 3 4
+            ),
+            6 => half!(
+                [0 1 "{x0}" 2 3 "{x0} + {s}" 4 5 "{x0} + 2 * {s}" 6 7 "{x3}" 8 9 "{x3} + {s}" 10 11 "{x3} + 2 * {s}"],
+                0 1 2 3 4 5
+            ),
+            _ => unreachable!("a tile of {N} rows"),
+        }
+    }
+    let _ = scratch;
 }

@@ -176,7 +176,7 @@ pub(super) unsafe fn for_each_two<F: Format>(
             unsafe { visitor.visit::<F, 0>(two) };
         } else {
             for_each_block!(F, I, {
-                if I % 2 == 0 {
+                if I.is_multiple_of(2) {
                     let two = Two::<I> {
                         first: u * F::BLOCKS + I,
                         there: 2,
