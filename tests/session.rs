@@ -577,6 +577,35 @@ fn a_prompt_in_chunks_equals_a_prompt_in_one() {
     }
 }
 
+/// More threads than cores as well: those that have no core to run on are not waited for.
+#[test]
+fn logits_do_not_depend_on_threads() {
+    if CpuLevel::current().unwrap() < CpuLevel::Avx512Vnni {
+        skipped("single tokens by a team of threads by default (needs AVX-512 VNNI)");
+    }
+    for kernels in [Kernels::Own, Kernels::Auto] {
+        let file = path("models/tinylm-q8_0.gguf");
+        let model = Model::open(file, &ModelOptions::default().kernels(kernels)).unwrap();
+        let of = |n_threads| {
+            let mut s = Session::new(&model, &options().n_threads(n_threads)).unwrap();
+            s.attach(&PIRATE, ExistingText::Drop).unwrap();
+            s.prompt(PROMPT).unwrap();
+            let mut all = s.logits().unwrap().to_vec();
+            for _ in 0..24 {
+                let next = argmax(s.logits().unwrap()) as i32;
+                s.feed(&[next]).unwrap();
+                all.extend_from_slice(s.logits().unwrap());
+            }
+            all
+        };
+        let alone = of(1);
+        assert!(alone.len() > 24 * 1000 && alone.iter().all(|x| x.is_finite()));
+        for n_threads in [2, 3, 16] {
+            assert!(of(n_threads) == alone, "{kernels:?}, {n_threads} threads");
+        }
+    }
+}
+
 #[test]
 fn one_graph_serves_many_tokens() {
     let mut s = session_with(&options().n_ctx(600), None);

@@ -1,6 +1,7 @@
 //! Operations that ggml does not have, computed by kernels of ours within its graphs.
 
 use super::context::Context;
+use super::team::share_out;
 use super::tensor::Tensor;
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
@@ -12,23 +13,28 @@ use std::sync::Arc;
 /// `GGML_N_TASKS_MAX`, a macro in ggml.h that the bindings leave out: as many tasks as threads.
 const ALL_THREADS: i32 = -1;
 
-/// What computes an operation. Every thread of the pool calls [`Kernel::run`] once, with its own part.
+/// What computes an operation: [`Kernel::run`] is called once for each part of it, by the threads of the pool or of a [team](super::team).
 pub(crate) trait Kernel: Send + Sync + 'static {
     /// Computes the part of the result `out` that belongs to `op.ith` of `op.nth`. There is no barrier within an operation:
     /// a part must not read what another one writes.
     fn run(&self, op: &Op<'_>, out: Output<'_>);
+
+    /// Parts at most that an operation with this result is worth.
+    fn most_parts(&self, _result: [usize; 4]) -> usize {
+        usize::MAX
+    }
 }
 
-/// One thread's view of an operation: its operands.
+/// One part's view of an operation: its operands.
 pub(crate) struct Op<'a> {
     dst: &'a sys::ggml_tensor,
-    /// This thread.
+    /// This part.
     pub(super) ith: usize,
     /// Of so many.
     pub(super) nth: usize,
 }
 
-/// One thread's right to write its part of the contiguous F32 result. There is one for each thread and operation, and
+/// The right to write one part of the contiguous F32 result. There is one for each part and operation, and
 /// whoever takes a slice of the result gives it up for that, so no two slices are the same memory.
 pub(crate) struct Output<'a> {
     dst: &'a sys::ggml_tensor,
@@ -37,12 +43,12 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// This thread's share of the result as `n` items of equal length, a number that all threads must agree on: the first
+    /// This part's share of the result as `n` items of equal length, a number that all parts must agree on: the first
     /// item's number and the elements.
     pub(super) fn share(self, n: usize) -> (usize, &'a mut [f32]) {
         let len = self.dst.ne.iter().product::<i64>() as usize / n;
         let range = share(n, self.ith, self.nth);
-        // SAFETY: inside the result, and the shares of all threads are disjoint. No operand is the same memory
+        // SAFETY: inside the result, and the shares of all parts are disjoint. No operand is the same memory
         // (`Op::operand`), and `self` was the only way to it.
         let items = unsafe {
             std::slice::from_raw_parts_mut(
@@ -163,7 +169,7 @@ impl<'a> Op<'a> {
         self.dst.ne.map(|n| n as usize)
     }
 
-    /// This thread's share of `n` items.
+    /// This part's share of `n` items.
     pub(super) fn share(&self, n: usize) -> Range<usize> {
         share(n, self.ith, self.nth)
     }
@@ -173,9 +179,30 @@ impl<'a> Op<'a> {
 /// `dst` is a tensor made by [`Context::custom`] or [`Context::custom_inplace`] with data, `kernel` its kernel.
 unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel: *mut c_void) {
     // SAFETY: the caller's promise; the graph keeps the kernel.
-    let (dst, kernel) = unsafe { (&*dst, &*kernel.cast::<Box<dyn Kernel>>()) };
+    let (dst, kernel) = unsafe { (&*dst, &**kernel.cast::<Box<dyn Kernel>>()) };
     let (ith, nth) = (ith as usize, nth as usize);
-    kernel.run(&Op { dst, ith, nth }, Output { dst, ith, nth });
+    let operation = Operation { dst, kernel };
+    let at_most = kernel.most_parts(dst.ne.map(|n| n as usize));
+    if nth > 1 || !share_out(at_most, |ith, nth| operation.run(ith, nth)) {
+        operation.run(ith, nth);
+    }
+}
+
+/// An operation that is being computed.
+struct Operation<'a> {
+    dst: &'a sys::ggml_tensor,
+    kernel: &'a dyn Kernel,
+}
+
+// SAFETY: descriptions are not changed while operations are computed.
+unsafe impl Sync for Operation<'_> {}
+
+impl Operation<'_> {
+    fn run(&self, ith: usize, nth: usize) {
+        let dst = self.dst;
+        self.kernel
+            .run(&Op { dst, ith, nth }, Output { dst, ith, nth });
+    }
 }
 
 impl Context {

@@ -50,6 +50,8 @@ pub(crate) struct GraphShape {
     raw: NonNull<sys::ggml_cgraph>,
     /// Where the graph itself lies.
     _chunk: Chunk,
+    /// Whether what ggml computes of it is so little that one thread does it: a [team](super::team) helps with the rest.
+    suits_team: bool,
 }
 
 // SAFETY: the graph and the tensors that it consists of are ours alone; of the stored ones that it reads nobody writes the
@@ -74,10 +76,16 @@ impl GraphShape {
             raw
         };
         let raw = NonNull::new(raw).expect("the chunk has room for the graph");
+        // SAFETY: all nodes of a graph that is complete.
+        let suits_team = unsafe {
+            let n = sys::ggml_graph_n_nodes(raw.as_ptr());
+            (0..n).all(|i| is_little(&*sys::ggml_graph_node(raw.as_ptr(), i)))
+        };
         Self {
             parts,
             raw,
             _chunk: chunk,
+            suits_team,
         }
     }
 
@@ -96,6 +104,35 @@ impl GraphShape {
             );
         }
         bytes
+    }
+}
+
+/// Elements that an operation of ggml's may read or write to be [little](is_little): it takes a dozen microseconds then.
+const LITTLE: i64 = 32_768;
+
+/// Whether one thread computes a node as fast as several, which would have to meet.
+///
+/// # Safety
+/// The description must be valid, and those of its operands.
+unsafe fn is_little(node: &sys::ggml_tensor) -> bool {
+    // SAFETY: valid descriptions.
+    let elements = |t: &sys::ggml_tensor| unsafe { sys::ggml_nelements(t) };
+    // SAFETY: as above.
+    let mut operands = (node.src.iter()).map_while(|&t| unsafe { t.as_ref() }.map(elements));
+    match node.op {
+        // Not ggml's.
+        sys::GGML_OP_CUSTOM => true,
+        // Of its table it reads what it writes.
+        sys::GGML_OP_GET_ROWS => elements(node) <= LITTLE,
+        // It writes what it reads, the first operand.
+        sys::GGML_OP_SET_ROWS => operands.next().is_some_and(|n| n <= LITTLE),
+        // There is nothing to do.
+        sys::GGML_OP_NONE
+        | sys::GGML_OP_RESHAPE
+        | sys::GGML_OP_VIEW
+        | sys::GGML_OP_PERMUTE
+        | sys::GGML_OP_TRANSPOSE => true,
+        _ => elements(node) <= LITTLE && operands.all(|n| n <= LITTLE),
     }
 }
 
@@ -161,24 +198,21 @@ impl Graph {
         cancel: Option<&AtomicBool>,
     ) -> Result<(), ComputeError> {
         let _turn = pool.turn();
-        if self
-            .plan
-            .as_ref()
-            .is_none_or(|p| p.n_threads != pool.n_threads())
-        {
+        let team = (self.shape.suits_team).then(|| pool.team()).flatten();
+        let (n_threads, threads) = match team {
+            Some(_) => (1, std::ptr::null_mut()),
+            None => (pool.n_threads(), pool.raw()),
+        };
+        if self.plan.as_ref().is_none_or(|p| p.n_threads != n_threads) {
             // SAFETY: a complete, allocated graph.
-            let raw = unsafe {
-                sys::ggml_graph_plan(self.shape.raw.as_ptr(), pool.n_threads() as i32, pool.raw())
-            };
+            let raw =
+                unsafe { sys::ggml_graph_plan(self.shape.raw.as_ptr(), n_threads as i32, threads) };
             self.work.resize(raw.work_size, 0);
-            self.plan = Some(Plan {
-                raw,
-                n_threads: pool.n_threads(),
-            });
+            self.plan = Some(Plan { raw, n_threads });
         }
         let plan = &mut self.plan.as_mut().expect("set above").raw;
         plan.work_data = self.work.as_mut_ptr();
-        plan.threadpool = pool.raw();
+        plan.threadpool = threads;
         if let Some(cancel) = cancel {
             plan.abort_callback = Some(is_raised);
             plan.abort_callback_data = std::ptr::from_ref(cancel).cast_mut().cast();
@@ -187,7 +221,12 @@ impl Graph {
         }
         // SAFETY: graph, memory and work buffer are exclusively ours; the pool is ours for this turn; `cancel` outlives
         // the call.
-        match unsafe { sys::ggml_graph_compute(self.shape.raw.as_ptr(), plan) } {
+        let mut compute = || unsafe { sys::ggml_graph_compute(self.shape.raw.as_ptr(), plan) };
+        let status = match team {
+            Some(team) => team.help_with(compute),
+            None => compute(),
+        };
+        match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(ComputeError::Cancelled),
             _ => Err(ComputeError::OutOfMemory),

@@ -19,6 +19,7 @@ mod memory;
 mod ops;
 mod quant;
 mod repack;
+mod team;
 mod tensor;
 mod threadpool;
 

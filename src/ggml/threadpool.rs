@@ -1,8 +1,9 @@
 //! One persistent pool of worker threads. Without it ggml starts and joins threads for every graph.
 
+use super::team::Team;
 use ggml_sys as sys;
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How long idle workers poll before they sleep, in units of ggml's 131,072 rounds: a few milliseconds, enough to
 /// bridge the time between two tokens. ggml's default of 50 keeps a core busy for a tenth of a second after every text.
@@ -12,6 +13,8 @@ const POLL: u32 = 2;
 pub(crate) struct ThreadPool {
     /// `None` with one thread: the caller computes alone, so that single-threaded sessions never wait for each other.
     raw: Option<NonNull<sys::ggml_threadpool>>,
+    /// As many other threads, for graphs that [suit](super::graph::GraphShape) a team.
+    team: OnceLock<Team>,
     n_threads: usize,
     turn: Mutex<()>,
 }
@@ -35,6 +38,7 @@ impl ThreadPool {
         });
         Self {
             raw,
+            team: OnceLock::new(),
             n_threads,
             turn: Mutex::new(()),
         }
@@ -47,6 +51,12 @@ impl ThreadPool {
 
     pub(super) fn raw(&self) -> *mut sys::ggml_threadpool {
         self.raw.map_or(std::ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    /// Threads that help the caller; `None` with one thread. Only who has the [turn](Self::turn) may ask them.
+    pub(super) fn team(&self) -> Option<&Team> {
+        let new = || Team::new(self.n_threads - 1);
+        self.raw.map(|_| self.team.get_or_init(new))
     }
 
     /// The right to run a graph on the pool; `None` when there is nothing to share.

@@ -19,6 +19,10 @@ impl Kernel for Pack {
             pack_row(x.row(first + i, 0), t, bits, to);
         }
     }
+
+    fn most_parts(&self, [_, rows, ..]: [usize; 4]) -> usize {
+        rows
+    }
 }
 
 /// `y = W x`. Operands: W (any type that has the kernel), x packed to so many bits.

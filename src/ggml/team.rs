@@ -1,0 +1,404 @@
+//! Threads that share the parts of one operation after the other. Parts are handed out one by one to whoever asks, so nobody waits for a thread
+//! that has not begun one: where the system gives the cores to other programs, the thread that computes the graph does the work alone.
+//!
+//! ggml's own threads meet at a barrier behind every node of a graph, and poll there: one that is not running holds up all others.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// For how long who waits stays awake: longer than the pauses between the operations of a graph that is computed. Who sleeps is run soon after being woken,
+/// even where other programs keep the cores busy; who polls, or lets others run again and again, is not.
+const AWAKE: Duration = Duration::from_micros(50);
+/// For how long helpers stay awake when a graph is over: the time between two tokens.
+const BETWEEN: Duration = Duration::from_millis(2);
+/// Into how many parts for each thread a task is cut when the system gives the cores to others as well: a helper that is stopped in between leaves little
+/// to wait for. Otherwise one is best: a product's rows are read ahead within a part.
+const SMALL_PARTS: usize = 4;
+/// For how many tasks after one that had to be waited for.
+const CAREFUL: u32 = 64;
+/// Pauses of the processor, some 30 ns each, between two looks at the clock.
+const PAUSES: usize = 16;
+
+/// Helpers of a thread that computes graphs, one at a time.
+pub(super) struct Team {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+    /// Tasks that are still cut into [`SMALL_PARTS`].
+    careful: AtomicU32,
+}
+
+/// A team that helps the thread whose this is.
+struct Helped<'a> {
+    team: &'a Team,
+    leader: Thread,
+}
+
+/// What is computed.
+struct Task<'a> {
+    /// Computes part `i`.
+    part: &'a (dyn Fn(usize) + Sync),
+    /// Who waits for all parts.
+    leader: &'a Thread,
+}
+
+/// What one thread looks at all the time while others write what is beside it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
+
+#[derive(Default)]
+struct Shared {
+    /// Which parts of which task are handed out, see [`State`].
+    state: Apart<AtomicU64>,
+    /// The task, of which those who got a part of it are sure that it lives: it is not over before they are done.
+    task: AtomicPtr<Task<'static>>,
+    /// Parts that are done.
+    done: Apart<AtomicUsize>,
+    /// Helpers that sleep, or are about to: they look for a task once more.
+    asleep: AtomicUsize,
+    /// The leader sleeps, or is about to.
+    leader_sleeps: AtomicBool,
+    /// A graph is being computed.
+    running: AtomicBool,
+    /// Helpers end.
+    over: AtomicBool,
+}
+
+/// A task's number, how many parts it has, and how many were handed out, in one word: a part is taken by a change of it that fails if anything else did.
+#[derive(Clone, Copy)]
+struct State {
+    number: u64,
+    parts: u64,
+    next: u64,
+}
+
+impl State {
+    /// Bits of both numbers of parts; 40 are left for the task's.
+    const BITS: u32 = 12;
+    const MASK: u64 = (1 << Self::BITS) - 1;
+
+    fn of(word: u64) -> Self {
+        Self {
+            number: word >> (2 * Self::BITS),
+            parts: word >> Self::BITS & Self::MASK,
+            next: word & Self::MASK,
+        }
+    }
+
+    fn word(self) -> u64 {
+        self.number << (2 * Self::BITS) | self.parts << Self::BITS | self.next
+    }
+}
+
+impl Shared {
+    /// A part of the task that nobody has taken, if there is one.
+    fn take_part(&self) -> Option<usize> {
+        let mut word = self.state.0.load(Ordering::SeqCst);
+        loop {
+            let State { parts, next, .. } = State::of(word);
+            if next == parts {
+                return None;
+            }
+            let taken = (self.state.0).compare_exchange_weak(
+                word,
+                word + 1,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+            match taken {
+                Ok(_) => return Some(next as usize),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Does a part that this helper has taken.
+    fn do_part(&self, part: usize) {
+        // SAFETY: the task is not over, and not replaced, before this part of it is done.
+        let task = unsafe { &*self.task.load(Ordering::Relaxed) };
+        compute(task.part, part);
+        let leader = task.leader.clone();
+        self.done.0.fetch_add(1, Ordering::SeqCst);
+        if self.leader_sleeps.load(Ordering::SeqCst) {
+            leader.unpark();
+        }
+    }
+
+    /// A helper's life.
+    fn help(&self) {
+        while !self.over.load(Ordering::SeqCst) {
+            let limit = || match self.running.load(Ordering::Relaxed) {
+                true => AWAKE,
+                false => BETWEEN,
+            };
+            match stay_awake(limit, || self.take_part()) {
+                Some(part) => self.do_part(part),
+                None => {
+                    self.asleep.fetch_add(1, Ordering::SeqCst);
+                    let part = self.take_part();
+                    if part.is_none() && !self.over.load(Ordering::SeqCst) {
+                        // If it has been woken since then, this returns at once.
+                        thread::park();
+                    }
+                    self.asleep.fetch_sub(1, Ordering::SeqCst);
+                    if let Some(part) = part {
+                        self.do_part(part);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is looked for, unless it takes longer than the limit of the moment.
+fn stay_awake<T>(limit: impl Fn() -> Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let mut since = None;
+    loop {
+        for _ in 0..PAUSES {
+            let found = look();
+            if found.is_some() {
+                return found;
+            }
+            std::hint::spin_loop();
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() > limit() {
+            return None;
+        }
+    }
+}
+
+/// Computes a part. A panic ends the process: others wait for this part, as they do for those of ggml's threads.
+fn compute(task: &dyn Fn(usize), part: usize) {
+    struct Unfinished;
+    impl Drop for Unfinished {
+        fn drop(&mut self) {
+            std::process::abort();
+        }
+    }
+    let unfinished = Unfinished;
+    task(part);
+    std::mem::forget(unfinished);
+}
+
+thread_local! {
+    /// Who helps this thread, null if nobody does.
+    static CURRENT: Cell<*const Helped<'static>> = const { Cell::new(std::ptr::null()) };
+}
+
+impl Team {
+    /// With so many helpers.
+    pub(super) fn new(helpers: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        let helpers = (0..helpers).map(|_| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.help())
+        });
+        Self {
+            helpers: helpers.collect(),
+            shared,
+            careful: AtomicU32::new(0),
+        }
+    }
+
+    /// Until `work` is over the helpers help this thread with what it gives to [`share_out`]. Nobody else may ask them at the same time.
+    pub(super) fn help_with<R>(&self, work: impl FnOnce() -> R) -> R {
+        struct Over<'a>(&'a Shared);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                CURRENT.set(std::ptr::null());
+                self.0.running.store(false, Ordering::Relaxed);
+            }
+        }
+        let helped = Helped {
+            team: self,
+            leader: thread::current(),
+        };
+        let _over = Over(&self.shared);
+        self.shared.running.store(true, Ordering::Relaxed);
+        CURRENT.set((&raw const helped).cast());
+        work()
+    }
+
+    /// Has all parts of a task done.
+    fn run(&self, parts: usize, task: &Task) {
+        let shared = &*self.shared;
+        let mut state = State::of(shared.state.0.load(Ordering::SeqCst));
+        // The last task is over: nobody looks at these.
+        let at = std::ptr::from_ref(task).cast_mut().cast();
+        shared.task.store(at, Ordering::Relaxed);
+        shared.done.0.store(0, Ordering::Relaxed);
+        state.number += 1;
+        state.parts = parts as u64;
+        // The first one is this thread's.
+        state.next = 1;
+        shared.state.0.store(state.word(), Ordering::SeqCst);
+        if shared.asleep.load(Ordering::SeqCst) > 0 {
+            self.wake();
+        }
+        let mut mine = Some(0);
+        while let Some(part) = mine {
+            compute(task.part, part);
+            shared.done.0.fetch_add(1, Ordering::SeqCst);
+            mine = shared.take_part();
+        }
+        let is_done = || shared.done.0.load(Ordering::SeqCst) == parts;
+        if stay_awake(|| AWAKE, || is_done().then_some(())).is_none() {
+            shared.leader_sleeps.store(true, Ordering::SeqCst);
+            while !is_done() {
+                thread::park();
+            }
+            shared.leader_sleeps.store(false, Ordering::SeqCst);
+            self.careful.store(CAREFUL, Ordering::Relaxed);
+        }
+    }
+
+    /// Into how many parts the next task is cut.
+    fn parts(&self) -> usize {
+        let careful = self.careful.load(Ordering::Relaxed);
+        let threads = 1 + self.helpers.len();
+        if careful == 0 {
+            return threads;
+        }
+        self.careful.store(careful - 1, Ordering::Relaxed);
+        (SMALL_PARTS * threads).min(State::MASK as usize)
+    }
+
+    fn wake(&self) {
+        for helper in &self.helpers {
+            helper.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        self.wake();
+        for helper in self.helpers.drain(..) {
+            // A helper that panicked has ended the process.
+            let _ = helper.join();
+        }
+    }
+}
+
+/// Has `part` compute all parts of a task, at most so many: it is told a part's number and how many there are. This thread does it with those that
+/// [help](Team::help_with) it; false without doing anything if nobody does, or one part is all that is wanted.
+pub(super) fn share_out(at_most: usize, part: impl Fn(usize, usize) + Sync) -> bool {
+    let helped = CURRENT.get();
+    if helped.is_null() || at_most < 2 {
+        return false;
+    }
+    // SAFETY: set for as long as it is there.
+    let Helped { team, leader } = unsafe { &*helped };
+    let parts = team.parts().min(at_most);
+    let part = |i| part(i, parts);
+    team.run(
+        parts,
+        &Task {
+            part: &part,
+            leader,
+        },
+    );
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of parts is another one when a helper was late.
+    fn counts(parts: usize) -> Vec<AtomicUsize> {
+        (0..parts).map(|_| AtomicUsize::new(0)).collect()
+    }
+
+    #[test]
+    fn every_part_is_done_once() {
+        const TASKS: usize = 5_000;
+        let team = Team::new(2);
+        for round in 0..3 {
+            let done = AtomicUsize::new(0);
+            team.help_with(|| {
+                for _ in 0..TASKS {
+                    let counts = counts(3 * SMALL_PARTS);
+                    let helped = share_out(usize::MAX, |part, parts| {
+                        assert!([3, 3 * SMALL_PARTS].contains(&parts));
+                        let before = counts[part].fetch_add(1, Ordering::Relaxed);
+                        assert_eq!(before, 0, "round {round}");
+                        if part == parts - 1 {
+                            done.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    assert!(helped);
+                    // What parts wrote is there.
+                    let all: usize = counts.into_iter().map(AtomicUsize::into_inner).sum();
+                    assert!([3, 3 * SMALL_PARTS].contains(&all));
+                }
+            });
+            assert_eq!(done.into_inner(), TASKS);
+            // Helpers sleep.
+            thread::sleep(2 * BETWEEN);
+        }
+    }
+
+    #[test]
+    fn no_more_parts_than_wanted() {
+        let team = Team::new(3);
+        team.help_with(|| {
+            assert!(!share_out(1, |_, _| panic!("one part")));
+            let done = AtomicUsize::new(0);
+            assert!(share_out(2, |part, parts| {
+                assert!(part < parts && parts == 2);
+                done.fetch_add(1, Ordering::Relaxed);
+            }));
+            assert_eq!(done.into_inner(), 2);
+        });
+    }
+
+    #[test]
+    fn nobody_helps_outside() {
+        let helped = || share_out(usize::MAX, |_, _| panic!("nobody"));
+        assert!(!helped());
+        let team = Team::new(1);
+        team.help_with(|| ());
+        assert!(!helped());
+        // Not even if what was helped with panicked.
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            team.help_with(|| panic!("on purpose"))
+        }));
+        assert!(failed.is_err() && !helped());
+        drop(Team::new(0));
+    }
+
+    #[test]
+    fn the_thread_alone_is_enough() {
+        // A helper that comes late to its part: this thread has done the others.
+        let team = Team::new(1);
+        let me = thread::current().id();
+        for careful in [0, CAREFUL] {
+            team.careful.store(careful, Ordering::Relaxed);
+            let (taken, others) = (AtomicBool::new(false), AtomicUsize::new(0));
+            team.help_with(|| {
+                share_out(usize::MAX, |_, parts| {
+                    if thread::current().id() == me {
+                        while !taken.load(Ordering::Acquire) {
+                            thread::yield_now();
+                        }
+                        others.fetch_add(1, Ordering::Release);
+                    } else if !taken.swap(true, Ordering::AcqRel) {
+                        while others.load(Ordering::Acquire) < parts - 1 {
+                            thread::yield_now();
+                        }
+                        // The leader sleeps by then.
+                        thread::sleep(20 * AWAKE);
+                    }
+                });
+            });
+            let parts = if careful == 0 { 2 } else { 2 * SMALL_PARTS };
+            assert_eq!(others.into_inner(), parts - 1);
+            assert_eq!(team.parts(), 2 * SMALL_PARTS, "it had to wait");
+        }
+    }
+}
