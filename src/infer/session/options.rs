@@ -27,8 +27,8 @@ pub enum FlashAttention {
 pub struct SessionOptions {
     /// Positions, the adapter's included; default: what the model was trained on. Memory is touched as it fills.
     pub n_ctx: Option<usize>,
-    /// Threads that compute; default: [`crate::default_threads`]. They wait for each other by spinning, so that fewer are faster
-    /// where other programs keep cores busy. Sessions of one model with equal counts share one pool and take turns.
+    /// Threads that compute; default: [`crate::default_threads`]. With prompts, and with kernels of ggml's, they wait for each
+    /// other by spinning, so that fewer are faster where other programs keep cores busy. Sessions of one model with equal counts share one pool and take turns.
     pub n_threads: Option<usize>,
     /// Type of the KV cache.
     pub kv_type: KvType,
