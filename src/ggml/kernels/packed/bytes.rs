@@ -76,7 +76,7 @@ impl BytePanel {
         self.mins.resize(blocks, zeros);
     }
 
-    /// Fills blocks `blocks` with those of `rows` rows of weights; rows that are missing stay as they were.
+    /// Fills blocks `blocks` with those of `rows` rows of weights. In the place of rows that are missing is what nobody reads.
     ///
     /// # Safety
     /// From `first` on there must be `rows` rows of so many blocks of 32 values, and whole ones of the type, `row_bytes` apart; the CPU must have

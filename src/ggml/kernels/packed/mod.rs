@@ -8,7 +8,7 @@
 //!
 //! Many rows are multiplied in 16 bits with weights that were unpacked ([`Panel`]): `vpmaddwd` multiplies and adds twice as many pairs in an
 //! instruction as a fused multiply-add of F32 does. A few are multiplied with weights as they lie in memory ([`Dots`]). Where 8 bits of X are enough,
-//! many rows are multiplied in bytes ([`BytePanel`]).
+//! both is done in bytes (and [`BytePanel`] is what weights are unpacked to).
 
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
