@@ -1,6 +1,7 @@
 //! Tiles of a weight matrix as the values that they stand for.
 
 use super::gemm::NR;
+use super::prefetch;
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 
@@ -38,23 +39,12 @@ impl Tile {
     /// `n` must be a row of the matrix.
     #[inline(always)]
     unsafe fn prefetch_after(&self, n: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            /// Rows between the one that is read and the one that is fetched.
-            const AHEAD: usize = 16;
-            let bytes = self.k / self.ty.block_size() as usize * self.ty.type_size() as usize;
-            // SAFETY: the caller's row; addresses outside of the matrix are not fetched.
-            unsafe {
-                let ahead = self.row(n).wrapping_add(AHEAD * self.row_bytes);
-                for line in (0..bytes).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
-                }
-            }
-        }
-        // Stable Rust has no prefetch for other CPUs.
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = n;
+        /// Rows between the one that is read and the one that is fetched.
+        const AHEAD: usize = 16;
+        let bytes = self.k / self.ty.block_size() as usize * self.ty.type_size() as usize;
+        // SAFETY: the caller's row; addresses outside of the matrix are not fetched.
+        let row = unsafe { self.row(n) };
+        prefetch(row.wrapping_add(AHEAD * self.row_bytes), bytes);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
+use super::super::prefetch;
 use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height};
 use crate::file::types::GgmlType;
 use crate::ggml::kernels::level::{CpuLevel, has};
@@ -90,17 +91,6 @@ const AHEAD: usize = 2 * WIDTH;
 /// Bytes of a row.
 fn bytes(run: Run) -> usize {
     run.ty.row_bytes(run.d as u64).expect("whole blocks") as usize
-}
-
-/// Asks for so many bytes, whatever is there.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch(at: *const u8, bytes: usize) {
-    /// Bytes of a cache line.
-    const LINE: usize = 64;
-    for line in (0..bytes).step_by(LINE) {
-        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
-    }
 }
 
 /// Unpacks up to [`WIDTH`] keys side by side, `ne = [WIDTH, d]`. What stands in the place of missing ones means nothing.

@@ -31,6 +31,40 @@ pub(super) fn pack_row(blocks: &[[f32; BLOCK]], to: &mut [f32]) {
     }
 }
 
+/// Where the parts of packed rows of X are, as [`pack_row`] writes them.
+#[derive(Clone, Copy)]
+pub(super) struct ByteRows {
+    pub(super) quads: *const f32,
+    pub(super) steps: *const f32,
+    /// Times steps.
+    pub(super) sums: *const f32,
+    /// From one row to the next.
+    pub(super) stride: usize,
+}
+
+impl ByteRows {
+    pub(super) fn new(x: Rows) -> Self {
+        let blocks = x.k / BLOCK;
+        Self {
+            quads: x.words.wrapping_add(x.first * QUADS),
+            steps: x.words.wrapping_add(blocks * QUADS + x.first),
+            sums: x.words.wrapping_add(blocks * (QUADS + 1) + x.first),
+            stride: packed_words(x.k, x.t, Bits::Eight),
+        }
+    }
+
+    /// Without the rows before `t`.
+    fn at_row(self, t: usize) -> Self {
+        let words = t * self.stride;
+        Self {
+            quads: self.quads.wrapping_add(words),
+            steps: self.steps.wrapping_add(words),
+            sums: self.sums.wrapping_add(words),
+            ..self
+        }
+    }
+}
+
 /// [`BYTE_WIDTH`] rows of weights in words of four values that stand next to each other along the reduction. A block, or each half of one where
 /// halves have factors, has a step, and what its sum begins with.
 pub(in super::super) struct BytePanel {
@@ -115,11 +149,10 @@ impl BytePanel {
     /// If the panel has fewer blocks.
     pub(in super::super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
         assert!(blocks <= self.mins.len() && y.width <= BYTE_WIDTH);
-        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t, Bits::Eight));
+        let rows = ByteRows::new(x);
         for tile in tiles(x.t, arch::BYTE_TILE_HEIGHT) {
             // SAFETY: these rows of X and Y.
             unsafe {
-                let row = x.words.add(tile.start * stride);
                 let rows = ByteTile {
                     kind: self.kind,
                     blocks,
@@ -127,10 +160,7 @@ impl BytePanel {
                     steps: self.steps.as_ptr().cast(),
                     starts: self.starts.as_ptr().cast(),
                     mins: self.mins.as_ptr().cast(),
-                    x: row.add(x.first * QUADS),
-                    x_steps: row.add(row_blocks * QUADS + x.first),
-                    x_sums: row.add(row_blocks * (QUADS + 1) + x.first),
-                    x_stride: stride,
+                    x: rows.at_row(tile.start),
                     y: y.at_row(tile.start),
                 };
                 rows.compute(tile.len());
@@ -163,10 +193,6 @@ pub(super) struct ByteTile {
     pub(super) steps: *const f32,
     pub(super) starts: *const i32,
     pub(super) mins: *const f32,
-    /// X: words, steps, sums times steps, and from one row to the next.
-    pub(super) x: *const f32,
-    pub(super) x_steps: *const f32,
-    pub(super) x_sums: *const f32,
-    pub(super) x_stride: usize,
+    pub(super) x: ByteRows,
     pub(super) y: Output,
 }

@@ -13,8 +13,8 @@
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-use super::Line;
 use super::level::{CpuLevel, has};
+use super::{Line, prefetch};
 use crate::file::types::GgmlType;
 use std::ops::Range;
 
@@ -316,7 +316,7 @@ fn tiles(t: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
 macro_rules! by_height {
     ($tile:ident.$fixed:ident::<$kind:tt>, $t:expr, $($n:literal)*) => {
         match $t {
-            $($n => $tile.$fixed::<{ $kind }, $n>(),)*
+            $($n => $tile.$fixed::<$kind, $n>(),)*
             t => unreachable!("a tile of {t} rows"),
         }
     };

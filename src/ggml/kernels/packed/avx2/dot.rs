@@ -1,28 +1,17 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
 use super::super::avx512::dot::ByteDots;
-use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, packed_words};
+use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, by_height, packed_words, prefetch};
 use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 impl Visit for Dots {
     type Output = ();
 
     unsafe fn visit<F: Format>(self) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.t {
-                1 => self.fixed::<F, 1>(),
-                2 => self.fixed::<F, 2>(),
-                3 => self.fixed::<F, 3>(),
-                4 => self.fixed::<F, 4>(),
-                t => unreachable!("dot products of {t} rows"),
-            }
-        }
+        unsafe { by_height!(self.fixed::<F>, self.t, 1 2 3 4) }
     }
 }
 
@@ -72,12 +61,9 @@ impl Dots {
             // SAFETY: unit u of these rows of W, its blocks of X.
             unsafe {
                 let units = Units::new::<F>(&rows, u);
-                // Rows are too short, and too many, for the CPU to guess which bytes come next.
                 for r in 0..GROUP {
-                    for line in (0..F::BYTES).step_by(LINE) {
-                        let next = units.of(r).wrapping_add(GROUP * self.row_bytes + line);
-                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
-                    }
+                    let next = units.of(r).wrapping_add(GROUP * self.row_bytes);
+                    prefetch(next, F::BYTES);
                 }
                 let scales = F::scales(units);
                 let x = X {

@@ -164,7 +164,7 @@ impl ByteTile {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn fixed<const KIND: u8, const N: usize>(&self) {
         const { assert!(N <= BYTE_TILE_HEIGHT && LANES == 16) };
-        let Self { y, x_stride, .. } = *self;
+        let Self { y, x, .. } = *self;
         let there = (1u64 << y.width) - 1;
         let there = [there as __mmask16, (there >> LANES) as __mmask16];
         let parts = match KIND == Kind::StepsOfHalves as u8 {
@@ -190,11 +190,11 @@ impl ByteTile {
                     for half in 0..2 / parts {
                         let quad = quad + half * HALF;
                         let w = self.words.add(quad * BYTE_WIDTH);
-                        add_half(&mut acc, w, self.x.add(quad), x_stride);
+                        add_half(&mut acc, w, x.quads.add(quad), x.stride);
                     }
                     let steps = [0, LANES].map(|l| _mm512_load_ps(self.steps.add(scale + l)));
                     for (t, (sums, acc)) in sums.iter_mut().zip(acc).enumerate() {
-                        let x_step = _mm512_set1_ps(*self.x_steps.add(t * x_stride + b));
+                        let x_step = _mm512_set1_ps(*x.steps.add(t * x.stride + b));
                         for ((sum, acc), step) in sums.iter_mut().zip(acc).zip(steps) {
                             let step = _mm512_mul_ps(step, x_step);
                             *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), step, *sum);
@@ -205,7 +205,7 @@ impl ByteTile {
                     let mins = self.mins.add(b * BYTE_WIDTH);
                     let mins = [0, LANES].map(|l| _mm512_load_ps(mins.add(l)));
                     for (t, sums) in sums.iter_mut().enumerate() {
-                        let x_sum = _mm512_set1_ps(*self.x_sums.add(t * x_stride + b));
+                        let x_sum = _mm512_set1_ps(*x.sums.add(t * x.stride + b));
                         for (sum, min) in sums.iter_mut().zip(mins) {
                             *sum = _mm512_fmadd_ps(min, x_sum, *sum);
                         }

@@ -5,10 +5,10 @@
 //! lanes are rows.
 
 use super::super::avx2::formats::{Format, Visit};
-use super::super::bytes::QUADS;
-use super::super::{BLOCK, Bits, Dots, packed_words};
+use super::super::bytes::{ByteRows, QUADS};
+use super::super::{BLOCK, Dots, Rows, by_height};
 use super::bytes::OFFSET;
-use super::two::{self, ROWS, Rows, Two, even_quarters, for_each_two, odd_quarters, sixteens};
+use super::two::{self, ROWS, Sixteen, Two, even_quarters, for_each_two, odd_quarters, sixteens};
 use std::arch::x86_64::*;
 
 /// [`Dots`] of rows of X that were rounded to 8 bits.
@@ -19,15 +19,7 @@ impl Visit for ByteDots {
 
     unsafe fn visit<F: Format>(self) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.0.t {
-                1 => self.fixed::<F, 1>(),
-                2 => self.fixed::<F, 2>(),
-                3 => self.fixed::<F, 3>(),
-                4 => self.fixed::<F, 4>(),
-                t => unreachable!("dot products of {t} rows"),
-            }
-        }
+        unsafe { by_height!(self.fixed::<F>, self.0.t, 1 2 3 4) }
     }
 }
 
@@ -58,41 +50,29 @@ impl ByteDots {
     /// Of sixteen rows of W. Lanes are rows.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn sixteen<F: Format, const N: usize>(&self, rows: Rows) -> [__m512; N] {
+    unsafe fn sixteen<F: Format, const N: usize>(&self, rows: Sixteen) -> [__m512; N] {
         let Dots {
             x, k, row_bytes, ..
         } = self.0;
-        let blocks = k / BLOCK;
-        let x = X {
-            quads: x,
-            steps: x.wrapping_add(blocks * QUADS),
-            sums: x.wrapping_add(blocks * (QUADS + 1)),
-            stride: packed_words(k, N, Bits::Eight),
+        let x = Rows {
+            words: x,
+            t: N,
+            k,
+            first: 0,
         };
         let mut products = Products {
-            x,
+            x: ByteRows::new(x),
             sums: [_mm512_setzero_ps(); N],
         };
         // SAFETY: the blocks of these rows of W, and of X.
-        unsafe { for_each_two::<F>(rows, row_bytes, blocks, &mut products) };
+        unsafe { for_each_two::<F>(rows, row_bytes, k / BLOCK, &mut products) };
         products.sums
     }
 }
 
-/// Packed rows.
-#[derive(Clone, Copy)]
-struct X {
-    quads: *const f32,
-    steps: *const f32,
-    /// Times steps.
-    sums: *const f32,
-    /// From one row to the next.
-    stride: usize,
-}
-
 /// Sums of products of sixteen rows of W with `N` of X. Lanes are rows of W.
 struct Products<const N: usize> {
-    x: X,
+    x: ByteRows,
     sums: [__m512; N],
 }
 
@@ -146,11 +126,9 @@ impl<const N: usize> two::Visit for Products<N> {
                         let step = _mm512_mul_ps(step, x_step);
                         *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), step, *sum);
                     };
+                    add(halves[0], two.steps::<F>(b, 0));
                     if F::FACTORS {
-                        add(halves[0], two.steps::<F>(b, 0));
                         add(halves[1], two.steps::<F>(b, 1));
-                    } else {
-                        add(halves[0], two.steps::<F>(b, 0));
                     }
                     if F::MINS {
                         let x_sum = _mm512_set1_ps(*x.sums.add(at));

@@ -2,22 +2,21 @@
 
 use super::super::avx2::formats::{Format, GROUP, Scales, Units, for_each_block, groups};
 use super::super::bytes::QUADS;
+use super::super::prefetch;
 use std::arch::x86_64::*;
 
 /// Rows that are read side by side: lanes of a register.
 pub(super) const ROWS: usize = 2 * GROUP;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Where [`ROWS`] rows begin.
-pub(super) type Rows = [[*const u8; GROUP]; 2];
+pub(super) type Sixteen = [[*const u8; GROUP]; 2];
 
 /// Rows by sixteens. Where there are too few, others stand for those that are missing.
 pub(super) fn sixteens(
     first: *const u8,
     row_bytes: usize,
     rows: usize,
-) -> impl Iterator<Item = Rows> {
+) -> impl Iterator<Item = Sixteen> {
     let mut eights = groups(first, row_bytes, rows).map(|(_, rows)| rows);
     std::iter::from_fn(move || {
         let first = eights.next()?;
@@ -135,7 +134,7 @@ impl<const I: usize> Two<'_, I> {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn for_each_two<F: Format>(
-    rows: Rows,
+    rows: Sixteen,
     row_bytes: usize,
     blocks: usize,
     visitor: &mut impl Visit,
@@ -147,12 +146,9 @@ pub(super) unsafe fn for_each_two<F: Format>(
         // SAFETY: these units of the rows.
         let scales = |[a, b]: [Units; 2]| unsafe { [F::scales(a), F::scales(b)] };
         let here = units(u);
-        // Rows are too short, and too many, for the CPU to guess which bytes come next.
         for r in 0..ROWS {
             let next = here[r / GROUP].of(r % GROUP).wrapping_add(ROWS * row_bytes);
-            for line in (0..step * F::BYTES).step_by(LINE) {
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
-            }
+            prefetch(next, step * F::BYTES);
         }
         let first_scales = scales(here);
         let first = Block {
