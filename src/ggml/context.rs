@@ -2,12 +2,12 @@
 
 use super::arena::Arena;
 use super::memory::Buffer;
-use super::ops::Scoring;
+use super::ops::{RopeTable, Scoring};
 use super::tensor::{GraphId, Home, Tensor};
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::ptr::NonNull;
@@ -16,7 +16,9 @@ use std::sync::Arc;
 /// What a graph is built in. It alone makes tensors of a graph, names and marks them; it is no other thread's to see, and it
 /// ends when [`GraphShape::new`](super::GraphShape::new) makes the graph, after which nothing is added or changed.
 pub(crate) struct Context {
+    operations: Operations,
     parts: RefCell<Parts>,
+    rope_tables: RefCell<Vec<RopeTable>>,
 }
 
 /// What a graph consists of.
@@ -36,55 +38,22 @@ impl Parts {
     }
 }
 
-/// `GGML_ROPE_TYPE_NEOX`, a macro in ggml.h that the bindings leave out.
-const ROPE_TYPE_NEOX: i32 = 2;
-
-/// How RoPE pairs the values of a head.
+/// Whose code computes what stands between products: norms, rotary positions, activations, sums, rows that are picked and stored. (Products and attention are
+/// chosen one by one.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RopeKind {
-    /// Neighbours (2i, 2i+1), llama's permuted rows.
-    Interleaved,
-    /// (i, i + n_rot/2), GPT-NeoX and Hugging Face.
-    Neox,
-}
-
-/// `ggml_rope_ext` and its derivative.
-type RopeFn = unsafe extern "C" fn(
-    *mut sys::ggml_context,
-    *mut sys::ggml_tensor,
-    *mut sys::ggml_tensor,
-    *mut sys::ggml_tensor,
-    i32,
-    i32,
-    i32,
-    f32,
-    f32,
-    f32,
-    f32,
-    f32,
-    f32,
-) -> *mut sys::ggml_tensor;
-
-/// Parameters of a rotary embedding, as `ggml_rope_ext` takes them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rope {
-    pub(crate) kind: RopeKind,
-    /// Rotated values per head, from the front.
-    pub(crate) n_rot: usize,
-    /// Context length of the original training (YaRN).
-    pub(crate) n_ctx_orig: usize,
-    pub(crate) freq_base: f32,
-    pub(crate) freq_scale: f32,
-    pub(crate) ext_factor: f32,
-    pub(crate) attn_factor: f32,
-    pub(crate) beta_fast: f32,
-    pub(crate) beta_slow: f32,
+pub(crate) enum Operations {
+    /// Ours, on a [team](super::team) of threads.
+    Own,
+    /// ggml's: results are libllama's, bit for bit.
+    Ggml,
 }
 
 impl Context {
     /// Nothing yet.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(operations: Operations) -> Self {
         Self {
+            operations,
+            rope_tables: RefCell::default(),
             parts: RefCell::new(Parts {
                 id: GraphId::new(),
                 arena: Arena::default(),
@@ -92,6 +61,16 @@ impl Context {
                 kernels: Vec::new(),
             }),
         }
+    }
+
+    /// Whether what stands between products is computed by us.
+    pub(super) fn is_own(&self) -> bool {
+        self.operations == Operations::Own
+    }
+
+    /// Tables of rotary positions that are there.
+    pub(super) fn rope_tables(&self) -> RefMut<'_, Vec<RopeTable>> {
+        self.rope_tables.borrow_mut()
     }
 
     /// Everything that was built.
@@ -225,32 +204,6 @@ macro_rules! verbs {
 verbs! {
     /// `b` times `w` transposed: w `ne = [K, N]`, b `ne = [K, T]` -> `ne = [N, T]`. `w` may be quantized.
     mul_mat(w, b) = ggml_mul_mat;
-    /// Element-wise sum, `b` repeated to the shape of `a`.
-    add(a, b) = ggml_add;
-    /// Element-wise product, `b` repeated to the shape of `a`.
-    mul(a, b) = ggml_mul;
-    /// `a / sqrt(mean(a^2) + eps)` over rows (Zhang & Sennrich 2019), without a weight.
-    rms_norm(a; eps: f32 => eps) = ggml_rms_norm;
-    /// `(a - mean) / sqrt(var + eps)` over rows (Ba et al. 2016), without weight and bias.
-    norm(a; eps: f32 => eps) = ggml_norm;
-    /// `s * a`.
-    scale(a; s: f32 => s) = ggml_scale;
-    /// tanh.
-    tanh(a) = ggml_tanh;
-    /// `x sigmoid(x)`.
-    silu(a) = ggml_silu;
-    /// GELU, tanh approximation.
-    gelu(a) = ggml_gelu;
-    /// `silu(gate) * up`.
-    swiglu(gate, up) = ggml_swiglu_split;
-    /// `gelu(gate) * up`.
-    geglu(gate, up) = ggml_geglu_split;
-    /// `silu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
-    swiglu_fused(a) = ggml_swiglu;
-    /// `gelu(first half) * second half` of each row: `ne = [2F, T]` -> [F, T].
-    geglu_fused(a) = ggml_geglu;
-    /// Rows of `a` (any type) picked by `rows` (I32), as F32.
-    get_rows(a, rows) = ggml_get_rows;
     /// A contiguous copy.
     cont(a) = ggml_cont;
     /// Swaps the first two dimensions of the view.
@@ -258,18 +211,6 @@ verbs! {
 }
 
 impl Context {
-    /// Writes the rows of `b` (F32) into `a` at `rows` (I64), converting to a's type; the result is a view of `a`.
-    ///
-    /// # Panics
-    /// If `a` is in memory that is mapped to be read.
-    pub(crate) fn set_rows(&self, a: &Tensor, b: &Tensor, rows: &Tensor) -> Tensor {
-        self.check_writable(a);
-        // SAFETY: valid descriptions; shapes were validated upstream.
-        self.build(&[a, b, rows], |c| unsafe {
-            sys::ggml_set_rows(c, a.raw(), b.raw(), rows.raw())
-        })
-    }
-
     /// Reinterprets contiguous data.
     pub(crate) fn reshape(&self, a: &Tensor, ne: &[usize]) -> Tensor {
         let n: [i64; 4] = std::array::from_fn(|i| ne.get(i).copied().unwrap_or(1) as i64);
@@ -316,62 +257,6 @@ impl Context {
         // SAFETY: valid description, a permutation of 0..4.
         self.build(&[a], |c| unsafe {
             sys::ggml_permute(c, a.raw(), axes[0], axes[1], axes[2], axes[3])
-        })
-    }
-
-    /// Rotary position embedding: a `ne = [d, H, T]`, pos I32 `ne = [T]`, factors F32 `ne = [n_rot/2]` divide the frequencies.
-    pub(crate) fn rope(
-        &self,
-        a: &Tensor,
-        pos: &Tensor,
-        factors: Option<&Tensor>,
-        r: &Rope,
-    ) -> Tensor {
-        self.rotate(sys::ggml_rope_ext, a, pos, factors, r)
-    }
-
-    /// The derivative of [`Context::rope`]: rotates the gradient back.
-    pub(crate) fn rope_back(
-        &self,
-        dy: &Tensor,
-        pos: &Tensor,
-        factors: Option<&Tensor>,
-        r: &Rope,
-    ) -> Tensor {
-        self.rotate(sys::ggml_rope_ext_back, dy, pos, factors, r)
-    }
-
-    fn rotate(
-        &self,
-        direction: RopeFn,
-        a: &Tensor,
-        pos: &Tensor,
-        factors: Option<&Tensor>,
-        r: &Rope,
-    ) -> Tensor {
-        let mode = match r.kind {
-            RopeKind::Interleaved => 0,
-            RopeKind::Neox => ROPE_TYPE_NEOX,
-        };
-        let mut srcs = vec![a, pos];
-        srcs.extend(factors);
-        // SAFETY: valid descriptions; shapes were validated upstream.
-        self.build(&srcs, |c| unsafe {
-            direction(
-                c,
-                a.raw(),
-                pos.raw(),
-                factors.map_or(std::ptr::null_mut(), Tensor::raw),
-                r.n_rot as i32,
-                mode,
-                r.n_ctx_orig as i32,
-                r.freq_base,
-                r.freq_scale,
-                r.ext_factor,
-                r.attn_factor,
-                r.beta_fast,
-                r.beta_slow,
-            )
         })
     }
 

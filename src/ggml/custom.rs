@@ -1,6 +1,7 @@
 //! Operations that ggml does not have, computed by kernels of ours within its graphs.
 
 use super::context::Context;
+pub(crate) use super::team::Parts;
 use super::team::share_out;
 use super::tensor::Tensor;
 use crate::file::types::GgmlType;
@@ -13,15 +14,22 @@ use std::sync::Arc;
 /// `GGML_N_TASKS_MAX`, a macro in ggml.h that the bindings leave out: as many tasks as threads.
 const ALL_THREADS: i32 = -1;
 
+/// Parts that so many elements are worth, of a few instructions each.
+pub(super) fn small_parts(elements: usize) -> Parts {
+    /// A thread computes so many in the time that it takes to call for help.
+    const ELEMENTS: usize = 8192;
+    Parts::AtMost(elements / ELEMENTS)
+}
+
 /// What computes an operation: [`Kernel::run`] is called once for each part of it, by the threads of the pool or of a [team](super::team).
 pub(crate) trait Kernel: Send + Sync + 'static {
     /// Computes the part of the result `out` that belongs to `op.ith` of `op.nth`. There is no barrier within an operation:
     /// a part must not read what another one writes.
     fn run(&self, op: &Op<'_>, out: Output<'_>);
 
-    /// Parts at most that an operation with this result is worth.
-    fn most_parts(&self, _result: [usize; 4]) -> usize {
-        usize::MAX
+    /// Parts that an operation is worth: unless a kernel says otherwise, an element of the result is a few instructions.
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        small_parts(op.ne().iter().product())
     }
 }
 
@@ -126,6 +134,16 @@ impl<'a> Op<'a> {
         Operand { values, ne, stride }
     }
 
+    /// Operands that there are.
+    pub(super) fn n_operands(&self) -> usize {
+        self.dst.src.iter().take_while(|t| !t.is_null()).count()
+    }
+
+    /// Operand `i`, contiguous I64.
+    pub(super) fn indices(&self, i: usize) -> &'a [i64] {
+        self.contiguous(i, sys::GGML_TYPE_I64)
+    }
+
     /// Operand `i`, contiguous I32.
     pub(super) fn ids(&self, i: usize) -> &'a [i32] {
         self.contiguous(i, sys::GGML_TYPE_I32)
@@ -150,13 +168,12 @@ impl<'a> Op<'a> {
 
     /// Operand `i`, of any type, as it lies in memory.
     pub(super) fn memory(&self, i: usize) -> Memory {
-        let t = self.src(i);
-        Memory {
-            first: t.data.cast::<u8>().cast_const(),
-            ty: GgmlType::from_u32(t.type_).expect("tensors are made with known types"),
-            ne: t.ne.map(|n| n as usize),
-            nb: t.nb,
-        }
+        Memory::of(self.src(i))
+    }
+
+    /// The result, of any type, as it lies in memory.
+    pub(super) fn result(&self) -> Memory {
+        Memory::of(self.dst)
     }
 
     /// First element of operand `i`, which the kernel writes besides its result.
@@ -175,6 +192,17 @@ impl<'a> Op<'a> {
     }
 }
 
+impl Memory {
+    fn of(t: &sys::ggml_tensor) -> Self {
+        Self {
+            first: t.data.cast::<u8>().cast_const(),
+            ty: GgmlType::from_u32(t.type_).expect("tensors are made with known types"),
+            ne: t.ne.map(|n| n as usize),
+            nb: t.nb,
+        }
+    }
+}
+
 /// # Safety
 /// `dst` is a tensor made by [`Context::custom`] or [`Context::custom_inplace`] with data, `kernel` its kernel.
 unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel: *mut c_void) {
@@ -182,8 +210,7 @@ unsafe extern "C" fn run(dst: *mut sys::ggml_tensor, ith: i32, nth: i32, kernel:
     let (dst, kernel) = unsafe { (&*dst, &**kernel.cast::<Box<dyn Kernel>>()) };
     let (ith, nth) = (ith as usize, nth as usize);
     let operation = Operation { dst, kernel };
-    let at_most = kernel.most_parts(dst.ne.map(|n| n as usize));
-    if nth > 1 || !share_out(at_most, |ith, nth| operation.run(ith, nth)) {
+    if nth > 1 || !share_out(operation.parts(), |ith, nth| operation.run(ith, nth)) {
         operation.run(ith, nth);
     }
 }
@@ -198,6 +225,15 @@ struct Operation<'a> {
 unsafe impl Sync for Operation<'_> {}
 
 impl Operation<'_> {
+    fn parts(&self) -> Parts {
+        let (ith, nth) = (0, 1);
+        self.kernel.parts(&Op {
+            dst: self.dst,
+            ith,
+            nth,
+        })
+    }
+
     fn run(&self, ith: usize, nth: usize) {
         let dst = self.dst;
         self.kernel

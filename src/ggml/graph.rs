@@ -201,7 +201,7 @@ impl Graph {
         let team = (self.shape.suits_team).then(|| pool.team()).flatten();
         let (n_threads, threads) = match team {
             Some(_) => (1, std::ptr::null_mut()),
-            None => (pool.n_threads(), pool.raw()),
+            None => (pool.n_threads(), pool.ggml()),
         };
         if self.plan.as_ref().is_none_or(|p| p.n_threads != n_threads) {
             // SAFETY: a complete, allocated graph.
@@ -308,13 +308,14 @@ unsafe extern "C" fn is_raised(data: *mut std::ffi::c_void) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::context::Operations;
     use super::super::memory::Buffer;
     use super::*;
     use std::sync::Arc;
 
     #[test]
     fn arenas_grow_and_graphs_are_as_large_as_they_must() {
-        let ctx = Context::new();
+        let ctx = Context::new(Operations::Own);
         let x = ctx.input(GgmlType::F32, &[4], "x");
         let mut y = x.clone();
         // Several chunks of descriptions, and more nodes than ggml's default graph has.
@@ -336,7 +337,7 @@ mod tests {
             graph.compute(&pool, None).unwrap();
             assert_eq!(graph.read_f32(&y), values.map(|v| 2.0 * v));
             (shape, memory) = graph.into_parts();
-            let other = Context::new();
+            let other = Context::new(Operations::Own);
             let z = other.input(GgmlType::F32, &[1 << 16], "z");
             let sum = other.output(other.add(&z, &z));
             let graph = Graph::new(other, &[sum], memory).unwrap();
@@ -363,7 +364,7 @@ mod tests {
     #[test]
     fn stored_tensors_outlive_who_made_them_and_are_counted_once() {
         let w = stored(false);
-        let ctx = Context::new();
+        let ctx = Context::new(Operations::Own);
         let row = ctx.view(&w, [2, 1, 1, 1], [8, 8, 8], 8);
         let x = ctx.input(GgmlType::F32, &[2], "x");
         let sum = ctx.output(ctx.add(&ctx.add(&x, &row), &ctx.view(&w, [2, 1, 1, 1], [8; 3], 0)));
@@ -380,7 +381,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a tensor of this graph or a stored one")]
     fn graphs_do_not_read_each_other() {
-        let (one, other) = (Context::new(), Context::new());
+        let (one, other) = (Context::new(Operations::Own), Context::new(Operations::Own));
         let x = one.input(GgmlType::F32, &[2], "x");
         other.scale(&x, 2.0);
     }
@@ -388,13 +389,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "a tensor of this graph")]
     fn what_is_stored_has_its_name_for_good() {
-        Context::new().named("v", None, stored(true));
+        Context::new(Operations::Own).named("v", None, stored(true));
     }
 
     #[test]
     #[should_panic(expected = "graphs never write what is mapped to be read")]
     fn graphs_do_not_write_weights() {
-        let ctx = Context::new();
+        let ctx = Context::new(Operations::Own);
         let write = |w: &Tensor| {
             let all = ctx.reshape(w, &[4, 1]);
             let row = ctx.input(GgmlType::F32, &[4, 1], "row");

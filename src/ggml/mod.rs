@@ -24,7 +24,7 @@ mod tensor;
 mod threadpool;
 
 pub use cancel::CancelToken;
-pub(crate) use context::{Context, Rope, RopeKind};
+pub(crate) use context::{Context, Operations};
 pub use cores::default_threads;
 pub(crate) use cpu::warn_once_if_slow;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
@@ -33,7 +33,7 @@ pub(crate) use kernels::{
 };
 pub use kernels::{CpuError, CpuLevel};
 pub(crate) use memory::Buffer;
-pub(crate) use ops::{Activation, Gate, Scoring, Spans, Targets, rotate, visible};
+pub(crate) use ops::{Activation, Gate, Rope, RopeKind, Scoring, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;
 pub(crate) use repack::RepackLayout;
 pub(crate) use tensor::Tensor;

@@ -1,6 +1,6 @@
 //! Copies of matrices in layouts of ggml's that are multiplied faster.
 
-use super::context::Context;
+use super::context::{Context, Operations};
 use super::memory::Buffer;
 use super::tensor::Tensor;
 use crate::file::types::GgmlType;
@@ -24,7 +24,7 @@ fn supports_mul_mat(
     ty: GgmlType,
     ne: [usize; 2],
 ) -> bool {
-    let ctx = Context::new();
+    let ctx = Context::new(Operations::Ggml);
     let w = ctx.new_tensor(ty, &ne);
     let x = ctx.new_tensor(GgmlType::F32, &[ne[0], 512]);
     let y = ctx.mul_mat(&w, &x);

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 const AWAKE: Duration = Duration::from_micros(50);
 /// For how long helpers stay awake when a graph is over: the time between two tokens.
 const BETWEEN: Duration = Duration::from_millis(2);
-/// Into how many parts for each thread a task is cut when the system gives the cores to others as well: a helper that is stopped in between leaves little
-/// to wait for. Otherwise one is best: a product's rows are read ahead within a part.
+/// Into how many parts for each thread a task is cut: who is faster does more, and at its end nobody waits for longer than [`AWAKE`].
+const PARTS: usize = 16;
+/// The same of [`Parts::Long`] when the system gives the cores to others as well: a helper that is stopped in between leaves little to wait for.
 const SMALL_PARTS: usize = 4;
-/// For how many tasks after one that had to be waited for.
+/// For how many tasks after one that had to be waited for even [`Parts::Long`] are not.
 const CAREFUL: u32 = 64;
 /// Pauses of the processor, some 30 ns each, between two looks at the clock.
 const PAUSES: usize = 16;
@@ -26,7 +27,7 @@ const PAUSES: usize = 16;
 pub(super) struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
-    /// Tasks that are still cut into [`SMALL_PARTS`].
+    /// Tasks of [`Parts::Long`] that are still cut into [`SMALL_PARTS`].
     careful: AtomicU32,
 }
 
@@ -189,15 +190,19 @@ thread_local! {
 }
 
 impl Team {
-    /// With so many helpers.
+    /// With so many helpers, or as many as the system allows: nothing depends on them but speed.
     pub(super) fn new(helpers: usize) -> Self {
         let shared = Arc::new(Shared::default());
-        let helpers = (0..helpers).map(|_| {
+        let start = |_| {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || shared.help())
-        });
+            let helper = thread::Builder::new().name("ggraft".into());
+            let started = helper.spawn(move || shared.help());
+            started
+                .inspect_err(|e| tracing::warn!("no further thread: {e}"))
+                .ok()
+        };
         Self {
-            helpers: helpers.collect(),
+            helpers: (0..helpers).map_while(start).collect(),
             shared,
             careful: AtomicU32::new(0),
         }
@@ -256,14 +261,17 @@ impl Team {
     }
 
     /// Into how many parts the next task is cut.
-    fn parts(&self) -> usize {
+    fn parts(&self, wanted: Parts) -> usize {
         let careful = self.careful.load(Ordering::Relaxed);
+        self.careful
+            .store(careful.saturating_sub(1), Ordering::Relaxed);
         let threads = 1 + self.helpers.len();
-        if careful == 0 {
-            return threads;
-        }
-        self.careful.store(careful - 1, Ordering::Relaxed);
-        (SMALL_PARTS * threads).min(State::MASK as usize)
+        let parts = match wanted {
+            Parts::Long if careful == 0 => threads,
+            Parts::Long => SMALL_PARTS * threads,
+            Parts::AtMost(most) => most.min(PARTS * threads),
+        };
+        parts.min(State::MASK as usize)
     }
 
     fn wake(&self) {
@@ -284,16 +292,25 @@ impl Drop for Team {
     }
 }
 
-/// Has `part` compute all parts of a task, at most so many: it is told a part's number and how many there are. This thread does it with those that
-/// [help](Team::help_with) it; false without doing anything if nobody does, or one part is all that is wanted.
-pub(super) fn share_out(at_most: usize, part: impl Fn(usize, usize) + Sync) -> bool {
+/// Into how many parts a task may be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// As few as there are threads: memory is read ahead within a part.
+    Long,
+    /// At most so many.
+    AtMost(usize),
+}
+
+/// Has `part` compute all parts of a task: it is told a part's number and how many there are. This thread does it with those that
+/// [help](Team::help_with) it; false without doing anything if nobody does, or more than one part is not wanted.
+pub(super) fn share_out(wanted: Parts, part: impl Fn(usize, usize) + Sync) -> bool {
     let helped = CURRENT.get();
-    if helped.is_null() || at_most < 2 {
+    if helped.is_null() || matches!(wanted, Parts::AtMost(0 | 1)) {
         return false;
     }
     // SAFETY: set for as long as it is there.
     let Helped { team, leader } = unsafe { &*helped };
-    let parts = team.parts().min(at_most);
+    let parts = team.parts(wanted);
     let part = |i| part(i, parts);
     team.run(
         parts,
@@ -323,7 +340,7 @@ mod tests {
             team.help_with(|| {
                 for _ in 0..TASKS {
                     let counts = counts(3 * SMALL_PARTS);
-                    let helped = share_out(usize::MAX, |part, parts| {
+                    let helped = share_out(Parts::Long, |part, parts| {
                         assert!([3, 3 * SMALL_PARTS].contains(&parts));
                         let before = counts[part].fetch_add(1, Ordering::Relaxed);
                         assert_eq!(before, 0, "round {round}");
@@ -347,9 +364,9 @@ mod tests {
     fn no_more_parts_than_wanted() {
         let team = Team::new(3);
         team.help_with(|| {
-            assert!(!share_out(1, |_, _| panic!("one part")));
+            assert!(!share_out(Parts::AtMost(1), |_, _| panic!("one part")));
             let done = AtomicUsize::new(0);
-            assert!(share_out(2, |part, parts| {
+            assert!(share_out(Parts::AtMost(2), |part, parts| {
                 assert!(part < parts && parts == 2);
                 done.fetch_add(1, Ordering::Relaxed);
             }));
@@ -359,7 +376,7 @@ mod tests {
 
     #[test]
     fn nobody_helps_outside() {
-        let helped = || share_out(usize::MAX, |_, _| panic!("nobody"));
+        let helped = || share_out(Parts::Long, |_, _| panic!("nobody"));
         assert!(!helped());
         let team = Team::new(1);
         team.help_with(|| ());
@@ -381,7 +398,7 @@ mod tests {
             team.careful.store(careful, Ordering::Relaxed);
             let (taken, others) = (AtomicBool::new(false), AtomicUsize::new(0));
             team.help_with(|| {
-                share_out(usize::MAX, |_, parts| {
+                share_out(Parts::Long, |_, parts| {
                     if thread::current().id() == me {
                         while !taken.load(Ordering::Acquire) {
                             thread::yield_now();
@@ -398,7 +415,7 @@ mod tests {
             });
             let parts = if careful == 0 { 2 } else { 2 * SMALL_PARTS };
             assert_eq!(others.into_inner(), parts - 1);
-            assert_eq!(team.parts(), 2 * SMALL_PARTS, "it had to wait");
+            assert_eq!(team.parts(Parts::Long), 2 * SMALL_PARTS, "it had to wait");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One persistent pool of worker threads. Without it ggml starts and joins threads for every graph.
+//! The threads that compute graphs. Without a pool ggml starts and joins threads for every graph.
 
 use super::team::Team;
 use ggml_sys as sys;
@@ -11,35 +11,22 @@ const POLL: u32 = 2;
 
 /// Worker threads shared by sessions. A pool runs one graph at a time; sessions that share it take turns.
 pub(crate) struct ThreadPool {
-    /// `None` with one thread: the caller computes alone, so that single-threaded sessions never wait for each other.
-    raw: Option<NonNull<sys::ggml_threadpool>>,
-    /// As many other threads, for graphs that [suit](super::graph::GraphShape) a team.
-    team: OnceLock<Team>,
     n_threads: usize,
+    /// For graphs that [suit](super::graph::GraphShape) a team, started by the first of them.
+    team: OnceLock<Team>,
+    /// For the others, started by the first of them.
+    ggml: OnceLock<GgmlThreads>,
     turn: Mutex<()>,
 }
 
-// SAFETY: ggml's pool is used only while `turn` is held.
-unsafe impl Send for ThreadPool {}
-// SAFETY: as above.
-unsafe impl Sync for ThreadPool {}
-
 impl ThreadPool {
-    /// Starts `n_threads - 1` workers; the thread that computes is the last one.
+    /// Threads that compute, the caller included: at least one. With one the caller computes alone, so that single-threaded sessions never wait for each
+    /// other.
     pub(crate) fn new(n_threads: usize) -> Self {
-        let raw = (n_threads > 1).then(|| {
-            // SAFETY: plain parameters by value; the pool copies them.
-            let raw = unsafe {
-                let mut params = sys::ggml_threadpool_params_default(n_threads as i32);
-                params.poll = POLL;
-                sys::ggml_threadpool_new(&mut params)
-            };
-            NonNull::new(raw).expect("ggml_threadpool_new returns a pool")
-        });
         Self {
-            raw,
-            team: OnceLock::new(),
             n_threads,
+            team: OnceLock::new(),
+            ggml: OnceLock::new(),
             turn: Mutex::new(()),
         }
     }
@@ -49,28 +36,49 @@ impl ThreadPool {
         self.n_threads
     }
 
-    pub(super) fn raw(&self) -> *mut sys::ggml_threadpool {
-        self.raw.map_or(std::ptr::null_mut(), NonNull::as_ptr)
-    }
-
     /// Threads that help the caller; `None` with one thread. Only who has the [turn](Self::turn) may ask them.
     pub(super) fn team(&self) -> Option<&Team> {
         let new = || Team::new(self.n_threads - 1);
-        self.raw.map(|_| self.team.get_or_init(new))
+        (self.n_threads > 1).then(|| self.team.get_or_init(new))
+    }
+
+    /// ggml's threads; null with one thread. Only who has the [turn](Self::turn) may give them to ggml.
+    pub(super) fn ggml(&self) -> *mut sys::ggml_threadpool {
+        match self.n_threads {
+            ..=1 => std::ptr::null_mut(),
+            n => self.ggml.get_or_init(|| GgmlThreads::new(n)).0.as_ptr(),
+        }
     }
 
     /// The right to run a graph on the pool; `None` when there is nothing to share.
     pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        self.raw
-            .map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
+        (self.n_threads > 1).then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Drop for ThreadPool {
+/// A pool of ggml's, which computes with the thread that asks it.
+struct GgmlThreads(NonNull<sys::ggml_threadpool>);
+
+// SAFETY: used only by who has the turn.
+unsafe impl Send for GgmlThreads {}
+// SAFETY: as above.
+unsafe impl Sync for GgmlThreads {}
+
+impl GgmlThreads {
+    fn new(n_threads: usize) -> Self {
+        // SAFETY: plain parameters by value; the pool copies them.
+        let raw = unsafe {
+            let mut params = sys::ggml_threadpool_params_default(n_threads as i32);
+            params.poll = POLL;
+            sys::ggml_threadpool_new(&mut params)
+        };
+        Self(NonNull::new(raw).expect("ggml_threadpool_new returns a pool"))
+    }
+}
+
+impl Drop for GgmlThreads {
     fn drop(&mut self) {
-        if let Some(raw) = self.raw {
-            // SAFETY: no graph runs: `&mut self` means nobody holds `turn`.
-            unsafe { sys::ggml_threadpool_free(raw.as_ptr()) }
-        }
+        // SAFETY: no graph runs: `&mut self` means nobody has the turn.
+        unsafe { sys::ggml_threadpool_free(self.0.as_ptr()) }
     }
 }

@@ -2,7 +2,9 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Activation, Bits, Context, Gate, GraphShape, Rope, Scoring, Spans, Tensor};
+use crate::ggml::{
+    Activation, Bits, Context, Gate, GraphShape, Operations, Rope, Scoring, Spans, Tensor,
+};
 use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -30,10 +32,10 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Builds in `ctx`.
-    pub(crate) fn new(ctx: Context) -> Self {
+    /// Nothing yet.
+    pub(crate) fn new(operations: Operations) -> Self {
         Self {
-            ctx,
+            ctx: Context::new(operations),
             outputs: Vec::new(),
             tape: RefCell::new(None),
             packed: RefCell::new(None),
@@ -121,15 +123,7 @@ impl Builder {
 
     /// Norm over rows, then weight and bias.
     pub(crate) fn norm(&self, kind: NormKind, eps: f32, n: &Norm, x: &Tensor) -> Tensor {
-        let y = self.scaled_norm(kind, eps, &n.w, x);
-        match &n.b {
-            Some(b) => {
-                let z = self.ctx.add(&y, b);
-                self.note(&[&y], &z, |_, dz| vec![dz.clone()]);
-                z
-            }
-            None => y,
-        }
+        self.norm_with(kind, eps, &n.w, n.b.as_ref(), x)
     }
 
     /// Norm over rows, then a weight that is broadcast over the remaining dimensions.
@@ -140,14 +134,22 @@ impl Builder {
         weight: &Tensor,
         x: &Tensor,
     ) -> Tensor {
-        let y = match kind {
-            NormKind::Rms => self.ctx.rms_norm(x, eps),
-            NormKind::Layer => self.ctx.norm(x, eps),
-        };
-        let y = self.ctx.mul(&y, weight);
+        self.norm_with(kind, eps, weight, None, x)
+    }
+
+    fn norm_with(
+        &self,
+        kind: NormKind,
+        eps: f32,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        x: &Tensor,
+    ) -> Tensor {
+        let centred = kind == NormKind::Layer;
+        let y = self.ctx.scaled_norm(centred, eps, x, weight, bias);
         let (input, weight) = (x.clone(), weight.clone());
         self.note(&[x], &y, move |c, dy| {
-            vec![c.norm_back(kind == NormKind::Layer, eps, &input, &weight, dy)]
+            vec![c.norm_back(centred, eps, &input, &weight, dy)]
         });
         y
     }
@@ -169,13 +171,12 @@ impl Builder {
         y
     }
 
-    /// `cap * tanh(s * x / cap)`, or `s * x` without a cap (0).
+    /// `cap * tanh(s * x / cap)`, or `s * x` without a cap (0). Nothing else may read `x`.
     pub(crate) fn scale_capped(&self, x: &Tensor, s: f32, cap: f32) -> Tensor {
         if cap == 0.0 {
             return self.scale(x, s);
         }
-        let y = self.ctx.tanh(&self.ctx.scale(x, s / cap));
-        let y = self.ctx.scale(&y, cap);
+        let y = self.ctx.softcap(x, s, cap);
         let capped = y.clone();
         self.note(&[x], &y, move |c, dy| {
             vec![c.softcap_back(s, cap, &capped, dy)]

@@ -3,7 +3,7 @@
 use super::error::SessionError;
 use super::kv_cache::{Cached, KvCache, KvType};
 use crate::error::Result;
-use crate::ggml::{CancelToken, ComputeError, Context, Graph, GraphMemory, Tensor, ThreadPool};
+use crate::ggml::{CancelToken, ComputeError, Graph, GraphMemory, Tensor, ThreadPool};
 use crate::graph::{Builder, CacheInputs, Decoder, Entry, Inputs, Topology, causal_mask};
 use crate::model::Model;
 use half::f16;
@@ -245,7 +245,7 @@ impl Core {
         memory: GraphMemory,
     ) -> Result<Built, SessionError> {
         let hp = self.model.hparams();
-        let mut b = Builder::new(Context::new());
+        let mut b = Builder::new(self.model.kernels().operations());
         let inputs = Inputs::new(
             b.ctx(),
             hp,

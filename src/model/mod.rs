@@ -19,7 +19,7 @@ pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 use crate::error::{Error, Result};
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{CpuLevel, ThreadPool, has_attention, warn_once_if_slow};
+use crate::ggml::{CpuLevel, Operations, ThreadPool, has_attention, warn_once_if_slow};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,14 @@ pub enum Kernels {
 }
 
 impl Kernels {
+    /// Whose operations stand between products.
+    pub(crate) fn operations(self) -> Operations {
+        match self {
+            Self::Auto | Self::Own => Operations::Own,
+            Self::Ggml => Operations::Ggml,
+        }
+    }
+
     /// Whether our own kernel computes fused attention over heads of `d` cached keys and values of type `ty`.
     pub(crate) fn attend(self, ty: GgmlType, d: usize) -> bool {
         match self {

@@ -52,7 +52,7 @@ impl Tile {
 ///
 /// # Safety
 /// `from` must hold `n` values of the type, `to` have room for them.
-pub(super) unsafe fn row_to_f32(ty: GgmlType, from: *const u8, to: *mut f32, n: usize) {
+pub(crate) unsafe fn row_to_f32(ty: GgmlType, from: *const u8, to: *mut f32, n: usize) {
     // SAFETY: the caller's promise; the traits table is static. F16 and BF16 have vectorized functions beside it.
     unsafe {
         match ty {

@@ -36,6 +36,20 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     power * scale(half) * scale(n.wrapping_sub(half))
 }
 
+/// tanh, within 5e-7 relatively.
+#[inline(always)]
+pub(crate) fn tanh<const FUSED: bool>(x: f32) -> f32 {
+    let by_exp = 1.0 - 2.0 / (exp::<FUSED>(2.0 * x) + 1.0);
+    // Near zero that is a difference of almost equal numbers: Taylor's series instead.
+    let square = x * x;
+    let mut tail = 62.0 / 2835.0;
+    for c in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0] {
+        tail = mul_add::<FUSED>(tail, square, c);
+    }
+    let series = mul_add::<FUSED>(x * square, tail, x);
+    if x.abs() < 0.3 { series } else { by_exp }
+}
+
 vectorized! {
     /// Replaces every element by `e^(element - max)` and returns the sum.
     pub(crate) fn exp_sub_sum(row: &mut [f32], max: f32) -> f32 {
@@ -98,6 +112,24 @@ mod tests {
             worst = worst.max((f64::from(got) - want).abs() / ulp);
         }
         assert!(worst <= 2.0, "{worst} ulp");
+    }
+
+    #[test]
+    fn tanh_is_near_everywhere() {
+        let mut worst = 0.0f64;
+        for i in 1..120_000 {
+            let x = i as f32 * 1e-4 + 3e-5;
+            for x in [x, -x, x * 1e-3] {
+                let want = f64::from(x).tanh();
+                worst = worst.max((f64::from(tanh::<FUSED>(x)) / want - 1.0).abs());
+            }
+        }
+        assert!(worst < 5e-7, "{worst}");
+        assert_eq!(
+            [0.0, f32::INFINITY, -1e30].map(tanh::<FUSED>),
+            [0.0, 1.0, -1.0]
+        );
+        assert!(tanh::<FUSED>(f32::NAN).is_nan());
     }
 
     #[test]

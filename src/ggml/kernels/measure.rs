@@ -3,7 +3,9 @@
 use super::packed::{has_avx512, has_format};
 use super::{Bits, MulMatBack, has_attention, has_mul_mat};
 use crate::file::types::GgmlType;
-use crate::ggml::{Context, Graph, GraphMemory, Scoring, Tensor, ThreadPool, quantize_rows};
+use crate::ggml::{
+    Context, Graph, GraphMemory, Operations, Scoring, Tensor, ThreadPool, quantize_rows,
+};
 use half::f16;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -150,7 +152,7 @@ impl Measured {
     /// The last tokens of a text read all of it.
     fn attention(ty: GgmlType, shape: AttentionShape, own: bool) -> Self {
         let AttentionShape { d, h, hk, t, n } = shape;
-        let ctx = Context::new();
+        let ctx = Context::new(Operations::Ggml);
         let q = ctx.input(GgmlType::F32, &[d, h, t], "q");
         let [k, v] = ["k", "v"].map(|name| ctx.input(ty, &[d, hk, n], name));
         let mask = ctx.input(GgmlType::F16, &[n, t], "mask");
@@ -184,7 +186,7 @@ impl Measured {
 
     /// W of type `ty` (`ne = [k, n]`) times `ne = [k, t]`, by our own kernel with so many bits or by ggml's.
     fn product(ty: GgmlType, [k, n, t]: [usize; 3], weights: &[u8], own: Option<Bits>) -> Self {
-        let ctx = Context::new();
+        let ctx = Context::new(Operations::Ggml);
         let w = ctx.input(ty, &[k, n], "w");
         let x = ctx.input(GgmlType::F32, &[k, t], "x");
         let y = match own {

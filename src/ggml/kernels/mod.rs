@@ -17,7 +17,8 @@ mod mul_mat_back;
 mod packed;
 
 pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
-pub(crate) use exp::{exp, exp_sub_sum, largest};
+pub(crate) use dequant::row_to_f32;
+pub(crate) use exp::{exp, exp_sub_sum, largest, tanh};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
 pub(crate) use level::vectorized;
 pub use level::{CpuError, CpuLevel};

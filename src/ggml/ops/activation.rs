@@ -4,6 +4,7 @@ use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::{exp, vectorized};
 use crate::ggml::tensor::Tensor;
+use ggml_sys as sys;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 /// An activation function.
@@ -40,11 +41,60 @@ impl Activation {
 }
 
 /// Where a gated activation finds its gate.
+#[derive(Clone, Copy)]
 pub(crate) enum Gate<'a> {
     /// Gate and up as two tensors `ne = [F, T]`.
     Split(&'a Tensor, &'a Tensor),
     /// One tensor `ne = [2F, T]`, the gate in the first half of each row.
     Fused(&'a Tensor),
+}
+
+/// `y = f(x)`. Operand: x.
+struct Plain(Activation);
+
+impl Kernel for Plain {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let x = op.operand(0).contiguous();
+        let (first, dst) = out.share(x.len());
+        values(self.0, &x[first..], dst);
+    }
+}
+
+vectorized! {
+    /// `y = f(x)`.
+    fn values(f: Activation, x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = f.value_and_slope::<FUSED>(x).0;
+        }
+    }
+}
+
+/// `y = f(gate) * up`. Operands: gate, up; or gate-up `ne = [2F, T]`.
+struct Gated(Activation);
+
+impl Kernel for Gated {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let [width, t, ..] = op.ne();
+        let gates = op.operand(0);
+        let ups = (op.n_operands() > 1).then(|| op.operand(1));
+        let (first, rows) = out.share(t);
+        for (i, y) in (first..).zip(rows.chunks_exact_mut(width)) {
+            let (gate, up) = match ups {
+                Some(ups) => (gates.row(i, 0), ups.row(i, 0)),
+                None => gates.row(i, 0).split_at(width),
+            };
+            gated_row(self.0, gate, up, y);
+        }
+    }
+}
+
+vectorized! {
+    /// `y = f(gate) * up` of a row.
+    fn gated_row(f: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
+        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
+            *y = f.value_and_slope::<FUSED>(g).0 * u;
+        }
+    }
 }
 
 /// `dx` of `y = f(x)`. Operands: x, dy.
@@ -114,40 +164,42 @@ impl Kernel for After {
     fn run(&self, _: &Op<'_>, _: Output<'_>) {}
 }
 
-/// `dx` of `y = cap tanh(s x / cap)`, from y. Operands: y, dy.
-struct SoftcapBack {
-    s: f32,
-    cap: f32,
-}
-
-impl Kernel for SoftcapBack {
-    fn run(&self, op: &Op<'_>, out: Output<'_>) {
-        let (y, dy) = (op.operand(0).contiguous(), op.operand(1).contiguous());
-        let (first, dst) = out.share(y.len());
-        for ((dx, &y), &dy) in dst.iter_mut().zip(&y[first..]).zip(&dy[first..]) {
-            let t = y / self.cap;
-            *dx = dy * self.s * (1.0 - t * t);
-        }
-    }
-}
-
 impl Context {
     /// `f(x)`.
     pub(crate) fn activation(&self, f: Activation, x: &Tensor) -> Tensor {
-        match f {
-            Activation::Silu => self.silu(x),
-            Activation::Gelu => self.gelu(x),
+        if self.is_own() {
+            return self.custom(Plain(f), &[x], x.ne());
         }
+        // SAFETY: a valid description.
+        self.build(&[x], |c| unsafe {
+            match f {
+                Activation::Silu => sys::ggml_silu(c, x.raw()),
+                Activation::Gelu => sys::ggml_gelu(c, x.raw()),
+            }
+        })
     }
 
     /// `f(gate) * up`, `ne = [F, T]`.
     pub(crate) fn gated(&self, f: Activation, gate: Gate<'_>) -> Tensor {
-        match (f, gate) {
-            (Activation::Silu, Gate::Split(gate, up)) => self.swiglu(gate, up),
-            (Activation::Gelu, Gate::Split(gate, up)) => self.geglu(gate, up),
-            (Activation::Silu, Gate::Fused(both)) => self.swiglu_fused(both),
-            (Activation::Gelu, Gate::Fused(both)) => self.geglu_fused(both),
+        let (srcs, width) = match gate {
+            Gate::Split(gate, up) => (vec![gate, up], gate.ne()[0]),
+            Gate::Fused(both) => (vec![both], both.ne()[0] / 2),
+        };
+        if self.is_own() {
+            let [_, t, ..] = srcs[0].ne();
+            return self.custom(Gated(f), &srcs, [width, t, 1, 1]);
         }
+        // SAFETY: valid descriptions of equal shapes.
+        self.build(&srcs, |c| unsafe {
+            match (f, gate) {
+                (Activation::Silu, Gate::Split(g, u)) => {
+                    sys::ggml_swiglu_split(c, g.raw(), u.raw())
+                }
+                (Activation::Gelu, Gate::Split(g, u)) => sys::ggml_geglu_split(c, g.raw(), u.raw()),
+                (Activation::Silu, Gate::Fused(both)) => sys::ggml_swiglu(c, both.raw()),
+                (Activation::Gelu, Gate::Fused(both)) => sys::ggml_geglu(c, both.raw()),
+            }
+        })
     }
 
     /// Gradient of `f(x)` with respect to x.
@@ -175,10 +227,5 @@ impl Context {
                 (dgate, Some(dup))
             }
         }
-    }
-
-    /// Gradient of `y = cap tanh(s x / cap)` with respect to x.
-    pub(crate) fn softcap_back(&self, s: f32, cap: f32, y: &Tensor, dy: &Tensor) -> Tensor {
-        self.custom(SoftcapBack { s, cap }, &[y, dy], y.ne())
     }
 }

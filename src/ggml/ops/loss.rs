@@ -1,7 +1,7 @@
 //! Cross-entropy between logits and what they should say.
 
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Op, Output};
+use crate::ggml::custom::{Kernel, Op, Output, Parts};
 use crate::ggml::kernels::{exp_sub_sum, largest};
 use crate::ggml::tensor::Tensor;
 
@@ -96,6 +96,11 @@ impl Kernel for TopK {
                 }
             }
         }
+    }
+
+    /// A row is sorted.
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        Parts::AtMost(op.operand(0).ne[1])
     }
 }
 

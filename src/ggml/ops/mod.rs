@@ -1,16 +1,19 @@
-//! The operations that ggml lacks or has in a form too slow: for training, attention over packed rows with its derivative,
-//! products through frozen weights backwards, the loss, and the derivatives of norms and activations; for sessions, the
-//! rotation of what a quantized cache holds.
+//! What a decoder is made of: products, attention, norms, rotary positions, activations, sums, rows that are picked and stored, each with its derivative where
+//! training needs it, and the loss. Where ggml has an operation, [`Operations`](super::Operations) or whoever calls says whose it is.
 
 mod activation;
 mod attention;
+mod elementwise;
 mod hadamard;
 mod loss;
 mod norm;
 mod product;
+mod rope;
 mod rows;
 
 pub(crate) use activation::{Activation, Gate};
 pub(crate) use attention::{Scoring, Spans, visible};
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::Targets;
+pub(super) use rope::RopeTable;
+pub(crate) use rope::{Rope, RopeKind};

@@ -1,9 +1,82 @@
-//! Derivatives of the norms.
+//! The norms and their derivatives.
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::kernels::vectorized;
 use crate::ggml::tensor::Tensor;
+use ggml_sys as sys;
+
+/// `y = norm(x) * w + b`, one row at a time. Operands: x, w, b if there is one.
+struct Norm {
+    /// Subtracts the mean (Ba et al. 2016), or does not (Zhang & Sennrich 2019).
+    centred: bool,
+    eps: f32,
+}
+
+impl Kernel for Norm {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let (x, w) = (op.operand(0), op.operand(1));
+        let b = (op.n_operands() > 2).then(|| op.operand(2).contiguous());
+        let [n, n1, n2, _] = x.ne;
+        let (first, dst) = out.share(n1 * n2);
+        for (row, y) in (first..).zip(dst.chunks_exact_mut(n)) {
+            let (i1, i2) = (row % n1, row / n1);
+            let w = w.row(i1 % w.ne[1], 0);
+            norm_row(self.centred, self.eps, x.row(i1, i2), w, y);
+            if let Some(b) = b {
+                y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+            }
+        }
+    }
+}
+
+/// Sums are of so many parts, which a CPU adds side by side.
+const LANES: usize = 16;
+
+/// The sum of `N` terms for each value.
+#[inline(always)]
+fn sums<const N: usize>(n: usize, term: impl Fn(usize) -> [f64; N]) -> [f64; N] {
+    let mut lanes = [[0.0; LANES]; N];
+    let whole = n - n % LANES;
+    for first in (0..whole).step_by(LANES) {
+        for lane in 0..LANES {
+            let terms = term(first + lane);
+            for i in 0..N {
+                lanes[i][lane] += terms[i];
+            }
+        }
+    }
+    for at in whole..n {
+        let terms = term(at);
+        for i in 0..N {
+            lanes[i][at - whole] += terms[i];
+        }
+    }
+    lanes.map(|lanes| lanes.iter().sum())
+}
+
+/// The mean that is subtracted, and what then is multiplied by.
+#[inline(always)]
+fn mean_and_factor(centred: bool, eps: f32, x: &[f32]) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = match centred {
+        true => sums(x.len(), |i| [f64::from(x[i])])[0] / n,
+        false => 0.0,
+    };
+    let [square] = sums(x.len(), |i| [(f64::from(x[i]) - mean).powi(2)]);
+    (mean, 1.0 / (square / n + f64::from(eps)).sqrt())
+}
+
+vectorized! {
+    /// `norm(x) * w` of a row.
+    fn norm_row(centred: bool, eps: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
+        let (mean, r) = mean_and_factor(centred, eps, x);
+        let (mean, r) = (mean as f32, r as f32);
+        for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+            *y = (x - mean) * r * w;
+        }
+    }
+}
 
 /// `dx` of `y = norm(x) * w`, one row at a time. Operands: x, w, dy.
 struct NormBack {
@@ -30,18 +103,11 @@ vectorized! {
     /// `dx` of a row.
     fn row_back(centred: bool, eps: f32, x: &[f32], w: &[f32], dy: &[f32], dx: &mut [f32]) {
         let n = x.len() as f64;
-        let mean = match centred {
-            true => x.iter().map(|&v| f64::from(v)).sum::<f64>() / n,
-            false => 0.0,
-        };
-        let (mut square, mut g_sum, mut gx_sum) = (0.0f64, 0.0f64, 0.0f64);
-        for ((&x, &w), &dy) in x.iter().zip(w).zip(dy) {
-            let (x, g) = (f64::from(x) - mean, f64::from(w * dy));
-            square += x * x;
-            g_sum += g;
-            gx_sum += g * x;
-        }
-        let r = 1.0 / (square / n + f64::from(eps)).sqrt();
+        let (mean, r) = mean_and_factor(centred, eps, x);
+        let [g_sum, gx_sum] = sums(x.len(), |i| {
+            let g = f64::from(w[i] * dy[i]);
+            [g, g * (f64::from(x[i]) - mean)]
+        });
         // x hat = (x - mean) r; dx = r (g - mean(g) - x hat mean(g x hat)), without mean(g) if not centred.
         let along_x = (gx_sum * r * r / n) as f32;
         let along_1 = match centred {
@@ -56,6 +122,37 @@ vectorized! {
 }
 
 impl Context {
+    /// `norm(x) * w + b`: x `ne = [n, n1, n2]`, w `ne = [n]` or [n, n1], b `ne = [n]`.
+    pub(crate) fn scaled_norm(
+        &self,
+        centred: bool,
+        eps: f32,
+        x: &Tensor,
+        w: &Tensor,
+        b: Option<&Tensor>,
+    ) -> Tensor {
+        if self.is_own() {
+            let mut srcs = vec![x, w];
+            srcs.extend(b);
+            return self.custom(Norm { centred, eps }, &srcs, x.ne());
+        }
+        // SAFETY: valid descriptions; shapes were validated upstream.
+        let normed = self.build(&[x], |c| unsafe {
+            match centred {
+                true => sys::ggml_norm(c, x.raw(), eps),
+                false => sys::ggml_rms_norm(c, x.raw(), eps),
+            }
+        });
+        // SAFETY: as above.
+        let y = self.build(&[&normed, w], |c| unsafe {
+            sys::ggml_mul(c, normed.raw(), w.raw())
+        });
+        match b {
+            Some(b) => self.add(&y, b),
+            None => y,
+        }
+    }
+
     /// Gradient of `norm(x) * w` with respect to x: x and dy `ne = [n, n1, n2]`, w `ne = [n]` or [n, n1].
     pub(crate) fn norm_back(
         &self,

@@ -1,7 +1,7 @@
 //! Products with frozen weights and their derivative.
 
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Op, Output};
+use crate::ggml::custom::{Kernel, Op, Output, Parts};
 use crate::ggml::kernels::{Bits, MulMat, MulMatBack, pack_row, packed_words};
 use crate::ggml::tensor::Tensor;
 
@@ -20,8 +20,8 @@ impl Kernel for Pack {
         }
     }
 
-    fn most_parts(&self, [_, rows, ..]: [usize; 4]) -> usize {
-        rows
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        Parts::AtMost(op.ne()[1])
     }
 }
 
@@ -49,6 +49,11 @@ impl Kernel for PackedProduct {
         // SAFETY: W has N rows of K values, X T packed ones, the result T rows of N; each thread writes its own part.
         unsafe { product.part(op.ith, op.nth) };
     }
+
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        let [n, t, ..] = op.ne();
+        MulMat::most_parts(self.0, n, t).map_or(Parts::Long, Parts::AtMost)
+    }
 }
 
 /// `dx` of `y = W x`. Operands: W (any type), dy.
@@ -74,6 +79,10 @@ impl Kernel for ProductBack {
         };
         // SAFETY: W has N rows of K values, dY T rows of N, the result T rows of K; each thread writes its own part.
         unsafe { product.part(op.ith, op.nth) }
+    }
+
+    fn parts(&self, _: &Op<'_>) -> Parts {
+        Parts::AtMost(usize::MAX)
     }
 }
 

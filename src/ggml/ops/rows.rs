@@ -1,8 +1,60 @@
-//! Picking, placing and padding of rows.
+//! Picking, storing, placing and padding of rows.
 
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Op, Output};
+use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts};
+use crate::ggml::kernels::row_to_f32;
+use crate::ggml::quant::row_from_f32;
 use crate::ggml::tensor::Tensor;
+use ggml_sys as sys;
+
+/// Rows of a table of any type, as F32. Operands: table, ids.
+struct GetRows;
+
+impl Kernel for GetRows {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let (table, ids) = (op.memory(0), op.ids(1));
+        let [width, n, ..] = table.ne;
+        let (first, dst) = out.share(ids.len());
+        for (&id, row) in ids[first..].iter().zip(dst.chunks_exact_mut(width)) {
+            let id = id as usize;
+            assert!(id < n, "a row of the table");
+            // SAFETY: a row of the table, as many values as the result's has.
+            unsafe {
+                row_to_f32(
+                    table.ty,
+                    table.first.add(id * table.nb[1]),
+                    row.as_mut_ptr(),
+                    width,
+                )
+            };
+        }
+    }
+}
+
+/// Rows of F32 in the place of some rows of a tensor of another type. Operands: that tensor, whose memory is the result's; rows; their indices.
+struct SetRows;
+
+impl Kernel for SetRows {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let (table, x, indices) = (op.result(), op.operand(1), op.indices(2));
+        let [width, n, ..] = table.ne;
+        assert_eq!(x.ne[0], width);
+        for i in op.share(indices.len()) {
+            let row = usize::try_from(indices[i]).expect("an index");
+            assert!(row < n, "a row of the tensor");
+            // SAFETY: a row of the result, which is given once: only this part writes it.
+            unsafe {
+                let to = out.as_mut_ptr().cast::<u8>().add(row * table.nb[1]);
+                row_from_f32(table.ty, x.row(i, 0), to);
+            }
+        }
+    }
+
+    /// The result is all of the tensor, of which few rows are written.
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        small_parts(op.operand(1).values.len())
+    }
+}
 
 /// Row t of the result is row `slots[t]` of `values`, or row t of `x` where the slot is -1. Operands: x, values, slots.
 struct PlaceRows;
@@ -34,6 +86,10 @@ impl Kernel for SumRows {
             }
         }
     }
+
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        small_parts(op.operand(0).values.len())
+    }
 }
 
 /// Columns of zeros around those of `dy`: the derivative of a window of columns. Operand: dy.
@@ -54,6 +110,33 @@ impl Kernel for PadColumns {
 }
 
 impl Context {
+    /// Rows of `a`, `ne = [D, V]` of any type, picked by `rows`, I32 `ne = [T]`, as F32 `ne = [D, T]`.
+    pub(crate) fn get_rows(&self, a: &Tensor, rows: &Tensor) -> Tensor {
+        if self.is_own() {
+            return self.custom(GetRows, &[a, rows], [a.ne()[0], rows.ne()[0], 1, 1]);
+        }
+        // SAFETY: valid descriptions; shapes were validated upstream.
+        self.build(&[a, rows], |c| unsafe {
+            sys::ggml_get_rows(c, a.raw(), rows.raw())
+        })
+    }
+
+    /// Writes the rows of `b` (F32 `ne = [D, T]`) into `a`, `ne = [D, N]`, at `rows` (I64 `ne = [T]`, each of them once), converting to a's type; the result
+    /// is a view of `a`.
+    ///
+    /// # Panics
+    /// If `a` is in memory that is mapped to be read.
+    pub(crate) fn set_rows(&self, a: &Tensor, b: &Tensor, rows: &Tensor) -> Tensor {
+        if self.is_own() {
+            return self.custom_inplace(SetRows, a, &[b, rows]);
+        }
+        self.check_writable(a);
+        // SAFETY: valid descriptions; shapes were validated upstream.
+        self.build(&[a, b, rows], |c| unsafe {
+            sys::ggml_set_rows(c, a.raw(), b.raw(), rows.raw())
+        })
+    }
+
     /// Virtual tokens among real ones: x `ne = [D, T]`, values `ne = [D, P]`, slots I32 `ne = [T]` (-1: the real one).
     pub(crate) fn place_rows(&self, x: &Tensor, values: &Tensor, slots: &Tensor) -> Tensor {
         self.custom(PlaceRows, &[x, values, slots], x.ne())

@@ -46,13 +46,16 @@ fn input(b: &Builder, ne: &[usize]) -> Tensor {
     b.ctx().input(GgmlType::F32, ne, "x")
 }
 
+const BOTH: [Operations; 2] = [Operations::Own, Operations::Ggml];
+
 /// Result, and given its gradient those of the variables.
 fn compute(
+    operations: Operations,
     leaves: &[Leaf],
     verb: &impl Fn(&Builder, &[Tensor]) -> Tensor,
     gradient: Option<&[f32]>,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let mut b = Builder::new(Context::new());
+    let mut b = Builder::new(operations);
     let tensors: Vec<Tensor> = leaves
         .iter()
         .map(|leaf| match leaf {
@@ -114,18 +117,30 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
-/// Compares results with those of `forward`, and gradients with its differences.
+/// Compares results with those of `forward`, and gradients with its differences, whoever computes what stands between products.
 fn check_against(
     name: &str,
     leaves: &[Leaf],
     verb: impl Fn(&Builder, &[Tensor]) -> Tensor,
     forward: impl Fn(&[Leaf]) -> Vec<f64>,
 ) {
-    let (y, _) = compute(leaves, &verb, None);
+    for operations in BOTH {
+        check_operations(operations, name, leaves, &verb, &forward);
+    }
+}
+
+fn check_operations(
+    operations: Operations,
+    name: &str,
+    leaves: &[Leaf],
+    verb: impl Fn(&Builder, &[Tensor]) -> Tensor,
+    forward: impl Fn(&[Leaf]) -> Vec<f64>,
+) {
+    let (y, _) = compute(operations, leaves, &verb, None);
     let error = distance(&wide(&y), &forward(leaves));
     assert!(error <= 1e-3, "{name}: off by {error:.1e}");
     let c = random(99, y.len());
-    let (_, gradients) = compute(leaves, &verb, Some(&c));
+    let (_, gradients) = compute(operations, leaves, &verb, Some(&c));
     let variables = (0..leaves.len()).filter(|&i| matches!(leaves[i], Leaf::Variable(..)));
     assert!(!gradients.is_empty(), "{name}: nothing to differentiate");
     for (i, gradient) in variables.zip(gradients) {
@@ -161,8 +176,10 @@ fn check_against(
 
 /// Compares gradients with differences of the verb's own result.
 fn check(name: &str, leaves: &[Leaf], verb: impl Fn(&Builder, &[Tensor]) -> Tensor) {
-    let own = |leaves: &[Leaf]| wide(&compute(leaves, &verb, None).0);
-    check_against(name, leaves, &verb, own);
+    for operations in BOTH {
+        let own = |leaves: &[Leaf]| wide(&compute(operations, leaves, &verb, None).0);
+        check_operations(operations, name, leaves, &verb, own);
+    }
 }
 
 #[test]
@@ -569,7 +586,7 @@ fn attention_of_views() {
 
 #[test]
 fn nothing_is_recorded_below_the_variables() {
-    let mut b = Builder::new(Context::new());
+    let mut b = Builder::new(Operations::Own);
     let [frozen, x, unused, dy] = std::array::from_fn(|_| input(&b, &[4, 2]));
     b.record([&x, &unused]);
     let below = b.scale(&frozen, 2.0);

@@ -4,7 +4,7 @@ use super::Passes;
 use super::forward::PackedKeys;
 use super::io::Leaves;
 use crate::error::Result;
-use crate::ggml::{Context, Graph, GraphMemory, Tensor};
+use crate::ggml::{Graph, GraphMemory, Tensor};
 use crate::graph::{Builder, Decoder, Entry, Inputs, KeyValues};
 use crate::train::TrainError;
 
@@ -30,7 +30,7 @@ impl Passes {
     /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
     pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
-        let mut b = Builder::new(Context::new());
+        let mut b = Builder::new(self.model.kernels().operations());
         let inputs = Inputs::new(b.ctx(), hp, Entry::Tokens, ids.len(), 0);
         let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.entry), hp.token_scale);
         let rows = b.output(rows);
@@ -41,7 +41,7 @@ impl Passes {
     /// Keys and values that the base computes for a text, for each layer keys, then values `ne = [Hk d, n]`.
     pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
-        let mut b = Builder::new(Context::new());
+        let mut b = Builder::new(self.model.kernels().operations());
         let inputs = Inputs::new(b.ctx(), hp, Entry::Tokens, ids.len(), 0);
         let row = 0..ids.len();
         let mut kv = Watched {

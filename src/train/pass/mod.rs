@@ -14,7 +14,7 @@ use super::TrainError;
 use super::batch::Packed;
 use super::variables::Variables;
 use crate::error::Result;
-use crate::ggml::{ComputeError, Context, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
+use crate::ggml::{ComputeError, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
 use crate::graph::{Builder, Decoder};
 use crate::model::Model;
 use cache::{Cache, Key};
@@ -185,7 +185,7 @@ impl Passes {
     ) -> Planned {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let chunks = Chunks::new(batch.outputs.len(), w.n_vocab());
-        let mut b = Builder::new(Context::new());
+        let mut b = Builder::new(self.model.kernels().operations());
         let io = Io::new(b.ctx(), hp, batch, variables);
         let decoder = Decoder::new(hp, w, &io.inputs, self.long_context);
         let prefix = variables.prefix_length();

@@ -8,7 +8,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::level::{CpuLevel, FUSED, has, vectorized};
-use super::{exp, exp_sub_sum, room};
+use super::{exp, exp_sub_sum, room, tanh};
 use crate::file::types::GgmlType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -539,9 +539,7 @@ vectorized! {
     /// Replaces scores by `softcap * tanh(score / softcap)`.
     fn cap(scores: &mut [f32], softcap: f32) {
         for score in scores {
-            let x = *score / softcap;
-            let e = exp::<FUSED>(-2.0 * x.abs());
-            *score = softcap * ((1.0 - e) / (1.0 + e)).copysign(x);
+            *score = softcap * tanh::<FUSED>(*score / softcap);
         }
     }
 }

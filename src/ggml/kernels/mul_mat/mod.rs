@@ -115,15 +115,25 @@ trait Unpacked: 'static {
 }
 
 impl MulMat {
+    /// Rows of W that are computed together.
+    fn width(bits: Bits) -> usize {
+        match bits {
+            Bits::Eight => BYTE_WIDTH,
+            Bits::Fourteen => WIDTH,
+        }
+    }
+
+    /// Parts that a product of `n` rows of W with `t` of X can have; `None` if they should be as few as possible, because W is read from memory as it lies there.
+    pub(crate) fn most_parts(bits: Bits, n: usize, t: usize) -> Option<usize> {
+        (t > MOST_DOTS).then(|| n.div_ceil(Self::width(bits)))
+    }
+
     /// Computes part `ith` of `nth`: some of W's rows, whole panels of them. Values do not depend on `nth`, nor those of a row on `t`.
     ///
     /// # Safety
     /// The matrices must be valid; all parts together write all of Y, each its own.
     pub(crate) unsafe fn part(&self, ith: usize, nth: usize) {
-        let width = match self.bits {
-            Bits::Eight => BYTE_WIDTH,
-            Bits::Fourteen => WIDTH,
-        };
+        let width = Self::width(self.bits);
         let panels = self.n.div_ceil(width);
         let part = panels * ith / nth..panels * (ith + 1) / nth;
         if part.is_empty() || self.t == 0 {

@@ -1,6 +1,6 @@
 use super::super::{TYPES, pack_row, packed_words, values};
 use super::*;
-use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
+use crate::ggml::{Context, Graph, GraphMemory, Operations, ThreadPool, quantize_rows};
 use ggraft_testkit::metrics::nmse;
 
 /// F32 is ggml's.
@@ -86,7 +86,7 @@ impl Case {
     }
 
     fn ggml(&self) -> Vec<f32> {
-        let ctx = Context::new();
+        let ctx = Context::new(Operations::Ggml);
         let w = ctx.input(self.ty, &[self.k, self.n], "w");
         let x = ctx.input(GgmlType::F32, &[self.k, self.t()], "x");
         let y = ctx.output(ctx.mul_mat(&w, &x));

@@ -5,7 +5,7 @@ use super::spans::{Source, Span, Spans, Tile};
 use super::weights::{softmax_back, weights};
 use super::{SCRATCH, Scratch, sources, store_head};
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Op, Operand, Output};
+use crate::ggml::custom::{Kernel, Op, Operand, Output, Parts};
 use crate::ggml::kernels::{RowMajor, Strided, gemm, room};
 use crate::ggml::tensor::Tensor;
 
@@ -43,6 +43,10 @@ impl Kernel for AttentionBack {
                 }
             }
         });
+    }
+
+    fn parts(&self, _: &Op<'_>) -> Parts {
+        Parts::AtMost(usize::MAX)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::spans::Scoring;
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Memory, Op, Output};
+use crate::ggml::custom::{Kernel, Memory, Op, Output, Parts};
 use crate::ggml::kernels::{Attention, Cached, Shape, merge_records};
 use crate::ggml::tensor::Tensor;
 
@@ -41,6 +41,10 @@ impl Kernel for Whole {
         // SAFETY: the cache has rows of these sizes, of types that were asked for; each thread writes its own part.
         unsafe { attention(op, self.0).part(op.ith, op.nth, out.as_mut_ptr()) };
     }
+
+    fn parts(&self, _: &Op<'_>) -> Parts {
+        Parts::AtMost(usize::MAX)
+    }
 }
 
 /// Parts of it, to be merged -> `ne =` [`Shape::records`].
@@ -52,6 +56,10 @@ impl Kernel for Records {
         let (first, records) = out.share(attention.shape.records()[1]);
         // SAFETY: as for the whole.
         unsafe { attention.records(first, records) };
+    }
+
+    fn parts(&self, _: &Op<'_>) -> Parts {
+        Parts::AtMost(usize::MAX)
     }
 }
 

@@ -5,7 +5,7 @@ use super::spans::{Span, Spans};
 use super::weights::weights;
 use super::{SCRATCH, Scratch, sources, store_head};
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Op, Output};
+use crate::ggml::custom::{Kernel, Op, Output, Parts};
 use crate::ggml::kernels::{RowMajor, Strided, gemm, room};
 use crate::ggml::tensor::Tensor;
 
@@ -24,6 +24,10 @@ impl Kernel for Attention {
                 unsafe { attend(spans, &x, &list[unit / h], unit % h, s, &out) };
             }
         });
+    }
+
+    fn parts(&self, _: &Op<'_>) -> Parts {
+        Parts::AtMost(usize::MAX)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::operands::Operands;
 use super::spans::{Scoring, Spans, Tile};
-use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm, largest, room, vectorized};
+use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm, largest, room, tanh, vectorized};
 use std::ops::Range;
 
 /// The weights P of a tile's queries for one head, `ne = [keys, queries]`, given the span's keys `k_t`, `ne = [N, d]`: `p` and
@@ -47,17 +47,29 @@ fn softmax(spans: &Spans, tile: &Tile, s: &mut [f32], slopes: &mut [f32]) {
         row[seen.end..].fill(0.0);
         if softcap > 0.0 {
             let slopes = &mut slopes[j * width..][..width];
-            for (s, slope) in row[seen.clone()].iter_mut().zip(&mut slopes[seen.clone()]) {
-                let t = (*s * scale / softcap).tanh();
-                *s = softcap * t;
-                *slope = 1.0 - t * t;
-            }
+            cap(
+                &mut row[seen.clone()],
+                &mut slopes[seen.clone()],
+                scale,
+                softcap,
+            );
         } else {
             row[seen.clone()].iter_mut().for_each(|s| *s *= scale);
         }
         let row = &mut row[seen];
         let sum = exp_sub_sum(row, largest(row));
         row.iter_mut().for_each(|w| *w /= sum);
+    }
+}
+
+vectorized! {
+    /// Replaces scores by `softcap tanh(scale score / softcap)`; the slopes are tanh's.
+    fn cap(scores: &mut [f32], slopes: &mut [f32], scale: f32, softcap: f32) {
+        for (s, slope) in scores.iter_mut().zip(slopes) {
+            let t = tanh::<FUSED>(*s * scale / softcap);
+            *s = softcap * t;
+            *slope = 1.0 - t * t;
+        }
     }
 }
 
