@@ -204,8 +204,6 @@ macro_rules! verbs {
 verbs! {
     /// `b` times `w` transposed: w `ne = [K, N]`, b `ne = [K, T]` -> `ne = [N, T]`. `w` may be quantized.
     mul_mat(w, b) = ggml_mul_mat;
-    /// A contiguous copy.
-    cont(a) = ggml_cont;
     /// Swaps the first two dimensions of the view.
     transpose(a) = ggml_transpose;
 }
@@ -241,14 +239,6 @@ impl Context {
                 nb[2],
                 offset,
             )
-        })
-    }
-
-    /// The rows of `a`, then those of `b`: `ne = [n, T]` and [n, U] -> [n, T + U].
-    pub(crate) fn concat_rows(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        // SAFETY: valid descriptions of equal width.
-        self.build(&[a, b], |c| unsafe {
-            sys::ggml_concat(c, a.raw(), b.raw(), 1)
         })
     }
 

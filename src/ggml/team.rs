@@ -3,11 +3,14 @@
 //!
 //! ggml's own threads meet at a barrier behind every node of a graph, and poll there: one that is not running holds up all others.
 
+mod worth;
+
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
+use worth::Worth;
 
 /// For how long who waits stays awake: longer than the pauses between the operations of a graph that is computed. Who sleeps is run soon after being woken,
 /// even where other programs keep the cores busy; who polls, or lets others run again and again, is not.
@@ -27,6 +30,8 @@ const PAUSES: usize = 16;
 pub(super) struct Team {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    /// Whether to ask them at all. Only who they help looks at it.
+    worth: Mutex<Worth>,
     /// Tasks of [`Parts::Long`] that are still cut into [`SMALL_PARTS`].
     careful: AtomicU32,
 }
@@ -204,6 +209,7 @@ impl Team {
         Self {
             helpers: (0..helpers).map_while(start).collect(),
             shared,
+            worth: Mutex::new(Worth::new()),
             careful: AtomicU32::new(0),
         }
     }
@@ -243,21 +249,37 @@ impl Team {
         if shared.asleep.load(Ordering::SeqCst) > 0 {
             self.wake();
         }
+        let began = Instant::now();
+        let mut own = 0;
         let mut mine = Some(0);
         while let Some(part) = mine {
             compute(task.part, part);
+            own += 1;
             shared.done.0.fetch_add(1, Ordering::SeqCst);
             mine = shared.take_part();
         }
-        let is_done = || shared.done.0.load(Ordering::SeqCst) == parts;
+        let waits_since = Instant::now();
+        self.wait(|| shared.done.0.load(Ordering::SeqCst) == parts);
+        let over = Instant::now();
+        let saved = (waits_since - began) * (parts as u32 - own) / own;
+        self.worth().judge(over, saved, over - waits_since);
+    }
+
+    /// Waits for the end of a task.
+    fn wait(&self, is_done: impl Fn() -> bool) {
         if stay_awake(|| AWAKE, || is_done().then_some(())).is_none() {
-            shared.leader_sleeps.store(true, Ordering::SeqCst);
+            let sleeps = &self.shared.leader_sleeps;
+            sleeps.store(true, Ordering::SeqCst);
             while !is_done() {
                 thread::park();
             }
-            shared.leader_sleeps.store(false, Ordering::SeqCst);
+            sleeps.store(false, Ordering::SeqCst);
             self.careful.store(CAREFUL, Ordering::Relaxed);
         }
+    }
+
+    fn worth(&self) -> MutexGuard<'_, Worth> {
+        self.worth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Into how many parts the next task is cut.
@@ -270,6 +292,7 @@ impl Team {
             Parts::Long if careful == 0 => threads,
             Parts::Long => SMALL_PARTS * threads,
             Parts::AtMost(most) => most.min(PARTS * threads),
+            Parts::Pieces(most) => most.clamp(threads, PARTS * threads),
         };
         parts.min(State::MASK as usize)
     }
@@ -299,10 +322,12 @@ pub(crate) enum Parts {
     Long,
     /// At most so many.
     AtMost(usize),
+    /// At most so many, but as many as there are threads: smaller ones cost more work than they share out.
+    Pieces(usize),
 }
 
 /// Has `part` compute all parts of a task: it is told a part's number and how many there are. This thread does it with those that
-/// [help](Team::help_with) it; false without doing anything if nobody does, or more than one part is not wanted.
+/// [help](Team::help_with) it; false without doing anything if nobody does, if that has not been [worth](Worth) it of late, or if more than one part is not wanted.
 pub(super) fn share_out(wanted: Parts, part: impl Fn(usize, usize) + Sync) -> bool {
     let helped = CURRENT.get();
     if helped.is_null() || matches!(wanted, Parts::AtMost(0 | 1)) {
@@ -310,6 +335,9 @@ pub(super) fn share_out(wanted: Parts, part: impl Fn(usize, usize) + Sync) -> bo
     }
     // SAFETY: set for as long as it is there.
     let Helped { team, leader } = unsafe { &*helped };
+    if !team.worth().is_worth(Instant::now) {
+        return false;
+    }
     let parts = team.parts(wanted);
     let part = |i| part(i, parts);
     team.run(
@@ -326,6 +354,11 @@ pub(super) fn share_out(wanted: Parts, part: impl Fn(usize, usize) + Sync) -> bo
 mod tests {
     use super::*;
 
+    /// However late helpers were.
+    fn trust(team: &Team) {
+        *team.worth() = Worth::new();
+    }
+
     /// The number of parts is another one when a helper was late.
     fn counts(parts: usize) -> Vec<AtomicUsize> {
         (0..parts).map(|_| AtomicUsize::new(0)).collect()
@@ -339,6 +372,7 @@ mod tests {
             let done = AtomicUsize::new(0);
             team.help_with(|| {
                 for _ in 0..TASKS {
+                    trust(&team);
                     let counts = counts(3 * SMALL_PARTS);
                     let helped = share_out(Parts::Long, |part, parts| {
                         assert!([3, 3 * SMALL_PARTS].contains(&parts));
@@ -397,6 +431,7 @@ mod tests {
         for careful in [0, CAREFUL] {
             team.careful.store(careful, Ordering::Relaxed);
             let (taken, others) = (AtomicBool::new(false), AtomicUsize::new(0));
+            trust(&team);
             team.help_with(|| {
                 share_out(Parts::Long, |_, parts| {
                     if thread::current().id() == me {

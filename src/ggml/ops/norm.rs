@@ -55,23 +55,27 @@ fn sums<const N: usize>(n: usize, term: impl Fn(usize) -> [f64; N]) -> [f64; N] 
     lanes.map(|lanes| lanes.iter().sum())
 }
 
-/// The mean that is subtracted, and what then is multiplied by.
+/// What is subtracted from a row.
 #[inline(always)]
-fn mean_and_factor(centred: bool, eps: f32, x: &[f32]) -> (f64, f64) {
-    let n = x.len() as f64;
-    let mean = match centred {
-        true => sums(x.len(), |i| [f64::from(x[i])])[0] / n,
+fn mean(centred: bool, x: &[f32]) -> f64 {
+    match centred {
+        true => sums(x.len(), |i| [f64::from(x[i])])[0] / x.len() as f64,
         false => 0.0,
-    };
-    let [square] = sums(x.len(), |i| [(f64::from(x[i]) - mean).powi(2)]);
-    (mean, 1.0 / (square / n + f64::from(eps)).sqrt())
+    }
+}
+
+/// What a row is multiplied by, given the sum of its squares.
+#[inline(always)]
+fn factor(square: f64, eps: f32, x: &[f32]) -> f64 {
+    1.0 / (square / x.len() as f64 + f64::from(eps)).sqrt()
 }
 
 vectorized! {
     /// `norm(x) * w` of a row.
     fn norm_row(centred: bool, eps: f32, x: &[f32], w: &[f32], y: &mut [f32]) {
-        let (mean, r) = mean_and_factor(centred, eps, x);
-        let (mean, r) = (mean as f32, r as f32);
+        let mean = mean(centred, x);
+        let [square] = sums(x.len(), |i| [(f64::from(x[i]) - mean).powi(2)]);
+        let (mean, r) = (mean as f32, factor(square, eps, x) as f32);
         for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
             *y = (x - mean) * r * w;
         }
@@ -103,11 +107,12 @@ vectorized! {
     /// `dx` of a row.
     fn row_back(centred: bool, eps: f32, x: &[f32], w: &[f32], dy: &[f32], dx: &mut [f32]) {
         let n = x.len() as f64;
-        let (mean, r) = mean_and_factor(centred, eps, x);
-        let [g_sum, gx_sum] = sums(x.len(), |i| {
-            let g = f64::from(w[i] * dy[i]);
-            [g, g * (f64::from(x[i]) - mean)]
+        let mean = mean(centred, x);
+        let [square, g_sum, gx_sum] = sums(x.len(), |i| {
+            let (x, g) = (f64::from(x[i]) - mean, f64::from(w[i] * dy[i]));
+            [x * x, g, g * x]
         });
+        let r = factor(square, eps, x);
         // x hat = (x - mean) r; dx = r (g - mean(g) - x hat mean(g x hat)), without mean(g) if not centred.
         let along_x = (gx_sum * r * r / n) as f32;
         let along_1 = match centred {

@@ -81,8 +81,8 @@ impl Kernel for ProductBack {
         unsafe { product.part(op.ith, op.nth) }
     }
 
-    fn parts(&self, _: &Op<'_>) -> Parts {
-        Parts::AtMost(usize::MAX)
+    fn parts(&self, op: &Op<'_>) -> Parts {
+        Parts::Pieces(MulMatBack::pieces(op.ne()[0]))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Picking, storing, placing and padding of rows.
+//! Picking, storing, placing, copying and padding of rows.
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts};
@@ -53,6 +53,25 @@ impl Kernel for SetRows {
     /// The result is all of the tensor, of which few rows are written.
     fn parts(&self, op: &Op<'_>) -> Parts {
         small_parts(op.operand(1).values.len())
+    }
+}
+
+/// The rows of one operand, then those of another one if there is one.
+struct CopyRows;
+
+impl Kernel for CopyRows {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let a = op.operand(0);
+        let [width, n1, n2, _] = a.ne;
+        let b = (op.n_operands() > 1).then(|| op.operand(1));
+        let rows: usize = op.ne()[1..].iter().product();
+        let (first, dst) = out.share(rows);
+        for (i, row) in (first..).zip(dst.chunks_exact_mut(width)) {
+            row.copy_from_slice(match b {
+                Some(b) if i >= n1 * n2 => b.row(i - n1 * n2, 0),
+                _ => a.row(i % n1, i / n1),
+            });
+        }
     }
 }
 
@@ -134,6 +153,29 @@ impl Context {
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&[a, b, rows], |c| unsafe {
             sys::ggml_set_rows(c, a.raw(), b.raw(), rows.raw())
+        })
+    }
+
+    /// A copy without gaps.
+    pub(crate) fn cont(&self, a: &Tensor) -> Tensor {
+        // Columns of a transposed tensor are no rows, and rows of several streams no list.
+        let is_rows = a.nb()[0] == size_of::<f32>() && a.ne()[3] == 1;
+        if self.is_own() && is_rows {
+            return self.custom(CopyRows, &[a], a.ne());
+        }
+        // SAFETY: a valid description.
+        self.build(&[a], |c| unsafe { sys::ggml_cont(c, a.raw()) })
+    }
+
+    /// The rows of `a`, then those of `b`: `ne = [n, T]` and [n, U] -> [n, T + U].
+    pub(crate) fn concat_rows(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        if self.is_own() {
+            let [n, t, ..] = a.ne();
+            return self.custom(CopyRows, &[a, b], [n, t + b.ne()[1], 1, 1]);
+        }
+        // SAFETY: valid descriptions of equal width.
+        self.build(&[a, b], |c| unsafe {
+            sys::ggml_concat(c, a.raw(), b.raw(), 1)
         })
     }
 
