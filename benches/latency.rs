@@ -4,17 +4,18 @@
 //!
 //! First tables of ratios: both engines take turns, a round each, and the median of the rounds' ratios is what counts,
 //! so that a drift of the machine's speed hits both alike. The first table compares like with like (both with repacked
-//! weights or both without) and both engines' defaults (ggraft without, libllama with), the second one changes of the
+//! weights or both without) and both engines' defaults (ggraft without, libllama with), the second one long contexts with the defaults, the third one both
+//! engines beside other threads that keep all cores busy, the fourth one changes of the
 //! adapter, ggraft's prefixes beside libllama's LoRA. Then criterion's absolute figures of what only ggraft has: loading,
 //! compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
 //! Some minutes by default: prefills are of 128 tokens, and no round begins in a row that was measured for ten seconds, but one
-//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures prompts of 512 tokens, all
+//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures prompts of 512 tokens, a context of 16384, all
 //! rounds. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (physical cores),
 //! `GGRAFT_BENCH_PREFILL` (128, full: 512), `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_SECONDS` (10 for a row, full: no limit),
-//! `GGRAFT_BENCH_WHAT` (open,prefill,decode,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
+//! `GGRAFT_BENCH_DEPTHS` (4096, full: 4096,16384), `GGRAFT_BENCH_WHAT` (open,prefill,decode,depth,busy,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
 //! target/bench-models).
 
 use criterion::{BatchSize, Criterion};
@@ -30,6 +31,9 @@ use ggraft_testkit::{oracle, synth};
 use std::hint::black_box;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Virtual tokens of the adapters.
@@ -48,6 +52,8 @@ struct Setup {
     n_threads: usize,
     /// Tokens of a prefill.
     prefill: usize,
+    /// Of long contexts.
+    depths: Vec<usize>,
     /// Of one row at most, as long as there is time.
     rounds: usize,
     budget: Duration,
@@ -69,13 +75,34 @@ fn setup() -> Setup {
         (1..=MAX_PREFILL).contains(&prefill),
         "GGRAFT_BENCH_PREFILL: 1 to {MAX_PREFILL}"
     );
-    let what = var("GGRAFT_BENCH_WHAT", "open,prefill,decode,swap,adapters");
+    let depths = match (quick, is_full()) {
+        (true, _) => "64",
+        (false, false) => "4096",
+        (false, true) => "4096,16384",
+    };
+    let depths = var("GGRAFT_BENCH_DEPTHS", depths);
+    let depth = |n: &str| {
+        n.trim()
+            .parse()
+            .expect("GGRAFT_BENCH_DEPTHS: numbers of tokens")
+    };
+    let depths: Vec<usize> = depths.split(',').map(depth).collect();
+    let what = var(
+        "GGRAFT_BENCH_WHAT",
+        "open,prefill,decode,depth,busy,swap,adapters",
+    );
     let shape = shapes("GGRAFT_BENCH_SHAPE", shape)[0];
     let types = types("GGRAFT_BENCH_TYPES", types_);
     let wanted = |name: &str| what.contains(name);
     let compared = ["open", "prefill", "decode"].map(wanted);
     let compared = compared.iter().filter(|&&wanted| wanted).count();
     let rows = compared * types.len() * REPACK.len()
+        + if wanted("depth") {
+            2 * depths.len() * types.len()
+        } else {
+            0
+        }
+        + if wanted("busy") { BUSY } else { 0 }
         + if wanted("swap") { SWAPS } else { 0 }
         + if wanted("adapters") { ADAPTERS } else { 0 };
     let names: Vec<_> = types.iter().map(|ty| ty.name()).collect();
@@ -88,6 +115,7 @@ fn setup() -> Setup {
         types,
         n_threads: threads(),
         prefill,
+        depths,
         rounds: number("GGRAFT_BENCH_ROUNDS", rounds),
         budget: budget(),
         progress,
@@ -96,6 +124,8 @@ fn setup() -> Setup {
     }
 }
 
+/// Rows about other threads that are busy.
+const BUSY: usize = 4;
 /// Rows about changes of the adapter, and about what only ggraft has.
 const SWAPS: usize = 3;
 const ADAPTERS: usize = 7;
@@ -157,16 +187,14 @@ fn adapter(model: &Model, kind: AdapterKind, payload: Payload) -> Adapter {
     .expect("a well-formed adapter")
 }
 
-fn options(s: &Setup) -> SessionOptions {
-    SessionOptions::default()
-        .n_ctx(N_CTX)
-        .n_threads(s.n_threads)
+fn options(n_ctx: usize, n_threads: usize) -> SessionOptions {
+    SessionOptions::default().n_ctx(n_ctx).n_threads(n_threads)
 }
 
-fn oracle_options(s: &Setup, repack: bool) -> oracle::Options {
+fn oracle_options(n_ctx: usize, n_threads: usize, repack: bool) -> oracle::Options {
     oracle::Options {
-        n_ctx: N_CTX,
-        n_threads: s.n_threads,
+        n_ctx,
+        n_threads,
         kv_type: GgmlType::F16,
         flash_attention: None,
         repack,
@@ -304,8 +332,9 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
         return;
     }
     let model = open(&path, repack);
-    let mut ours = Session::new(&model, &options(s)).expect("a session");
-    let mut theirs = oracle::Llama::load(&path, &oracle_options(s, their_repack)).expect("loads");
+    let mut ours = Session::new(&model, &options(N_CTX, s.n_threads)).expect("a session");
+    let mut theirs = oracle::Llama::load(&path, &oracle_options(N_CTX, s.n_threads, their_repack))
+        .expect("loads");
     let text = tokens(s.prefill.max(DECODE));
     let prefill = &text[..s.prefill];
     if wanted("prefill") {
@@ -357,6 +386,156 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
     }
 }
 
+/// Long contexts, with the defaults of both: a prompt, once, and then text behind it.
+fn depths(s: &Setup) {
+    println!(
+        "\n| what | type | ggraft | libllama | ratio | rounds |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    for &ty in &s.types {
+        let path = model_file(s.shape, ty);
+        let model = open(&path, false);
+        for &depth in &s.depths {
+            // The text grows by a turn's tokens in each round, also in the one that does not count.
+            let n_ctx = depth + (s.rounds + 1) * DECODE;
+            let mut ours = Session::new(&model, &options(n_ctx, s.n_threads)).expect("a session");
+            let their_options = oracle_options(n_ctx, s.n_threads, true);
+            let mut theirs = oracle::Llama::load(&path, &their_options).expect("loads");
+            let text = tokens(depth);
+            // Pages of the file and of the cache are there.
+            ours.feed(&text[..P]).expect("room");
+            ours.reset();
+            theirs.prefill(&text[..P]).expect("room");
+            theirs.clear();
+            let what = format!("prefill {depth}");
+            s.progress.row(&format!("{what}, {}", ty.name()));
+            let [a, b] = [
+                timed(|| ours.feed(&text).expect("room")),
+                timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len)))),
+            ]
+            .map(|t| t.as_secs_f64());
+            let figures = Figures {
+                ours: a,
+                theirs: b,
+                ratio: b / a,
+                rounds: 1,
+            };
+            row(&what, ty.name(), Unit::Tokens(depth), figures);
+            let what = format!("decode at depth {depth}");
+            s.progress.row(&format!("{what}, {}", ty.name()));
+            let next = &text[..DECODE.min(depth)];
+            let figures = duel(
+                s,
+                s.rounds,
+                || timed(|| next.iter().for_each(|&t| ours.feed(&[t]).expect("room"))),
+                || {
+                    timed(|| {
+                        for &t in next {
+                            black_box(theirs.step(t).expect("room").len());
+                        }
+                    })
+                },
+            );
+            row(&what, ty.name(), Unit::Tokens(next.len()), figures);
+        }
+    }
+}
+
+/// Threads that do nothing but keep cores busy, until they are dropped.
+struct BusyThreads {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl BusyThreads {
+    fn new(n: usize) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let threads = (0..n).map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || while !over.load(Ordering::Relaxed) {})
+        });
+        Self {
+            threads: threads.collect(),
+            over,
+        }
+    }
+}
+
+impl Drop for BusyThreads {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("it only counts time");
+        }
+    }
+}
+
+/// Both engines with one thread and with all, alone and beside as many busy threads as there are cores to compute on. What counts is the last column: with all
+/// threads an engine should not be slower than with one.
+fn busy(s: &Setup) {
+    /// Tokens of a turn: few, because ggml's threads need a second for each.
+    const TURN: usize = 8;
+    let ty = s.types[0];
+    let path = model_file(s.shape, ty);
+    let model = open(&path, false);
+    println!(
+        "\nDecode at depth {P}, {}, beside {} busy threads, tok/s\n\n| engine | threads | alone | beside busy threads | of one thread's |\n| --- | --- | --- | --- | --- |",
+        ty.name(),
+        s.n_threads
+    );
+    let fill = tokens(P);
+    let text = tokens(TURN);
+    let measure = |turn: &mut dyn FnMut() -> Duration| {
+        let start = Instant::now();
+        let mut times = Vec::new();
+        while times.is_empty() || (times.len() < s.rounds && start.elapsed() < s.budget) {
+            times.push(turn().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        TURN as f64 / times[times.len() / 2]
+    };
+    let both = |turn: &mut dyn FnMut() -> Duration| {
+        turn();
+        std::thread::sleep(s.settle);
+        let alone = measure(turn);
+        let _busy = BusyThreads::new(s.n_threads);
+        (alone, measure(turn))
+    };
+    let threads = [1, s.n_threads];
+    let show = |engine: &str, figures: [(f64, f64); 2]| {
+        for (n, (alone, beside)) in threads.iter().zip(figures) {
+            let ratio = beside / figures[0].1;
+            println!("| {engine} | {n} | {alone:.1} | {beside:.1} | {ratio:.2} |");
+        }
+    };
+    let figures = threads.map(|n| {
+        s.progress
+            .row(&format!("beside busy threads: ggraft, {n} threads"));
+        let mut ours = Session::new(&model, &options(N_CTX, n)).expect("a session");
+        both(&mut || {
+            ours.reset();
+            ours.feed(&fill).expect("room");
+            timed(|| text.iter().for_each(|&t| ours.feed(&[t]).expect("room")))
+        })
+    });
+    show("ggraft", figures);
+    let figures = threads.map(|n| {
+        s.progress
+            .row(&format!("beside busy threads: libllama, {n} threads"));
+        let their_options = oracle_options(N_CTX, n, true);
+        let mut theirs = oracle::Llama::load(&path, &their_options).expect("loads");
+        both(&mut || {
+            theirs.clear();
+            theirs.prefill(&fill).expect("room");
+            timed(|| {
+                for &t in &text {
+                    black_box(theirs.step(t).expect("room").len());
+                }
+            })
+        })
+    });
+    show("libllama", figures);
+}
+
 /// Another adapter takes over: a prefix here, a LoRA of rank [`RANK`] on queries and values in libllama. Without text, with
 /// the first token after it, and in the middle of a conversation whose text is computed again under the new adapter: what is
 /// cached was computed under the old one, in both engines.
@@ -365,8 +544,9 @@ fn swaps(s: &Setup) {
     let path = model_file(s.shape, ty);
     let model = open(&path, false);
     let adapters = [prefix(&model), prefix(&model)];
-    let mut ours = Session::new(&model, &options(s)).expect("a session");
-    let mut theirs = oracle::Llama::load(&path, &oracle_options(s, false)).expect("loads");
+    let mut ours = Session::new(&model, &options(N_CTX, s.n_threads)).expect("a session");
+    let mut theirs =
+        oracle::Llama::load(&path, &oracle_options(N_CTX, s.n_threads, false)).expect("loads");
     let dir = tempfile::tempdir().expect("a folder");
     let loras = [1, 2].map(|seed| {
         let file = dir.path().join(format!("{seed}.gguf"));
@@ -479,7 +659,7 @@ fn adapters(c: &mut Criterion, s: &Setup) {
     group.bench_function("load prefix adapter from its file", |bench| {
         bench.iter(|| black_box(Adapter::load(&file).expect("loads")))
     });
-    let mut session = Session::new(&model, &options(s)).expect("a session");
+    let mut session = Session::new(&model, &options(N_CTX, s.n_threads)).expect("a session");
     s.progress.row("load, compile and attach from the file");
     group.bench_function("load, compile and attach from the file", |bench| {
         bench.iter(|| {
@@ -529,6 +709,12 @@ fn main() {
     let wanted = |what: &str| s.what.contains(what);
     if ["open", "prefill", "decode"].into_iter().any(wanted) {
         ratios(&s);
+    }
+    if wanted("depth") {
+        depths(&s);
+    }
+    if wanted("busy") {
+        busy(&s);
     }
     if wanted("swap") {
         swaps(&s);
