@@ -1,7 +1,9 @@
-use super::super::{TYPES, pack_row, packed_words, values};
+use super::super::{Exact, TYPES, factors, pack_row, packed_words, values};
 use super::*;
 use crate::ggml::{Context, Graph, GraphMemory, ThreadPool, quantize_rows};
 use ggraft_testkit::metrics::nmse;
+
+mod properties;
 
 /// F32 is ggml's.
 fn types() -> &'static [GgmlType] {
@@ -13,7 +15,7 @@ struct Case {
     ty: GgmlType,
     k: usize,
     n: usize,
-    w: Vec<u8>,
+    w: Exact,
     x: Vec<f32>,
 }
 
@@ -26,6 +28,7 @@ impl Case {
         for (i, x) in x.iter_mut().enumerate() {
             *x *= (1 + i % 7) as f32 * (1 + i / k) as f32 * if i % 61 == 0 { 20.0 } else { 1.0 };
         }
+        let w = Exact::new(ty, &w);
         Self { ty, k, n, w, x }
     }
 
@@ -33,13 +36,17 @@ impl Case {
         self.x.len() / self.k
     }
 
+    fn row_bytes(&self) -> usize {
+        self.ty.row_bytes(self.k as u64).unwrap() as usize
+    }
+
     fn packed(&self, rows: Range<usize>, bits: Bits) -> Vec<f32> {
         let (k, t) = (self.k, rows.len());
-        let mut packed = Vec::new();
-        for x in self.x[rows.start * k..rows.end * k].chunks(k) {
-            let mut row = vec![0.0; packed_words(k, t, bits)];
-            pack_row(x, t, bits, &mut row);
-            packed.extend(row);
+        let words = packed_words(k, t, bits);
+        let mut packed = vec![0.0; words * t];
+        let x = self.x[rows.start * k..rows.end * k].chunks(k);
+        for (x, row) in x.zip(packed.chunks_mut(words)) {
+            pack_row(x, t, bits, row);
         }
         packed
     }
@@ -52,7 +59,7 @@ impl Case {
         let product = MulMat {
             ty: self.ty,
             w: self.w.as_ptr(),
-            row_bytes: self.ty.row_bytes(self.k as u64).unwrap() as usize,
+            row_bytes: self.row_bytes(),
             k: self.k,
             n: self.n,
             x: packed.as_ptr(),
@@ -67,14 +74,20 @@ impl Case {
         y
     }
 
-    /// In F64, on the values that the weights stand for.
-    fn exact(&self) -> Vec<f32> {
+    /// The values that the weights stand for.
+    fn weights(&self) -> Vec<f32> {
         let mut w = vec![0.0f32; self.k * self.n];
-        let row_bytes = self.ty.row_bytes(self.k as u64).unwrap() as usize;
-        for (row, w) in self.w.chunks(row_bytes).zip(w.chunks_mut(self.k)) {
+        let rows = self.w.chunks(self.row_bytes());
+        for (row, w) in rows.zip(w.chunks_mut(self.k)) {
             // SAFETY: a row of W.
             unsafe { row_to_f32(self.ty, row.as_ptr(), w.as_mut_ptr(), self.k) };
         }
+        w
+    }
+
+    /// In F64.
+    fn exact(&self) -> Vec<f32> {
+        let w = self.weights();
         let dot = |x: &[f32], w: &[f32]| {
             let products = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
             products.sum::<f64>() as f32
@@ -98,21 +111,28 @@ impl Case {
     }
 }
 
-/// With what the kernel can run here; a test that cannot says so.
-fn available() -> Vec<(GgmlType, Bits)> {
+/// With what the kernel can run here.
+fn kernels() -> Vec<(GgmlType, Bits)> {
     if !packed::available() {
-        ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
         return Vec::new();
     }
     let mut all: Vec<_> = types().iter().map(|&ty| (ty, Bits::Fourteen)).collect();
-    if !packed::has_avx512() {
-        ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI)");
-        return all;
+    if packed::has_avx512() {
+        let in_bytes = types().iter().filter(|&&ty| packed::has_format(ty));
+        all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
+        assert_eq!(all.len(), 14 + 11);
     }
-    let in_bytes = types().iter().filter(|&&ty| packed::has_format(ty));
-    all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
-    assert_eq!(all.len(), 14 + 11);
     all
+}
+
+/// The same; a test that cannot check something says so.
+fn available() -> Vec<(GgmlType, Bits)> {
+    if !packed::available() {
+        ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
+    } else if !packed::has_avx512() {
+        ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI)");
+    }
+    kernels()
 }
 
 #[test]
