@@ -9,6 +9,7 @@ mod amx;
 mod attention;
 mod dequant;
 pub(crate) mod exp;
+mod floats;
 pub(crate) mod gemm;
 pub(crate) mod level;
 pub mod measure;

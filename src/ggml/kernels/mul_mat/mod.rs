@@ -1,11 +1,11 @@
-//! The product with a frozen weight matrix forward, in integers: see [`packed`](super::packed).
+//! The product with a frozen weight matrix forward, in integers, see [`packed`](super::packed), or in F32, see [`floats`](super::floats).
 //!
 //! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant. Too few rows for that are multiplied with the
 //! weights as they lie in memory.
 
 use super::Ggml;
 use super::dequant::row_to_f32;
-use super::level;
+use super::floats::{self, Product};
 use super::packed::{
     self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
 };
@@ -18,12 +18,13 @@ use std::thread::LocalKey;
 const DEPTH: usize = 2048;
 /// Values of a row of W that ggml unpacks at a time: the largest block of any type.
 const CHUNK: usize = 256;
+/// Rows of W that a thread computes at least, where these are floating-point numbers.
+const FLOAT_WIDTH: usize = 16;
 
 /// Whether this CPU has the kernel, for rows of `k` values of type `ty`.
 pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
-    packed::available()
-        && k.is_multiple_of(BLOCK)
-        && (ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16))
+    let integers = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
+    floats::reads(ty) || packed::available() && k.is_multiple_of(BLOCK) && integers
 }
 
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
@@ -31,6 +32,9 @@ const FEWEST_UNPACKED: usize = 32;
 
 /// To how many bits `t` rows of X are rounded if the kernel is asked for: the bits of a row's product do not depend on `t`. `None` if it is not sensible.
 pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
+    if floats::reads(ty) {
+        return Some(Bits::All);
+    }
     let fewest = match packed::has_format(ty) {
         true => 1,
         false => FEWEST_UNPACKED,
@@ -48,24 +52,22 @@ pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
         Ggml::Avx2 => faster_than_avx2_from(ty)?,
         Ggml::Avx512 => faster_than_avx512_from(ty)?,
     };
-    (t >= fewest).then_some(Bits::Fourteen)
+    sensible(ty, t).filter(|_| t >= fewest)
 }
 
-/// From how many rows on 14 bits are faster: always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either.
-/// Measured on Zen 3.
+/// From how many rows on ours are faster with 14 bits, or none: always but where weights go through F32. Measured on Zen 3, BF16 on Zen 5.
 fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
     match ty {
-        GgmlType::F16 => None,
         GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
+        GgmlType::BF16 => Some(FEWEST_UNPACKED),
         _ if packed::has_format(ty) => Some(2),
-        _ if packed::unpacks(ty) => Some(FEWEST_UNPACKED),
         _ => None,
     }
 }
 
-/// The same where ggml has AVX-512. Measured on Zen 4; Intel's CPUs multiply F16 faster.
+/// The same where ggml has AVX-512. Measured on Zen 5.
 fn faster_than_avx512_from(ty: GgmlType) -> Option<usize> {
-    (ty == GgmlType::F16 && packed::has_avx512() && !level::is_intel()).then_some(64)
+    (floats::reads(ty) && packed::has_avx512()).then_some(1)
 }
 
 /// `Y = W X`.
@@ -79,8 +81,10 @@ pub(crate) struct MulMat {
     pub(crate) k: usize,
     pub(crate) n: usize,
     /// X, `ne = [k, t]`, as rows as [`pack_row`](super::pack_row) gives them for so many bits; with [`Bits::Eight`] the type must be one of
-    /// integers in blocks.
+    /// integers in blocks, with [`Bits::All`] of floating-point numbers.
     pub(crate) x: *const f32,
+    /// From one row of X to the next; rows that were packed have nothing between them.
+    pub(crate) x_stride: usize,
     pub(crate) bits: Bits,
     pub(crate) t: usize,
     /// `W X`, `ne = [n, t]`.
@@ -123,6 +127,7 @@ impl MulMat {
         let width = match self.bits {
             Bits::Eight => BYTE_WIDTH,
             Bits::Fourteen => WIDTH,
+            Bits::All => FLOAT_WIDTH,
         };
         let panels = self.n.div_ceil(width);
         let part = panels * ith / nth..panels * (ith + 1) / nth;
@@ -133,6 +138,7 @@ impl MulMat {
         // SAFETY: the caller's promise.
         unsafe {
             match self.bits {
+                Bits::All => self.floats(rows),
                 _ if self.t <= MOST_DOTS && packed::has_format(self.ty) => self.dots(rows),
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),
                 Bits::Fourteen => self.panels(rows, &PANEL),
@@ -159,6 +165,29 @@ impl MulMat {
                 y_stride: self.n,
             };
             assert!(dots.compute(self.ty), "{:?} has dot products", self.ty);
+        }
+    }
+
+    /// Multiplies rows of W as the numbers that they are.
+    ///
+    /// # Safety
+    /// As for [`MulMat::dots`].
+    unsafe fn floats(&self, rows: Range<usize>) {
+        // SAFETY: these rows of W, all of X, ours of Y, on a CPU that has the instructions (`has_mul_mat`).
+        unsafe {
+            let product = Product {
+                ty: self.ty,
+                first: self.w.add(rows.start * self.row_bytes),
+                row_bytes: self.row_bytes,
+                rows: rows.len(),
+                k: self.k,
+                x: self.x,
+                x_stride: self.x_stride,
+                t: self.t,
+                y: self.y.add(rows.start),
+                y_stride: self.n,
+            };
+            product.compute();
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) enum Bits {
     Eight,
     /// 64 times finer.
     Fourteen,
+    /// Not at all: floating-point numbers meet such weights, see [`floats`](super::floats).
+    All,
 }
 
 /// Values that share a step.
@@ -58,11 +60,6 @@ pub(super) fn has_avx512() -> bool {
     has(CpuLevel::Avx512Vnni)
 }
 
-/// Whether there is a way from weights of type `ty` to a [`Panel`] but through F32.
-pub(super) fn unpacks(ty: GgmlType) -> bool {
-    arch::unpacks(ty)
-}
-
 /// Whether weights of type `ty` are integers in blocks: these can be multiplied as they lie in memory, see [`Dots`], and in bytes, see [`BytePanel`].
 pub(super) fn has_format(ty: GgmlType) -> bool {
     arch::has_format(ty)
@@ -71,13 +68,14 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
 /// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
 pub(super) const MOST_DOTS: usize = 4;
 
-/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. With 14 bits they are, of all blocks, first their integers, then the steps,
+/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32 if they are rounded. With 14 bits they are, of all blocks, first their integers, then the steps,
 /// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].
 pub(crate) fn packed_words(k: usize, t: usize, bits: Bits) -> usize {
     let block = match bits {
         Bits::Eight => bytes::PACKED,
         Bits::Fourteen if t <= MOST_DOTS => SCALED + WORDS,
         Bits::Fourteen => SCALED,
+        Bits::All => return k,
     };
     k / BLOCK * block
 }
@@ -101,6 +99,9 @@ struct Rounded {
 /// # Panics
 /// If the kernels are not [`available`], or the sizes do not fit.
 pub(crate) fn pack_row(x: &[f32], t: usize, bits: Bits, to: &mut [f32]) {
+    if bits == Bits::All {
+        return to.copy_from_slice(x);
+    }
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t, bits));
     if bits == Bits::Eight {
@@ -332,10 +333,6 @@ mod arch {
     use crate::file::types::GgmlType;
 
     pub(super) const BYTE_TILE_HEIGHT: usize = 1;
-
-    pub(super) fn unpacks(_: GgmlType) -> bool {
-        false
-    }
 
     pub(super) unsafe fn round_to_bytes(_: &[f32; BLOCK], _: &mut [f32; QUADS]) -> Rounded {
         unreachable!("not available")

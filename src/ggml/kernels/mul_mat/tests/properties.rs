@@ -9,8 +9,8 @@ use proptest::test_runner::TestCaseError;
 #[derive(Clone, Debug)]
 struct Sizes {
     pick: usize,
-    /// Blocks, and whether as many as a panel unpacks at a time come before them.
-    blocks: usize,
+    /// Values of a row if the type has no blocks, and whether as many as a panel unpacks at a time come before them.
+    values: usize,
     deep: bool,
     n: usize,
     t: usize,
@@ -20,13 +20,13 @@ struct Sizes {
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {
-    let (blocks, deep) = (1..10usize, proptest::bool::weighted(0.15));
+    let (values, deep) = (1..320usize, proptest::bool::weighted(0.15));
     let (n, t) = (1..75usize, prop_oneof![1..6usize, 1..41usize]);
     let (pick, seed, spread) = (any::<usize>(), 1..u32::MAX, 0..30u32);
-    (pick, blocks, deep, n, t, seed, spread).prop_map(|(pick, blocks, deep, n, t, seed, spread)| {
+    (pick, values, deep, n, t, seed, spread).prop_map(|(pick, values, deep, n, t, seed, spread)| {
         Sizes {
             pick,
-            blocks,
+            values,
             deep,
             n,
             t,
@@ -41,12 +41,12 @@ impl Case {
     fn random(sizes: &Sizes) -> Option<(Self, Bits)> {
         let kernels = kernels();
         let &(ty, bits) = kernels.get(sizes.pick % kernels.len().max(1))?;
-        let block = BLOCK.max(ty.block_size() as usize);
-        let blocks = match block {
-            BLOCK => sizes.blocks,
-            _ => sizes.blocks.div_ceil(4),
+        let k = match ty.block_size() as usize {
+            1 => sizes.values,
+            BLOCK => BLOCK * sizes.values.div_ceil(BLOCK),
+            block => block * sizes.values.div_ceil(4 * BLOCK),
         };
-        let k = block * blocks + if sizes.deep { DEPTH } else { 0 };
+        let k = k + if sizes.deep { DEPTH } else { 0 };
         let mut w = Vec::new();
         quantize_rows(ty, &values(k * sizes.n, sizes.seed), k, &mut w);
         let mut x = values(k * sizes.t, !sizes.seed);
@@ -85,15 +85,21 @@ fn element(x: &[f32], w: &[f32], ty: GgmlType, bits: Bits) -> (f64, f64) {
     let (mut exact, mut bound) = (0.0, 0.0);
     // What is subtracted from the weights' integers is at most as large as the weights.
     let size = 4.0 * largest(w);
-    let sums_in_f32 = (2 * x.len() / BLOCK + 8) as f64 * f64::from(f32::EPSILON);
+    let sums = match bits {
+        Bits::Eight | Bits::Fourteen => 2 * x.len() / BLOCK + 8,
+        // Chains, trees, runs.
+        Bits::All => 32 + 4 + x.len() / 512,
+    };
+    let sums_in_f32 = sums as f64 * f64::from(f32::EPSILON);
     for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
         let products = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
         exact += products.sum::<f64>();
         let rounded_x = match bits {
             Bits::Eight => half_step(x, 127.0),
             Bits::Fourteen => half_step(x, 8191.0),
+            Bits::All => 0.0,
         };
-        let rounded_w = match packed::has_format(ty) {
+        let rounded_w = match bits == Bits::All || packed::has_format(ty) {
             true => 0.0,
             false => half_step(w, 8191.0),
         };

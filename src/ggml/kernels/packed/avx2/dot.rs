@@ -26,6 +26,7 @@ impl Dots {
             match self.bits {
                 Bits::Eight => visit(ty, ByteDots(self)),
                 Bits::Fourteen => visit(ty, self),
+                Bits::All => None,
             }
         };
         done.is_some()

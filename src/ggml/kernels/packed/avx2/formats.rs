@@ -1,7 +1,5 @@
 //! How weights lie in memory, type by type.
 
-use super::super::MAX;
-use super::Integers;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -329,55 +327,6 @@ impl Scales {
             }))
         }
     }
-}
-
-/// Values that are rounded to integers.
-pub(super) trait Floats {
-    /// Of a block.
-    const BYTES: usize;
-
-    /// A block.
-    ///
-    /// # Safety
-    /// There must be one. The CPU must have AVX2, FMA and F16C.
-    unsafe fn load(at: *const u8) -> [__m256; 4];
-
-    /// A block as integers.
-    ///
-    /// # Safety
-    /// As for `load`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn round(at: *const u8) -> Integers {
-        // SAFETY: the caller's promise.
-        unsafe { Integers::round(Self::load(at), MAX) }
-    }
-}
-
-macro_rules! floats {
-    ($($ty:ident: $bytes:literal, |$at:ident, $i:ident| $eight:expr;)*) => {$(
-        pub(super) struct $ty;
-
-        impl Floats for $ty {
-            const BYTES: usize = 32 * $bytes;
-
-            #[inline]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn load($at: *const u8) -> [__m256; 4] {
-                // SAFETY: the caller's promise.
-                std::array::from_fn(|$i| unsafe { $eight })
-            }
-        }
-    )*};
-}
-
-floats! {
-    F32: 4, |at, i| _mm256_loadu_ps(at.cast::<f32>().add(8 * i));
-    F16: 2, |at, i| _mm256_cvtph_ps(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
-    BF16: 2, |at, i| {
-        let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
-    };
 }
 
 /// 32 bytes.

@@ -1,18 +1,10 @@
 //! Panels of weights.
 
-use super::super::{Blocks, Line, WIDTH, WORDS};
-use super::formats::{
-    BF16, F16, F32, Floats, Format, GROUP, Scales, Units, Visit, for_each_block, groups,
-    has_format, visit,
-};
-use super::{columns, store_lanes};
+use super::super::{BLOCK, Blocks, Line, MAX, WIDTH, WORDS};
+use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
+use super::{Integers, columns, store_lanes};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
-
-/// Whether there is a way from weights of type `ty` to a panel.
-pub(in super::super) fn unpacks(ty: GgmlType) -> bool {
-    has_format(ty) || matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
-}
 
 impl Blocks<'_> {
     /// Unpacks blocks of type `ty`, and says whether they have minimums. `None` if there is no way but through F32.
@@ -23,9 +15,7 @@ impl Blocks<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             match ty {
-                GgmlType::F32 => Some(self.round::<F32>()),
-                GgmlType::F16 => Some(self.round::<F16>()),
-                GgmlType::BF16 => Some(self.round::<BF16>()),
+                GgmlType::F32 => Some(self.round()),
                 _ => visit(ty, self),
             }
         }
@@ -57,12 +47,15 @@ impl Blocks<'_> {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn round<F: Floats>(self) -> bool {
+    unsafe fn round(self) -> bool {
         let blocks = self.words.as_chunks_mut::<WORDS>().0;
         for (lane, rows) in groups(self.first, self.row_bytes, self.rows) {
             for (b, (to, steps)) in blocks.iter_mut().zip(&mut *self.steps).enumerate() {
                 // SAFETY: block b of these rows.
-                let rounded = rows.map(|row| unsafe { F::round(row.wrapping_add(b * F::BYTES)) });
+                let rounded = rows.map(|row| unsafe {
+                    let block = row.cast::<[f32; BLOCK]>().wrapping_add(b);
+                    Integers::round_block(&block.read_unaligned(), MAX)
+                });
                 for (r, rounded) in rounded.iter().enumerate() {
                     steps.0[lane + r] = rounded.step;
                 }

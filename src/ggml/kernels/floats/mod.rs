@@ -1,0 +1,252 @@
+//! Products with weights that are floating-point numbers: nothing is rounded but sums, which are F32.
+//!
+//! The reduction is cut into runs of [`DEPTH`] values. A run has [`LANES`] sums: value `i` goes to sum `i % LANES`, in order, by fused multiply-adds. At the end of a
+//! run sums are added as a tree (`i` and `i + 8`, then `i` and `i + 4`, and so on), and runs one after the other. So what an element of the result is depends neither
+//! on how many rows there are, nor on the tiles it was computed in, nor on the instructions.
+//!
+//! Lanes along the reduction need no order of weights but the file's: weights are converted in registers as they are read from memory. A few rows of X meet one row
+//! of W after the other, in the order in which memory is fastest, more rows meet [`TILE_ROWS`] rows at a time.
+
+// What only kernels use: there is none for other CPUs.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
+use super::level::{CpuLevel, has};
+#[cfg(target_arch = "x86_64")]
+use super::{Line, prefetch};
+use crate::file::types::GgmlType;
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+/// Values of a row that are summed by themselves.
+const DEPTH: usize = 512;
+/// Sums of a run.
+const LANES: usize = 16;
+/// Values of F32 weights whose sums begin anew, and are added to those before: nothing but sums is rounded there, so chains are kept short.
+const CHAIN: usize = 8 * LANES;
+/// Rows of W that meet a run of X at a time: they stay in the second-level cache.
+const ROWS: usize = 64;
+/// Rows of W in a tile.
+const TILE_ROWS: usize = 4;
+/// Bytes of X that fit a first-level cache beside what is read of W.
+const FEW: usize = 32 << 10;
+/// How far ahead W is fetched from memory where it is read from the first byte to the last.
+const AHEAD: usize = 8 << 10;
+/// Rows that W is fetched ahead where runs of many rows are read.
+const ROWS_AHEAD: usize = 2 * TILE_ROWS;
+
+/// Whether weights of type `ty` are such, and this CPU has the instructions, which everything else here needs.
+pub(super) fn reads(ty: GgmlType) -> bool {
+    has(CpuLevel::Avx2) && matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+}
+
+/// Some rows of W times all rows of X.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    /// Of W, one that it [`reads`].
+    pub(super) ty: GgmlType,
+    /// The first row, `row_bytes` from the next.
+    pub(super) first: *const u8,
+    pub(super) row_bytes: usize,
+    /// Rows, at least one.
+    pub(super) rows: usize,
+    /// Values of a row.
+    pub(super) k: usize,
+    /// The first row, `x_stride` values from the next.
+    pub(super) x: *const f32,
+    pub(super) x_stride: usize,
+    /// Rows of X.
+    pub(super) t: usize,
+    /// Element `i` of row `t` goes to `y[t * y_stride + i]`.
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+}
+
+/// A run of some rows.
+#[derive(Clone, Copy)]
+struct Run {
+    /// With `k` values at most [`DEPTH`].
+    of: Product,
+    /// Adds to what is there.
+    accumulate: bool,
+    /// Bytes from a row of W to what is fetched from memory while it is read.
+    ahead: usize,
+}
+
+/// A kind of register tile.
+#[derive(Clone, Copy)]
+struct Tiles {
+    /// Rows of X at most.
+    height: usize,
+    /// Multiplies a run of one row of W with at most `height` of X. All its pointers must be valid for that, and the CPU have the instructions.
+    row: unsafe fn(&Run),
+    /// The same with at most [`TILE_ROWS`] rows of W.
+    rows: unsafe fn(&Run),
+}
+
+impl Tiles {
+    /// The fastest ones of this CPU.
+    fn fastest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if has(CpuLevel::Avx512) {
+            return avx512::TILES;
+        } else if has(CpuLevel::Avx2) {
+            return avx2::TILES;
+        }
+        unreachable!("not available")
+    }
+}
+
+impl Product {
+    /// Multiplies.
+    ///
+    /// # Safety
+    /// All pointers must be valid for that, and the CPU have [`CpuLevel::Avx2`].
+    pub(super) unsafe fn compute(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.compute_by(&Tiles::fastest()) };
+    }
+
+    /// With tiles of a kind.
+    ///
+    /// # Safety
+    /// As for [`Product::compute`]; the CPU must have the instructions.
+    unsafe fn compute_by(&self, kind: &Tiles) {
+        let few = self.t <= kind.height;
+        // All of few rows of X stays in the first-level cache, or a run of them.
+        let (rows, ahead) = match few && self.t * self.k * size_of::<f32>() <= FEW {
+            true => (1, AHEAD),
+            false => (ROWS, ROWS_AHEAD * self.row_bytes),
+        };
+        for first in (0..self.rows).step_by(rows) {
+            for k in (0..self.k).step_by(DEPTH) {
+                // SAFETY: some rows and a run of them.
+                unsafe {
+                    let run = Run {
+                        of: self.rows(first..self.rows.min(first + rows)).run(k),
+                        accumulate: k > 0,
+                        ahead,
+                    };
+                    match few {
+                        true => run.one_by_one(kind),
+                        false => run.in_tiles(kind),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Some rows of W.
+    ///
+    /// # Safety
+    /// They must be there.
+    unsafe fn rows(&self, rows: Range<usize>) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            first: unsafe { self.first.add(rows.start * self.row_bytes) },
+            rows: rows.len(),
+            y: self.y.wrapping_add(rows.start),
+            ..*self
+        }
+    }
+
+    /// Some rows of X.
+    ///
+    /// # Safety
+    /// They must be there.
+    unsafe fn rows_of_x(&self, rows: Range<usize>) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            x: unsafe { self.x.add(rows.start * self.x_stride) },
+            t: rows.len(),
+            y: self.y.wrapping_add(rows.start * self.y_stride),
+            ..*self
+        }
+    }
+
+    /// The run from value `k` on.
+    ///
+    /// # Safety
+    /// The value must be there.
+    unsafe fn run(&self, k: usize) -> Self {
+        Self {
+            // SAFETY: the caller's promise; a block is one value.
+            first: unsafe { self.first.add(k * self.ty.type_size() as usize) },
+            k: DEPTH.min(self.k - k),
+            // SAFETY: the caller's promise.
+            x: unsafe { self.x.add(k) },
+            ..*self
+        }
+    }
+}
+
+impl Run {
+    /// # Safety
+    /// As for [`Product::compute`]; the CPU must have the tiles.
+    unsafe fn one_by_one(&self, kind: &Tiles) {
+        for row in 0..self.of.rows {
+            // SAFETY: one of the rows.
+            unsafe {
+                (kind.row)(&Self {
+                    of: self.of.rows(row..row + 1),
+                    ..*self
+                });
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Product::compute`]; the CPU must have the tiles.
+    unsafe fn in_tiles(&self, kind: &Tiles) {
+        for tile in tiles(self.of.t, kind.height) {
+            for row in (0..self.of.rows).step_by(TILE_ROWS) {
+                let rows = row..self.of.rows.min(row + TILE_ROWS);
+                // SAFETY: some of the rows.
+                unsafe {
+                    (kind.rows)(&Self {
+                        of: self.of.rows(rows).rows_of_x(tile.clone()),
+                        // What has been read once is in the cache.
+                        ahead: if tile.start == 0 { self.ahead } else { 0 },
+                        ..*self
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// `t` rows as tiles of at most `height`, almost equal: a small last one would leave the multipliers waiting for its few chains.
+fn tiles(t: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
+    let n = t.div_ceil(height);
+    (0..n).map(move |i| i * t / n..(i + 1) * t / n)
+}
+
+/// A run of rows of any type and so many of X by function `$f`, which is compiled for each.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_type_and_height {
+    ($run:expr, $f:ident, $($n:literal)*) => {
+        match ($run.of.ty, $run.of.t) {
+            $(
+                (GgmlType::F32, $n) => $f::<F32, $n>($run),
+                (GgmlType::F16, $n) => $f::<F16, $n>($run),
+                (GgmlType::BF16, $n) => $f::<BF16, $n>($run),
+            )*
+            (ty, t) => unreachable!("{t} rows, {ty:?}"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use by_type_and_height;
+
+/// The values from `from` to the end of a run, fewer than [`LANES`], and zeros.
+#[cfg(target_arch = "x86_64")]
+fn tail(from: usize, k: usize, value: impl Fn(usize) -> f32) -> [f32; LANES] {
+    let mut tail = [0.0; LANES];
+    for (to, i) in tail.iter_mut().zip(from..k) {
+        *to = value(i);
+    }
+    tail
+}
