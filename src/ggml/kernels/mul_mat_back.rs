@@ -237,6 +237,16 @@ impl MulMatBack {
     }
 }
 
+/// Rounds values to pairs of BF16. An odd last one gets a zero as its partner.
+///
+/// # Panics
+/// If the sizes do not fit, or the CPU has no dot products of BF16.
+pub(super) fn round_to_bf16(from: &[f32], to: &mut [f32]) {
+    assert!(has(CpuLevel::Avx512Bf16) && to.len() == from.len().div_ceil(2));
+    // SAFETY: sizes and instructions as asserted.
+    unsafe { bf16::convert_row(from.as_ptr(), from.len(), to.as_mut_ptr().cast()) };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod bf16 {
     use super::{A_STRIDE, CpuLevel, NR, has};

@@ -1,9 +1,8 @@
 //! Tiles of AVX2: two registers have the sums of an element.
 
 use super::{
-    CHAIN, DEPTH, LANES, Line, Product, Run, TILE_ROWS, Tiles, by_type_and_height, prefetch, tail,
+    CHAIN, DEPTH, LANES, Line, Product, Run, TILE_ROWS, Tiles, Weights, by_height, prefetch, tail,
 };
-use crate::file::types::GgmlType;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -21,12 +20,12 @@ const PAIR: usize = 2;
 
 unsafe fn row(run: &Run) {
     // SAFETY: the caller's promise.
-    unsafe { by_type_and_height!(run, one_row, 1 2 3) }
+    unsafe { by_height!(run, one_row, [F32 F16 Bf16], 1 2 3) }
 }
 
 unsafe fn rows(run: &Run) {
     // SAFETY: the caller's promise.
-    unsafe { by_type_and_height!(run, four_rows, 1 2 3) }
+    unsafe { by_height!(run, four_rows, [F32 F16 Bf16], 1 2 3) }
 }
 
 /// How values lie in memory.
@@ -80,7 +79,7 @@ macro_rules! values {
 values! {
     F32: f32, in CHAIN, |at| _mm256_loadu_ps(at), |x| x;
     F16: u16, in DEPTH, |at| _mm256_cvtph_ps(_mm_loadu_si128(at.cast())), |x| f16::from_bits(x).to_f32();
-    BF16: u16, in DEPTH, |at| {
+    Bf16: u16, in DEPTH, |at| {
         let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
     }, |x| bf16::from_bits(x).to_f32();

@@ -1,30 +1,17 @@
 //! Tiles of AVX-512: a register has all sums of an element.
 
 use super::{
-    CHAIN, DEPTH, LANES, Line, Product, Run, TILE_ROWS, Tiles, by_type_and_height, prefetch, tail,
+    CHAIN, DEPTH, LANES, Line, Product, Run, TILE_ROWS, Tiles, Weights, by_height, prefetch, tail,
 };
-use crate::file::types::GgmlType;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// 24 of the 32 registers hold sums.
-pub(super) const TILES: Tiles = Tiles {
-    height: 6,
-    row,
-    rows,
-};
+/// Tiles for the weights that are F32 when they are multiplied.
+pub(super) const TILES: Tiles = f32::TILES;
+/// Tiles for [`Weights::Bf16Pairs`].
+pub(super) const PAIRS: Tiles = pairs::TILES;
 
-unsafe fn row(run: &Run) {
-    // SAFETY: the caller's promise.
-    unsafe { by_type_and_height!(run, one_row, 1 2 3 4 5 6) }
-}
-
-unsafe fn rows(run: &Run) {
-    // SAFETY: the caller's promise.
-    unsafe { by_type_and_height!(run, four_rows, 1 2 3 4 5 6) }
-}
-
-/// How values lie in memory.
+/// How words lie in memory, and how they are multiplied.
 trait Values {
     /// Of a value.
     const BYTES: usize;
@@ -42,10 +29,16 @@ trait Values {
     /// # Safety
     /// It must be there.
     unsafe fn one(row: *const u8, at: usize) -> f32;
+
+    /// Adds products of words of W and X to sums.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 F, for pairs BF16.
+    unsafe fn multiply_add(w: __m512, x: __m512, sum: __m512) -> __m512;
 }
 
 macro_rules! values {
-    ($($ty:ident: $value:ty, in $chain:ident, |$row:ident| $sixteen:expr, |$one:ident| $as_f32:expr;)*) => {$(
+    ($($ty:ident: $value:ty, in $chain:ident, |$row:ident| $sixteen:expr, |$one:ident| $as_f32:expr, $features:literal, |$w:ident, $x:ident, $sum:ident| $multiply_add:expr;)*) => {$(
         struct $ty;
 
         impl Values for $ty {
@@ -68,120 +61,165 @@ macro_rules! values {
                 let $one = unsafe { row.cast::<$value>().add(at).read_unaligned() };
                 $as_f32
             }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn multiply_add($w: __m512, $x: __m512, $sum: __m512) -> __m512 {
+                $multiply_add
+            }
         }
     )*};
 }
 
 values! {
-    F32: f32, in CHAIN, |at| _mm512_loadu_ps(at), |x| x;
-    F16: u16, in DEPTH, |at| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())), |x| f16::from_bits(x).to_f32();
-    BF16: u16, in DEPTH, |at| {
+    F32: f32, in CHAIN, |at| _mm512_loadu_ps(at), |x| x, "avx512f", |w, x, sum| _mm512_fmadd_ps(w, x, sum);
+    F16: u16, in DEPTH, |at| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())), |x| f16::from_bits(x).to_f32(),
+        "avx512f", |w, x, sum| _mm512_fmadd_ps(w, x, sum);
+    Bf16: u16, in DEPTH, |at| {
         let upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper))
-    }, |x| bf16::from_bits(x).to_f32();
+    }, |x| bf16::from_bits(x).to_f32(), "avx512f", |w, x, sum| _mm512_fmadd_ps(w, x, sum);
+    Bf16Pairs: u32, in DEPTH, |at| _mm512_loadu_ps(at.cast()), |x| f32::from_bits(x), "avx512f,avx512bf16", |w, x, sum| {
+        // SAFETY: plain vectors of one size.
+        let pairs = |x: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
+        _mm512_dpbf16_ps(sum, pairs(w), pairs(x))
+    };
 }
 
-/// The lanes of `R` rows of W times `N` of X. Calls with each value of a row that it comes to, in steps of [`LANES`].
-///
-/// # Safety
-/// There must be the rows. The CPU must have AVX-512 F, BW, DQ and VL.
-#[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn sums<V: Values, const R: usize, const N: usize>(
-    w: [*const u8; R],
-    run: &Run,
-    at_value: impl Fn(usize),
-) -> [[__m512; R]; N] {
-    let Product { k, x, x_stride, .. } = run.of;
-    let zeros = [[_mm512_setzero_ps(); R]; N];
-    let mut sums = zeros;
-    // SAFETY: values of these rows.
-    unsafe {
-        for from in (0..k).step_by(V::CHAIN) {
-            let mut chains = zeros;
-            let to = k.min(from + V::CHAIN);
-            let whole = to / LANES * LANES;
-            for at in (from..whole).step_by(LANES) {
-                at_value(at);
-                let w = w.map(|row| V::sixteen(row, at));
-                for (t, chains) in chains.iter_mut().enumerate() {
-                    let x = _mm512_loadu_ps(x.add(t * x_stride + at));
-                    for (chain, w) in chains.iter_mut().zip(w) {
-                        *chain = _mm512_fmadd_ps(w, x, *chain);
+/// Functions of tiles, compiled for some weights with the instructions that they need.
+macro_rules! tiles {
+    ($name:ident, $features:literal, $weights:tt) => {
+        mod $name {
+            use super::*;
+
+            /// 24 of the 32 registers hold sums.
+            pub(super) const TILES: Tiles = Tiles {
+                height: 6,
+                row,
+                rows,
+            };
+
+            unsafe fn row(run: &Run) {
+                // SAFETY: the caller's promise.
+                unsafe { by_height!(run, one_row, $weights, 1 2 3 4 5 6) }
+            }
+
+            unsafe fn rows(run: &Run) {
+                // SAFETY: the caller's promise.
+                unsafe { by_height!(run, four_rows, $weights, 1 2 3 4 5 6) }
+            }
+
+            /// The lanes of `R` rows of W times `N` of X. Calls with each value of a row that it comes to, in steps of [`LANES`].
+            ///
+            /// # Safety
+            /// There must be the rows, and the instructions.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn sums<V: Values, const R: usize, const N: usize>(
+                w: [*const u8; R],
+                run: &Run,
+                at_value: impl Fn(usize),
+            ) -> [[__m512; R]; N] {
+                let Product { k, x, x_stride, .. } = run.of;
+                let zeros = [[_mm512_setzero_ps(); R]; N];
+                let mut sums = zeros;
+                // SAFETY: values of these rows.
+                unsafe {
+                    for from in (0..k).step_by(V::CHAIN) {
+                        let mut chains = zeros;
+                        let to = k.min(from + V::CHAIN);
+                        let whole = to / LANES * LANES;
+                        for at in (from..whole).step_by(LANES) {
+                            at_value(at);
+                            let w = w.map(|row| V::sixteen(row, at));
+                            for (t, chains) in chains.iter_mut().enumerate() {
+                                let x = _mm512_loadu_ps(x.add(t * x_stride + at));
+                                for (chain, w) in chains.iter_mut().zip(w) {
+                                    *chain = V::multiply_add(w, x, *chain);
+                                }
+                            }
+                        }
+                        if whole < to {
+                            let load = |x: [f32; LANES]| _mm512_loadu_ps(x.as_ptr());
+                            let w = w.map(|row| load(tail(whole, to, |i| V::one(row, i))));
+                            for (t, chains) in chains.iter_mut().enumerate() {
+                                let x = x.add(t * x_stride);
+                                let x = load(tail(whole, to, |i| *x.add(i)));
+                                for (chain, w) in chains.iter_mut().zip(w) {
+                                    *chain = V::multiply_add(w, x, *chain);
+                                }
+                            }
+                        }
+                        for (sums, chains) in sums.iter_mut().zip(chains) {
+                            for (sum, chain) in sums.iter_mut().zip(chains) {
+                                *sum = _mm512_add_ps(*sum, chain);
+                            }
+                        }
+                    }
+                }
+                sums
+            }
+
+            /// A row of W and `N` of X.
+            #[target_feature(enable = $features)]
+            unsafe fn one_row<V: Values, const N: usize>(run: &Run) {
+                let row = run.of.first;
+                let next = row.wrapping_add(run.ahead);
+                let fetch = |at: usize| {
+                    let at = at * V::BYTES;
+                    if at.is_multiple_of(size_of::<Line<f32>>()) {
+                        prefetch(next.wrapping_add(at), 1);
+                    }
+                };
+                // SAFETY: the row, and its elements of Y.
+                unsafe {
+                    let sums = sums::<V, 1, N>([row], run, fetch);
+                    for (t, [lanes]) in sums.into_iter().enumerate() {
+                        let y = &mut *run.of.y.add(t * run.of.y_stride);
+                        let sum = added_one(lanes);
+                        *y = if run.accumulate { *y + sum } else { sum };
                     }
                 }
             }
-            if whole < to {
-                let load = |x: [f32; LANES]| _mm512_loadu_ps(x.as_ptr());
-                let w = w.map(|row| load(tail(whole, to, |i| V::one(row, i))));
-                for (t, chains) in chains.iter_mut().enumerate() {
-                    let x = x.add(t * x_stride);
-                    let x = load(tail(whole, to, |i| *x.add(i)));
-                    for (chain, w) in chains.iter_mut().zip(w) {
-                        *chain = _mm512_fmadd_ps(w, x, *chain);
+
+            /// [`TILE_ROWS`] rows of W, or fewer, and `N` of X.
+            #[target_feature(enable = $features)]
+            unsafe fn four_rows<V: Values, const N: usize>(run: &Run) {
+                let of = &run.of;
+                // Missing rows are the last one again.
+                let row = |r: usize| of.first.wrapping_add(r.min(of.rows - 1) * of.row_bytes);
+                let w: [_; TILE_ROWS] = std::array::from_fn(row);
+                if run.ahead > 0 {
+                    for row in w {
+                        prefetch(row.wrapping_add(run.ahead), of.k * V::BYTES);
+                    }
+                }
+                // SAFETY: these rows, and elements of Y; those that it does not have are masked.
+                unsafe {
+                    let there = (1u8 << of.rows) - 1;
+                    for (t, lanes) in sums::<V, TILE_ROWS, N>(w, run, |_| ())
+                        .into_iter()
+                        .enumerate()
+                    {
+                        let y = of.y.wrapping_add(t * of.y_stride);
+                        let mut sum = added(lanes);
+                        if run.accumulate {
+                            sum = _mm_add_ps(_mm_maskz_loadu_ps(there, y), sum);
+                        }
+                        _mm_mask_storeu_ps(y, there, sum);
                     }
                 }
             }
-            for (sums, chains) in sums.iter_mut().zip(chains) {
-                for (sum, chain) in sums.iter_mut().zip(chains) {
-                    *sum = _mm512_add_ps(*sum, chain);
-                }
-            }
-        }
-    }
-    sums
-}
-
-/// A row of W and `N` of X.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn one_row<V: Values, const N: usize>(run: &Run) {
-    let row = run.of.first;
-    let next = row.wrapping_add(run.ahead);
-    let fetch = |at: usize| {
-        let at = at * V::BYTES;
-        if at.is_multiple_of(size_of::<Line<f32>>()) {
-            prefetch(next.wrapping_add(at), 1);
         }
     };
-    // SAFETY: the row, and its elements of Y.
-    unsafe {
-        let sums = sums::<V, 1, N>([row], run, fetch);
-        for (t, [lanes]) in sums.into_iter().enumerate() {
-            let y = &mut *run.of.y.add(t * run.of.y_stride);
-            let sum = added_one(lanes);
-            *y = if run.accumulate { *y + sum } else { sum };
-        }
-    }
 }
 
-/// [`TILE_ROWS`] rows of W, or fewer, and `N` of X.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn four_rows<V: Values, const N: usize>(run: &Run) {
-    let of = &run.of;
-    // Missing rows are the last one again.
-    let row = |r: usize| of.first.wrapping_add(r.min(of.rows - 1) * of.row_bytes);
-    let w: [_; TILE_ROWS] = std::array::from_fn(row);
-    if run.ahead > 0 {
-        for row in w {
-            prefetch(row.wrapping_add(run.ahead), of.k * V::BYTES);
-        }
-    }
-    // SAFETY: these rows, and elements of Y; those that it does not have are masked.
-    unsafe {
-        let there = (1u8 << of.rows) - 1;
-        for (t, lanes) in sums::<V, TILE_ROWS, N>(w, run, |_| ())
-            .into_iter()
-            .enumerate()
-        {
-            let y = of.y.wrapping_add(t * of.y_stride);
-            let mut sum = added(lanes);
-            if run.accumulate {
-                sum = _mm_add_ps(_mm_maskz_loadu_ps(there, y), sum);
-            }
-            _mm_mask_storeu_ps(y, there, sum);
-        }
-    }
-}
+tiles!(f32, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl", [F32 F16 Bf16]);
+tiles!(
+    pairs,
+    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16",
+    [Bf16Pairs]
+);
 
 /// The lanes of a register added.
 #[inline]

@@ -6,11 +6,13 @@
 //!
 //! Lanes along the reduction need no order of weights but the file's: weights are converted in registers as they are read from memory. A few rows of X meet one row
 //! of W after the other, in the order in which memory is fastest, more rows meet [`TILE_ROWS`] rows at a time.
+//!
+//! X may be rounded to BF16 for weights of BF16, as ggml rounds it, where the CPU has an instruction for pairs of these: then a pair is what is called a value above.
 
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-use super::level::{CpuLevel, has};
+use super::level::{self, CpuLevel, has};
 #[cfg(target_arch = "x86_64")]
 use super::{Line, prefetch};
 use crate::file::types::GgmlType;
@@ -21,7 +23,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-/// Values of a row that are summed by themselves.
+/// Words of a row that are summed by themselves.
 const DEPTH: usize = 512;
 /// Sums of a run.
 const LANES: usize = 16;
@@ -43,19 +45,43 @@ pub(super) fn reads(ty: GgmlType) -> bool {
     has(CpuLevel::Avx2) && matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
 }
 
+/// Whether this CPU multiplies pairs of BF16 with BF16, [`Weights::Bf16Pairs`], faster than F32.
+pub(super) fn has_pairs() -> bool {
+    has(CpuLevel::Avx512Bf16) && !level::is_intel()
+}
+
+/// What stands in a word of W, and of X.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weights {
+    F32,
+    F16,
+    Bf16,
+    /// Two values in a word, in X as well.
+    Bf16Pairs,
+}
+
+impl Weights {
+    /// Bytes that a word of X meets.
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16Pairs => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
 /// Some rows of W times all rows of X.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
-    /// Of W, one that it [`reads`].
-    pub(super) ty: GgmlType,
+    pub(super) weights: Weights,
     /// The first row, `row_bytes` from the next.
     pub(super) first: *const u8,
     pub(super) row_bytes: usize,
     /// Rows, at least one.
     pub(super) rows: usize,
-    /// Values of a row.
+    /// Words of a row of X.
     pub(super) k: usize,
-    /// The first row, `x_stride` values from the next.
+    /// The first row, `x_stride` words from the next.
     pub(super) x: *const f32,
     pub(super) x_stride: usize,
     /// Rows of X.
@@ -89,14 +115,16 @@ struct Tiles {
 
 impl Tiles {
     /// The fastest ones of this CPU.
-    fn fastest() -> Self {
+    fn fastest(weights: Weights) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if has(CpuLevel::Avx512) {
+        if weights == Weights::Bf16Pairs {
+            return avx512::PAIRS;
+        } else if has(CpuLevel::Avx512) {
             return avx512::TILES;
         } else if has(CpuLevel::Avx2) {
             return avx2::TILES;
         }
-        unreachable!("not available")
+        unreachable!("{weights:?} is not available")
     }
 }
 
@@ -104,10 +132,10 @@ impl Product {
     /// Multiplies.
     ///
     /// # Safety
-    /// All pointers must be valid for that, and the CPU have [`CpuLevel::Avx2`].
+    /// All pointers must be valid for that, and the CPU have [`CpuLevel::Avx2`], for pairs [`CpuLevel::Avx512Bf16`].
     pub(super) unsafe fn compute(&self) {
         // SAFETY: the caller's promise.
-        unsafe { self.compute_by(&Tiles::fastest()) };
+        unsafe { self.compute_by(&Tiles::fastest(self.weights)) };
     }
 
     /// With tiles of a kind.
@@ -167,14 +195,14 @@ impl Product {
         }
     }
 
-    /// The run from value `k` on.
+    /// The run from word `k` on.
     ///
     /// # Safety
-    /// The value must be there.
+    /// The word must be there.
     unsafe fn run(&self, k: usize) -> Self {
         Self {
-            // SAFETY: the caller's promise; a block is one value.
-            first: unsafe { self.first.add(k * self.ty.type_size() as usize) },
+            // SAFETY: the caller's promise.
+            first: unsafe { self.first.add(k * self.weights.bytes()) },
             k: DEPTH.min(self.k - k),
             // SAFETY: the caller's promise.
             x: unsafe { self.x.add(k) },
@@ -224,22 +252,25 @@ fn tiles(t: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).map(move |i| i * t / n..(i + 1) * t / n)
 }
 
-/// A run of rows of any type and so many of X by function `$f`, which is compiled for each.
+/// A run of so many rows of X by function `$f`, which is compiled for each number and for the weights listed.
 #[cfg(target_arch = "x86_64")]
-macro_rules! by_type_and_height {
-    ($run:expr, $f:ident, $($n:literal)*) => {
-        match ($run.of.ty, $run.of.t) {
-            $(
-                (GgmlType::F32, $n) => $f::<F32, $n>($run),
-                (GgmlType::F16, $n) => $f::<F16, $n>($run),
-                (GgmlType::BF16, $n) => $f::<BF16, $n>($run),
-            )*
-            (ty, t) => unreachable!("{t} rows, {ty:?}"),
+macro_rules! by_height {
+    ($run:expr, $f:ident, $weights:tt, $($n:literal)*) => {
+        match $run.of.t {
+            $($n => by_height!(@ $run, $f, $weights, $n),)*
+            t => unreachable!("a tile of {t} rows"),
+        }
+    };
+    (@ $run:expr, $f:ident, [$($weights:ident)*], $n:literal) => {
+        match $run.of.weights {
+            $(Weights::$weights => $f::<$weights, $n>($run),)*
+            #[allow(unreachable_patterns)]
+            weights => unreachable!("{weights:?} in other tiles"),
         }
     };
 }
 #[cfg(target_arch = "x86_64")]
-use by_type_and_height;
+use by_height;
 
 /// The values from `from` to the end of a run, fewer than [`LANES`], and zeros.
 #[cfg(target_arch = "x86_64")]

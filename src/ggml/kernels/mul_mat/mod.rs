@@ -5,9 +5,10 @@
 
 use super::Ggml;
 use super::dequant::row_to_f32;
-use super::floats::{self, Product};
+use super::floats::{self, Product, Weights};
 use super::packed::{
     self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
+    packed_words,
 };
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
@@ -24,7 +25,11 @@ const FLOAT_WIDTH: usize = 16;
 /// Whether this CPU has the kernel, for rows of `k` values of type `ty`.
 pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
     let integers = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
-    floats::reads(ty) || packed::available() && k.is_multiple_of(BLOCK) && integers
+    if floats::reads(ty) {
+        // In pairs.
+        return ty != GgmlType::BF16 || k.is_multiple_of(2);
+    }
+    packed::available() && k.is_multiple_of(BLOCK) && integers
 }
 
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
@@ -46,6 +51,9 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
 pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
     if packed::has_avx512() && packed::has_format(ty) {
         return Some(Bits::Eight);
+    }
+    if ty == GgmlType::BF16 && floats::has_pairs() {
+        return Some(Bits::Bf16);
     }
     let fewest = match Ggml::built_for() {
         Ggml::Baseline => return sensible(ty, t),
@@ -81,7 +89,7 @@ pub(crate) struct MulMat {
     pub(crate) k: usize,
     pub(crate) n: usize,
     /// X, `ne = [k, t]`, as rows as [`pack_row`](super::pack_row) gives them for so many bits; with [`Bits::Eight`] the type must be one of
-    /// integers in blocks, with [`Bits::All`] of floating-point numbers.
+    /// integers in blocks, with [`Bits::All`] of floating-point numbers, with [`Bits::Bf16`] BF16.
     pub(crate) x: *const f32,
     /// From one row of X to the next; rows that were packed have nothing between them.
     pub(crate) x_stride: usize,
@@ -127,7 +135,7 @@ impl MulMat {
         let width = match self.bits {
             Bits::Eight => BYTE_WIDTH,
             Bits::Fourteen => WIDTH,
-            Bits::All => FLOAT_WIDTH,
+            Bits::Bf16 | Bits::All => FLOAT_WIDTH,
         };
         let panels = self.n.div_ceil(width);
         let part = panels * ith / nth..panels * (ith + 1) / nth;
@@ -138,7 +146,7 @@ impl MulMat {
         // SAFETY: the caller's promise.
         unsafe {
             match self.bits {
-                Bits::All => self.floats(rows),
+                Bits::Bf16 | Bits::All => self.floats(rows),
                 _ if self.t <= MOST_DOTS && packed::has_format(self.ty) => self.dots(rows),
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),
                 Bits::Fourteen => self.panels(rows, &PANEL),
@@ -173,14 +181,21 @@ impl MulMat {
     /// # Safety
     /// As for [`MulMat::dots`].
     unsafe fn floats(&self, rows: Range<usize>) {
-        // SAFETY: these rows of W, all of X, ours of Y, on a CPU that has the instructions (`has_mul_mat`).
+        let weights = match (self.ty, self.bits) {
+            (GgmlType::BF16, Bits::Bf16) => Weights::Bf16Pairs,
+            (GgmlType::BF16, Bits::All) => Weights::Bf16,
+            (GgmlType::F16, Bits::All) => Weights::F16,
+            (GgmlType::F32, Bits::All) => Weights::F32,
+            (ty, bits) => unreachable!("{ty:?} and {bits:?}"),
+        };
+        // SAFETY: these rows of W, all of X, ours of Y, on a CPU that has the instructions (`has_mul_mat`, `has_pairs`).
         unsafe {
             let product = Product {
-                ty: self.ty,
+                weights,
                 first: self.w.add(rows.start * self.row_bytes),
                 row_bytes: self.row_bytes,
                 rows: rows.len(),
-                k: self.k,
+                k: packed_words(self.k, self.t, self.bits),
                 x: self.x,
                 x_stride: self.x_stride,
                 t: self.t,

@@ -116,10 +116,13 @@ fn kernels() -> Vec<(GgmlType, Bits)> {
         false => (ty, Bits::Fourteen),
     };
     let mut all: Vec<_> = TYPES.iter().map(kernel).collect();
+    if floats::has_pairs() {
+        all.push((GgmlType::BF16, Bits::Bf16));
+    }
     if packed::has_avx512() {
         let in_bytes = TYPES.iter().filter(|&&ty| packed::has_format(ty));
         all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
-        assert_eq!(all.len(), 15 + 11);
+        assert_eq!(all.len(), 15 + usize::from(floats::has_pairs()) + 11);
     }
     all
 }
@@ -131,6 +134,9 @@ fn available() -> Vec<(GgmlType, Bits)> {
     } else if !packed::has_avx512() {
         ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI)");
     }
+    if !floats::has_pairs() {
+        ggraft_testkit::skipped("products forward in BF16 (needs AVX-512 BF16, of AMD)");
+    }
     kernels()
 }
 
@@ -141,7 +147,7 @@ fn it_is_nearer_to_the_definition_than_ggml() {
         // More than one panel and chunk, and ends of both.
         let mut shapes = vec![(256, 16, 4), (512, 37, 9), (DEPTH + 256, 5, 3)];
         match ty.block_size() {
-            1 => shapes.extend([(32, 17, 7), (301, 33, 6), (4096, 9, 2), (2048, 8, 1)]),
+            1 => shapes.extend([(32, 17, 7), (302, 33, 6), (4096, 9, 2), (2048, 8, 1)]),
             32 => shapes.extend([(32, 17, 7), (288, 33, 6)]),
             _ => {}
         }
@@ -158,6 +164,7 @@ fn it_is_nearer_to_the_definition_than_ggml() {
             let (limit, chance) = match bits {
                 Bits::All if ty == GgmlType::F32 => (1e-13, 1.02),
                 Bits::All => (1e-13, 1e-3),
+                Bits::Bf16 => (2e-5, 1.02),
                 Bits::Fourteen => (1e-7, 1.0),
                 Bits::Eight if ty.block_size() == 32 => (2e-4, 1.02),
                 Bits::Eight => (2e-4, 0.9),
@@ -176,7 +183,7 @@ fn bits_depend_on_neither_batch_nor_threads() {
     for (ty, to) in available() {
         // More than a panel unpacks at a time; where a block is all that a row needs, one, and an odd number of them.
         let ks: &[usize] = match ty.block_size() {
-            1 => &[512, 1, 301, DEPTH + 97],
+            1 => &[512, 2, 302, DEPTH + 98],
             32 => &[512, 32, 288, DEPTH + 96],
             _ => &[512, DEPTH + 256],
         };

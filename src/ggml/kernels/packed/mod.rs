@@ -14,6 +14,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::level::{CpuLevel, has};
+use super::mul_mat_back::round_to_bf16;
 use super::{Line, prefetch};
 use crate::file::types::GgmlType;
 use std::ops::Range;
@@ -35,6 +36,8 @@ pub(crate) enum Bits {
     Eight,
     /// 64 times finer.
     Fourteen,
+    /// To BF16, each value by itself, as ggml does for weights of BF16; for CPUs with an instruction for pairs of these ([`has_pairs`](super::floats::has_pairs)).
+    Bf16,
     /// Not at all: floating-point numbers meet such weights, see [`floats`](super::floats).
     All,
 }
@@ -75,6 +78,7 @@ pub(crate) fn packed_words(k: usize, t: usize, bits: Bits) -> usize {
         Bits::Eight => bytes::PACKED,
         Bits::Fourteen if t <= MOST_DOTS => SCALED + WORDS,
         Bits::Fourteen => SCALED,
+        Bits::Bf16 => return k.div_ceil(2),
         Bits::All => return k,
     };
     k / BLOCK * block
@@ -99,8 +103,10 @@ struct Rounded {
 /// # Panics
 /// If the kernels are not [`available`], or the sizes do not fit.
 pub(crate) fn pack_row(x: &[f32], t: usize, bits: Bits, to: &mut [f32]) {
-    if bits == Bits::All {
-        return to.copy_from_slice(x);
+    match bits {
+        Bits::Eight | Bits::Fourteen => {}
+        Bits::Bf16 => return round_to_bf16(x, to),
+        Bits::All => return to.copy_from_slice(x),
     }
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t, bits));

@@ -42,6 +42,8 @@ impl Case {
         let kernels = kernels();
         let &(ty, bits) = kernels.get(sizes.pick % kernels.len().max(1))?;
         let k = match ty.block_size() as usize {
+            // Pairs of BF16 are even.
+            1 if ty == GgmlType::BF16 => sizes.values.next_multiple_of(2),
             1 => sizes.values,
             BLOCK => BLOCK * sizes.values.div_ceil(BLOCK),
             block => block * sizes.values.div_ceil(4 * BLOCK),
@@ -88,7 +90,7 @@ fn element(x: &[f32], w: &[f32], ty: GgmlType, bits: Bits) -> (f64, f64) {
     let sums = match bits {
         Bits::Eight | Bits::Fourteen => 2 * x.len() / BLOCK + 8,
         // Chains, trees, runs.
-        Bits::All => 32 + 4 + x.len() / 512,
+        Bits::Bf16 | Bits::All => 2 * 32 + 4 + x.len() / 512,
     };
     let sums_in_f32 = sums as f64 * f64::from(f32::EPSILON);
     for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
@@ -97,9 +99,14 @@ fn element(x: &[f32], w: &[f32], ty: GgmlType, bits: Bits) -> (f64, f64) {
         let rounded_x = match bits {
             Bits::Eight => half_step(x, 127.0),
             Bits::Fourteen => half_step(x, 8191.0),
-            Bits::All => 0.0,
+            // Rounded each by itself, see below.
+            Bits::Bf16 | Bits::All => 0.0,
         };
-        let rounded_w = match bits == Bits::All || packed::has_format(ty) {
+        if bits == Bits::Bf16 {
+            let products = x.iter().zip(w).map(|(x, w)| f64::from((x * w).abs()));
+            bound += products.sum::<f64>() / 255.9;
+        }
+        let rounded_w = match floats::reads(ty) || packed::has_format(ty) {
             true => 0.0,
             false => half_step(w, 8191.0),
         };

@@ -26,7 +26,7 @@ impl Dots {
             match self.bits {
                 Bits::Eight => visit(ty, ByteDots(self)),
                 Bits::Fourteen => visit(ty, self),
-                Bits::All => None,
+                Bits::Bf16 | Bits::All => None,
             }
         };
         done.is_some()
