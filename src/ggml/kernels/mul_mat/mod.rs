@@ -68,6 +68,7 @@ fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
     match ty {
         GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
         GgmlType::BF16 => Some(FEWEST_UNPACKED),
+        GgmlType::Q2_K => None,
         _ if packed::has_format(ty) => Some(2),
         _ => None,
     }

@@ -122,7 +122,7 @@ fn kernels() -> Vec<(GgmlType, Bits)> {
     if packed::has_avx512() {
         let in_bytes = TYPES.iter().filter(|&&ty| packed::has_format(ty));
         all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
-        assert_eq!(all.len(), 15 + usize::from(floats::has_pairs()) + 11);
+        assert_eq!(all.len(), 15 + usize::from(floats::has_pairs()) + 12);
     }
     all
 }

@@ -181,14 +181,30 @@ impl Output {
 }
 
 /// [`WIDTH`] rows of weights in words of two values that stand next to each other along the reduction: pair `p` of row `r` at
-/// `words[p].0[r]`, and the step and minimum of block `b` of row `r` at `steps[b].0[r]` and `mins[b].0[r]`.
+/// `words[p].0[r]`, and the step and minimum of block `b` of row `r` at `steps[b].0[r]` and `mins[b].0[r]`, or minimums of its halves at `mins[2 * b].0[r]` and
+/// behind it.
 pub(super) struct Panel {
     words: Vec<Line<f32>>,
     steps: Vec<Line<f32>>,
     mins: Vec<Line<f32>>,
-    /// Whether minimums are anything but zero; they are not written otherwise.
-    has_mins: bool,
+    kind: Mins,
 }
+
+/// Minimums of a panel's blocks. Those that are zero are not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mins {
+    None,
+    OfBlocks,
+    OfHalves,
+}
+
+// For tiles, which are compiled for each.
+#[cfg(target_arch = "x86_64")]
+const NO_MINS: u8 = Mins::None as u8;
+#[cfg(target_arch = "x86_64")]
+const OF_BLOCKS: u8 = Mins::OfBlocks as u8;
+#[cfg(target_arch = "x86_64")]
+const OF_HALVES: u8 = Mins::OfHalves as u8;
 
 impl Panel {
     pub(super) const fn new() -> Self {
@@ -196,7 +212,7 @@ impl Panel {
             words: Vec::new(),
             steps: Vec::new(),
             mins: Vec::new(),
-            has_mins: false,
+            kind: Mins::None,
         }
     }
 
@@ -204,7 +220,7 @@ impl Panel {
     pub(super) fn resize(&mut self, blocks: usize) {
         self.words.resize(blocks * WORDS, Line([0.0; WIDTH]));
         self.steps.resize(blocks, Line([0.0; WIDTH]));
-        self.mins.resize(blocks, Line([0.0; WIDTH]));
+        self.mins.resize(2 * blocks, Line([0.0; WIDTH]));
     }
 
     /// Fills blocks `blocks` with those of `rows` rows of weights; rows that are missing stay as they were. False if nothing is done, because
@@ -225,12 +241,12 @@ impl Panel {
             rows,
             words: &mut self.words[blocks.start * WORDS..blocks.end * WORDS],
             steps: &mut self.steps[blocks.clone()],
-            mins: &mut self.mins[blocks],
+            mins: &mut self.mins[2 * blocks.start..2 * blocks.end],
         };
         // SAFETY: the caller's promise.
         match unsafe { unpacked.unpack(ty) } {
-            Some(has_mins) => {
-                self.has_mins = has_mins;
+            Some(kind) => {
+                self.kind = kind;
                 true
             }
             None => false,
@@ -264,10 +280,12 @@ impl Panel {
                     blocks,
                     words: self.words.as_ptr().cast(),
                     steps: self.steps.as_ptr().cast(),
-                    mins: self.has_mins.then(|| self.mins.as_ptr().cast()),
+                    kind: self.kind,
+                    mins: self.mins.as_ptr().cast(),
                     x: row.add(x.first * WORDS),
                     x_steps: row.add(row_blocks * WORDS + x.first),
                     x_sums: row.add(row_blocks * (WORDS + 1) + x.first),
+                    x_firsts: row.add(row_blocks * (WORDS + 2) + x.first),
                     x_stride: stride,
                     y: y.at_row(tile.start),
                 };
@@ -295,11 +313,13 @@ struct Tile {
     /// The panel.
     words: *const f32,
     steps: *const f32,
-    mins: Option<*const f32>,
-    /// X: words, steps, sums, and from one row to the next.
+    kind: Mins,
+    mins: *const f32,
+    /// X: words, steps, sums, those of first halves, and from one row to the next.
     x: *const f32,
     x_steps: *const f32,
     x_sums: *const f32,
+    x_firsts: *const f32,
     x_stride: usize,
     y: Output,
 }
@@ -357,7 +377,7 @@ mod arch {
     }
 
     impl Blocks<'_> {
-        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<bool> {
+        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<Mins> {
             unreachable!("not available")
         }
     }
