@@ -1,7 +1,7 @@
 //! Tiles of AVX2: two registers have the sums of an element.
 
 use super::{
-    CHAIN, DEPTH, LANES, Line, Product, Run, TILE_ROWS, Tiles, Weights, by_height, prefetch, tail,
+    CHAIN, DEPTH, LANES, Line, Part, Product, TILE_ROWS, Tiles, Weights, by_height, prefetch, tail,
 };
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 /// With two rows of W at a time, 12 of the 16 registers hold sums.
 pub(super) const TILES: Tiles = Tiles {
     height: 3,
-    row,
+    one_by_one,
     rows,
 };
 
@@ -18,14 +18,14 @@ const EIGHT: usize = LANES / 2;
 /// Rows of W whose sums are in registers.
 const PAIR: usize = 2;
 
-unsafe fn row(run: &Run) {
+unsafe fn one_by_one(part: &Part) {
     // SAFETY: the caller's promise.
-    unsafe { by_height!(run, one_row, [F32 F16 Bf16], 1 2 3) }
+    unsafe { by_height!(part, one_row, [F32 F16 Bf16], 1 2 3) }
 }
 
-unsafe fn rows(run: &Run) {
+unsafe fn rows(part: &Part) {
     // SAFETY: the caller's promise.
-    unsafe { by_height!(run, four_rows, [F32 F16 Bf16], 1 2 3) }
+    unsafe { by_height!(part, four_rows, [F32 F16 Bf16], 1 2 3) }
 }
 
 /// How values lie in memory.
@@ -96,10 +96,10 @@ type Sums = [__m256; 2];
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn sums<V: Values, const R: usize, const N: usize>(
     w: [*const u8; R],
-    run: &Run,
+    of: &Product,
     at_value: impl Fn(usize),
 ) -> [[Sums; R]; N] {
-    let Product { k, x, x_stride, .. } = run.of;
+    let Product { k, x, x_stride, .. } = *of;
     let zeros = [[[_mm256_setzero_ps(); 2]; R]; N];
     let mut sums = zeros;
     // SAFETY: values of these rows.
@@ -123,24 +123,19 @@ unsafe fn sums<V: Values, const R: usize, const N: usize>(
             }
             if whole < to {
                 let load =
-                    |x: &[f32; LANES], half: usize| _mm256_loadu_ps(x[half * EIGHT..].as_ptr());
-                let w = w.map(|row| tail(whole, to, |i| V::one(row, i)));
+                    |x: &[f32; LANES]| [0, EIGHT].map(|at| _mm256_loadu_ps(x[at..].as_ptr()));
+                let w = w.map(|row| load(&tail(whole, to, |i| V::one(row, i))));
                 for (t, chains) in chains.iter_mut().enumerate() {
                     let x = x.add(t * x_stride);
-                    let x = tail(whole, to, |i| *x.add(i));
+                    let x = load(&tail(whole, to, |i| *x.add(i)));
                     for (chain, w) in chains.iter_mut().zip(&w) {
-                        for half in 0..2 {
-                            chain[half] =
-                                _mm256_fmadd_ps(load(w, half), load(&x, half), chain[half]);
-                        }
+                        *chain = [0, 1].map(|half| _mm256_fmadd_ps(w[half], x[half], chain[half]));
                     }
                 }
             }
             for (sums, chains) in sums.iter_mut().zip(chains) {
                 for (sum, chain) in sums.iter_mut().zip(chains) {
-                    for half in 0..2 {
-                        sum[half] = _mm256_add_ps(sum[half], chain[half]);
-                    }
+                    *sum = [0, 1].map(|half| _mm256_add_ps(sum[half], chain[half]));
                 }
             }
         }
@@ -148,44 +143,52 @@ unsafe fn sums<V: Values, const R: usize, const N: usize>(
     sums
 }
 
-/// A row of W and `N` of X.
+/// Rows of W, one after the other, and `N` of X.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn one_row<V: Values, const N: usize>(run: &Run) {
-    let row = run.of.first;
-    let next = row.wrapping_add(run.ahead);
-    let fetch = |at: usize| {
-        let at = at * V::BYTES;
-        if at.is_multiple_of(size_of::<Line<f32>>()) {
-            prefetch(next.wrapping_add(at), 1);
-        }
-    };
-    // SAFETY: the row, and its elements of Y.
+unsafe fn one_row<V: Values, const N: usize>(part: &Part) {
+    let of = &part.of;
+    // SAFETY: runs of the rows, and their elements of Y.
     unsafe {
-        let sums = sums::<V, 1, N>([row], run, fetch);
-        for (t, [lanes]) in sums.into_iter().enumerate() {
-            let y = &mut *run.of.y.add(t * run.of.y_stride);
-            let sum = _mm_cvtss_f32(added([lanes; TILE_ROWS]));
-            *y = if run.accumulate { *y + sum } else { sum };
+        for r in 0..of.rows {
+            let row = of.rows(r..r + 1);
+            let next = part.next.wrapping_add(r * of.row_bytes);
+            for k in (0..of.k).step_by(DEPTH) {
+                let run = row.run(k);
+                let fetch = |at: usize| {
+                    let at = (k + at) * V::BYTES;
+                    if at.is_multiple_of(size_of::<Line<f32>>()) {
+                        prefetch(next.wrapping_add(at), 1);
+                    }
+                };
+                let sums = sums::<V, 1, N>([run.first], &run, fetch);
+                for (t, [lanes]) in sums.into_iter().enumerate() {
+                    let y = &mut *row.y.add(t * of.y_stride);
+                    let sum = _mm_cvtss_f32(added([lanes; TILE_ROWS]));
+                    *y = if part.accumulate || k > 0 {
+                        *y + sum
+                    } else {
+                        sum
+                    };
+                }
+            }
         }
     }
 }
 
 /// [`TILE_ROWS`] rows of W, or fewer, and `N` of X.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn four_rows<V: Values, const N: usize>(run: &Run) {
-    let of = &run.of;
+unsafe fn four_rows<V: Values, const N: usize>(part: &Part) {
+    let of = &part.of;
     // Missing rows are the last one again.
     let row = |r: usize| of.first.wrapping_add(r.min(of.rows - 1) * of.row_bytes);
-    if run.ahead > 0 {
-        for r in 0..of.rows {
-            prefetch(row(r).wrapping_add(run.ahead), of.k * V::BYTES);
-        }
+    for r in 0..part.fetched {
+        prefetch(part.next.wrapping_add(r * of.row_bytes), of.k * V::BYTES);
     }
     // SAFETY: these rows, and elements of Y.
     unsafe {
-        let first = sums::<V, PAIR, N>([row(0), row(1)], run, |_| ());
+        let first = sums::<V, PAIR, N>([row(0), row(1)], of, |_| ());
         let second = match of.rows > PAIR {
-            true => sums::<V, PAIR, N>([row(2), row(3)], run, |_| ()),
+            true => sums::<V, PAIR, N>([row(2), row(3)], of, |_| ()),
             false => first,
         };
         for (t, ([a, b], [c, d])) in first.into_iter().zip(second).enumerate() {
@@ -194,7 +197,7 @@ unsafe fn four_rows<V: Values, const N: usize>(run: &Run) {
             _mm_storeu_ps(sum.as_mut_ptr(), added([a, b, c, d]));
             for (r, sum) in sum.into_iter().enumerate().take(of.rows) {
                 let y = &mut *y.add(r);
-                *y = if run.accumulate { *y + sum } else { sum };
+                *y = if part.accumulate { *y + sum } else { sum };
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Tiles of AVX-512: a register has all sums of an element.
 
 use super::{
-    CHAIN, DEPTH, LANES, Line, Product, Run, TILE_ROWS, Tiles, Weights, by_height, prefetch, tail,
+    CHAIN, DEPTH, LANES, Line, Part, Product, TILE_ROWS, Tiles, Weights, by_height, prefetch, tail,
 };
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -95,18 +95,18 @@ macro_rules! tiles {
             /// 24 of the 32 registers hold sums.
             pub(super) const TILES: Tiles = Tiles {
                 height: 6,
-                row,
+                one_by_one,
                 rows,
             };
 
-            unsafe fn row(run: &Run) {
+            unsafe fn one_by_one(part: &Part) {
                 // SAFETY: the caller's promise.
-                unsafe { by_height!(run, one_row, $weights, 1 2 3 4 5 6) }
+                unsafe { by_height!(part, one_row, $weights, 1 2 3 4 5 6) }
             }
 
-            unsafe fn rows(run: &Run) {
+            unsafe fn rows(part: &Part) {
                 // SAFETY: the caller's promise.
-                unsafe { by_height!(run, four_rows, $weights, 1 2 3 4 5 6) }
+                unsafe { by_height!(part, four_rows, $weights, 1 2 3 4 5 6) }
             }
 
             /// The lanes of `R` rows of W times `N` of X. Calls with each value of a row that it comes to, in steps of [`LANES`].
@@ -117,10 +117,10 @@ macro_rules! tiles {
             #[target_feature(enable = $features)]
             unsafe fn sums<V: Values, const R: usize, const N: usize>(
                 w: [*const u8; R],
-                run: &Run,
+                of: &Product,
                 at_value: impl Fn(usize),
             ) -> [[__m512; R]; N] {
-                let Product { k, x, x_stride, .. } = run.of;
+                let Product { k, x, x_stride, .. } = *of;
                 let zeros = [[_mm512_setzero_ps(); R]; N];
                 let mut sums = zeros;
                 // SAFETY: values of these rows.
@@ -160,50 +160,54 @@ macro_rules! tiles {
                 sums
             }
 
-            /// A row of W and `N` of X.
+            /// Rows of W, one after the other, and `N` of X.
             #[target_feature(enable = $features)]
-            unsafe fn one_row<V: Values, const N: usize>(run: &Run) {
-                let row = run.of.first;
-                let next = row.wrapping_add(run.ahead);
-                let fetch = |at: usize| {
-                    let at = at * V::BYTES;
-                    if at.is_multiple_of(size_of::<Line<f32>>()) {
-                        prefetch(next.wrapping_add(at), 1);
-                    }
-                };
-                // SAFETY: the row, and its elements of Y.
+            unsafe fn one_row<V: Values, const N: usize>(part: &Part) {
+                let of = &part.of;
+                // SAFETY: runs of the rows, and their elements of Y.
                 unsafe {
-                    let sums = sums::<V, 1, N>([row], run, fetch);
-                    for (t, [lanes]) in sums.into_iter().enumerate() {
-                        let y = &mut *run.of.y.add(t * run.of.y_stride);
-                        let sum = added_one(lanes);
-                        *y = if run.accumulate { *y + sum } else { sum };
+                    for r in 0..of.rows {
+                        let row = of.rows(r..r + 1);
+                        let next = part.next.wrapping_add(r * of.row_bytes);
+                        for k in (0..of.k).step_by(DEPTH) {
+                            let run = row.run(k);
+                            let fetch = |at: usize| {
+                                let at = (k + at) * V::BYTES;
+                                if at.is_multiple_of(size_of::<Line<f32>>()) {
+                                    prefetch(next.wrapping_add(at), 1);
+                                }
+                            };
+                            let sums = sums::<V, 1, N>([run.first], &run, fetch);
+                            for (t, [lanes]) in sums.into_iter().enumerate() {
+                                let y = &mut *row.y.add(t * of.y_stride);
+                                let sum = added_one(lanes);
+                                *y = if part.accumulate || k > 0 { *y + sum } else { sum };
+                            }
+                        }
                     }
                 }
             }
 
             /// [`TILE_ROWS`] rows of W, or fewer, and `N` of X.
             #[target_feature(enable = $features)]
-            unsafe fn four_rows<V: Values, const N: usize>(run: &Run) {
-                let of = &run.of;
+            unsafe fn four_rows<V: Values, const N: usize>(part: &Part) {
+                let of = &part.of;
                 // Missing rows are the last one again.
                 let row = |r: usize| of.first.wrapping_add(r.min(of.rows - 1) * of.row_bytes);
                 let w: [_; TILE_ROWS] = std::array::from_fn(row);
-                if run.ahead > 0 {
-                    for row in w {
-                        prefetch(row.wrapping_add(run.ahead), of.k * V::BYTES);
-                    }
-                }
+                for r in 0..part.fetched {
+prefetch(part.next.wrapping_add(r * of.row_bytes), of.k * V::BYTES);
+}
                 // SAFETY: these rows, and elements of Y; those that it does not have are masked.
                 unsafe {
                     let there = (1u8 << of.rows) - 1;
-                    for (t, lanes) in sums::<V, TILE_ROWS, N>(w, run, |_| ())
+                    for (t, lanes) in sums::<V, TILE_ROWS, N>(w, of, |_| ())
                         .into_iter()
                         .enumerate()
                     {
                         let y = of.y.wrapping_add(t * of.y_stride);
                         let mut sum = added(lanes);
-                        if run.accumulate {
+                        if part.accumulate {
                             sum = _mm_add_ps(_mm_maskz_loadu_ps(there, y), sum);
                         }
                         _mm_mask_storeu_ps(y, there, sum);

@@ -29,7 +29,7 @@ const DEPTH: usize = 512;
 const LANES: usize = 16;
 /// Values of F32 weights whose sums begin anew, and are added to those before: nothing but sums is rounded there, so chains are kept short.
 const CHAIN: usize = 8 * LANES;
-/// Rows of W that meet a run of X at a time: they stay in the second-level cache.
+/// Rows of W that meet a run of X at a time, at least: they stay in the second-level cache.
 const ROWS: usize = 64;
 /// Rows of W in a tile.
 const TILE_ROWS: usize = 4;
@@ -37,8 +37,6 @@ const TILE_ROWS: usize = 4;
 const FEW: usize = 32 << 10;
 /// How far ahead W is fetched from memory where it is read from the first byte to the last.
 const AHEAD: usize = 8 << 10;
-/// Rows that W is fetched ahead where runs of many rows are read.
-const ROWS_AHEAD: usize = 2 * TILE_ROWS;
 
 /// Whether weights of type `ty` are such, and this CPU has the instructions, which everything else here needs.
 pub(super) fn reads(ty: GgmlType) -> bool {
@@ -91,15 +89,16 @@ pub(super) struct Product {
     pub(super) y_stride: usize,
 }
 
-/// A run of some rows.
+/// Part of a product, and what is fetched from memory while it is computed.
 #[derive(Clone, Copy)]
-struct Run {
-    /// With `k` values at most [`DEPTH`].
+struct Part {
     of: Product,
     /// Adds to what is there.
     accumulate: bool,
-    /// Bytes from a row of W to what is fetched from memory while it is read.
-    ahead: usize,
+    /// Where what is fetched begins.
+    next: *const u8,
+    /// How many rows of as many bytes as are read of each, for tiles of several rows.
+    fetched: usize,
 }
 
 /// A kind of register tile.
@@ -107,10 +106,11 @@ struct Run {
 struct Tiles {
     /// Rows of X at most.
     height: usize,
-    /// Multiplies a run of one row of W with at most `height` of X. All its pointers must be valid for that, and the CPU have the instructions.
-    row: unsafe fn(&Run),
-    /// The same with at most [`TILE_ROWS`] rows of W.
-    rows: unsafe fn(&Run),
+    /// Multiplies rows of W one after the other with at most `height` of X, run by run, and fetches as many bytes of each as it reads. All pointers must be valid for
+    /// that, and the CPU have the instructions.
+    one_by_one: unsafe fn(&Part),
+    /// Multiplies a run of at most [`TILE_ROWS`] rows of W with at most `height` of X. Otherwise the same.
+    rows: unsafe fn(&Part),
 }
 
 impl Tiles {
@@ -144,23 +144,36 @@ impl Product {
     /// As for [`Product::compute`]; the CPU must have the instructions.
     unsafe fn compute_by(&self, kind: &Tiles) {
         let few = self.t <= kind.height;
-        // All of few rows of X stays in the first-level cache, or a run of them.
-        let (rows, ahead) = match few && self.t * self.k * size_of::<f32>() <= FEW {
-            true => (1, AHEAD),
-            false => (ROWS, ROWS_AHEAD * self.row_bytes),
-        };
-        for first in (0..self.rows).step_by(rows) {
+        if few && self.t * self.k * size_of::<f32>() <= FEW {
+            let all = Part {
+                of: *self,
+                accumulate: false,
+                next: self.first.wrapping_add(AHEAD),
+                fetched: 0,
+            };
+            // SAFETY: the caller's promise.
+            return unsafe { (kind.one_by_one)(&all) };
+        }
+        // Many rows of X do not stay there, and should be read less often.
+        let n = self.t.clamp(ROWS, 4 * ROWS);
+        for first in (0..self.rows).step_by(n) {
             for k in (0..self.k).step_by(DEPTH) {
+                let rows = first..self.rows.min(first + n);
+                let next = match k + DEPTH < self.k {
+                    true => first * self.row_bytes + (k + DEPTH) * self.weights.bytes(),
+                    false => rows.end * self.row_bytes,
+                };
                 // SAFETY: some rows and a run of them.
                 unsafe {
-                    let run = Run {
-                        of: self.rows(first..self.rows.min(first + rows)).run(k),
+                    let part = Part {
+                        of: self.rows(rows).run(k),
                         accumulate: k > 0,
-                        ahead,
+                        next: self.first.wrapping_add(next),
+                        fetched: 0,
                     };
                     match few {
-                        true => run.one_by_one(kind),
-                        false => run.in_tiles(kind),
+                        true => (kind.one_by_one)(&part),
+                        false => part.in_tiles(kind),
                     }
                 }
             }
@@ -211,33 +224,29 @@ impl Product {
     }
 }
 
-impl Run {
-    /// # Safety
-    /// As for [`Product::compute`]; the CPU must have the tiles.
-    unsafe fn one_by_one(&self, kind: &Tiles) {
-        for row in 0..self.of.rows {
-            // SAFETY: one of the rows.
-            unsafe {
-                (kind.row)(&Self {
-                    of: self.of.rows(row..row + 1),
-                    ..*self
-                });
-            }
-        }
-    }
-
+impl Part {
+    /// Multiplies a run of some rows tile by tile, and fetches as many rows from memory, some with each tile.
+    ///
     /// # Safety
     /// As for [`Product::compute`]; the CPU must have the tiles.
     unsafe fn in_tiles(&self, kind: &Tiles) {
+        let rows = self.of.rows;
+        let steps = self.of.t.div_ceil(kind.height) * rows.div_ceil(TILE_ROWS);
+        let mut step = 0;
         for tile in tiles(self.of.t, kind.height) {
-            for row in (0..self.of.rows).step_by(TILE_ROWS) {
-                let rows = row..self.of.rows.min(row + TILE_ROWS);
+            for row in (0..rows).step_by(TILE_ROWS) {
+                let fetched = rows * step / steps..rows * (step + 1) / steps;
+                step += 1;
+                let next = fetched.start * self.of.row_bytes;
                 // SAFETY: some of the rows.
                 unsafe {
                     (kind.rows)(&Self {
-                        of: self.of.rows(rows).rows_of_x(tile.clone()),
-                        // What has been read once is in the cache.
-                        ahead: if tile.start == 0 { self.ahead } else { 0 },
+                        of: self
+                            .of
+                            .rows(row..rows.min(row + TILE_ROWS))
+                            .rows_of_x(tile.clone()),
+                        next: self.next.wrapping_add(next),
+                        fetched: fetched.len(),
                         ..*self
                     });
                 }
@@ -252,18 +261,18 @@ fn tiles(t: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).map(move |i| i * t / n..(i + 1) * t / n)
 }
 
-/// A run of so many rows of X by function `$f`, which is compiled for each number and for the weights listed.
+/// A part of so many rows of X by function `$f`, which is compiled for each number and for the weights listed.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_height {
-    ($run:expr, $f:ident, $weights:tt, $($n:literal)*) => {
-        match $run.of.t {
-            $($n => by_height!(@ $run, $f, $weights, $n),)*
+    ($part:expr, $f:ident, $weights:tt, $($n:literal)*) => {
+        match $part.of.t {
+            $($n => by_height!(@ $part, $f, $weights, $n),)*
             t => unreachable!("a tile of {t} rows"),
         }
     };
-    (@ $run:expr, $f:ident, [$($weights:ident)*], $n:literal) => {
-        match $run.of.weights {
-            $(Weights::$weights => $f::<$weights, $n>($run),)*
+    (@ $part:expr, $f:ident, [$($weights:ident)*], $n:literal) => {
+        match $part.of.weights {
+            $(Weights::$weights => $f::<$weights, $n>($part),)*
             #[allow(unreachable_patterns)]
             weights => unreachable!("{weights:?} in other tiles"),
         }
@@ -281,3 +290,6 @@ fn tail(from: usize, k: usize, value: impl Fn(usize) -> f32) -> [f32; LANES] {
     }
     tail
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
