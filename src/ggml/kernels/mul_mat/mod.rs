@@ -6,6 +6,7 @@
 use super::Ggml;
 use super::dequant::row_to_f32;
 use super::floats::{self, Product, Weights};
+use super::level;
 use super::packed::{
     self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
     packed_words,
@@ -63,7 +64,7 @@ pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
     sensible(ty, t).filter(|_| t >= fewest)
 }
 
-/// From how many rows on ours are faster with 14 bits, or none: always but where weights go through F32. Measured on Zen 3, BF16 on Zen 5.
+/// From how many rows on ours, with 14 bits or in F32, are faster, if ever. Measured on Zen 3; BF16 when it was rounded to 14 bits, Q2_K when it went through F32.
 fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
     match ty {
         GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
@@ -74,9 +75,9 @@ fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
     }
 }
 
-/// The same where ggml has AVX-512. Measured on Zen 5.
+/// The same where ggml has AVX-512: F16. F32 is not for single rows. Measured on Zen 5; Intel's CPUs were not.
 fn faster_than_avx512_from(ty: GgmlType) -> Option<usize> {
-    (floats::reads(ty) && packed::has_avx512()).then_some(1)
+    (ty == GgmlType::F16 && packed::has_avx512() && !level::is_intel()).then_some(1)
 }
 
 /// `Y = W X`.
