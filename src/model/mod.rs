@@ -32,13 +32,13 @@ use vocab::{ChatOptions, Vocab};
 #[non_exhaustive]
 pub enum Kernels {
     /// Our own where they are faster than ggml's on this CPU, at no larger error: products, unless weights are repacked, and attention. With AVX-512
-    /// and its VNNI activations are rounded to 8 bits, as ggml rounds them, and what [`Kernels::Own`] says of equal bits holds; on other CPUs a product
+    /// and its VNNI activations are rounded to 8 bits, as ggml rounds them, and what [`Kernels::Own`] says of equal bits holds, but for weights of F32 and, on Intel's, F16 and BF16; on other CPUs a product
     /// is ours or ggml's by the weights' type and the number of rows (prompts, training, [batches](crate::Session)).
     #[default]
     Auto,
-    /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA; all quantized types, F16 and BF16): nearer to the exact product than
-    /// ggml's, which round activations to 8 bits. A row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q3_K to Q6_K, IQ4_NL and
-    /// IQ4_XS has the same bits whatever rows it is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml.
+    /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA): nearer to the exact product than
+    /// ggml's, which round activations to 8 bits. A row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F32,
+    /// F16 and BF16 has the same bits whatever rows it is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml.
     /// The same holds for attention, and so for the logits of a model with such weights: they do not depend on how a text is cut into batches.
     Own,
     /// ggml's only: the logits are libllama's, bit for bit.

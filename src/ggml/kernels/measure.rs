@@ -1,5 +1,6 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
+use super::floats::{has_pairs, reads};
 use super::packed::{has_avx512, has_format};
 use super::{Bits, MulMatBack, has_attention, has_mul_mat};
 use crate::file::types::GgmlType;
@@ -17,9 +18,10 @@ pub struct Seconds {
     pub back: f64,
     /// ggml's `mul_mat` of the same shape if W^T were kept as BF16: `ne = [n, k]` times `ne = [n, t]`.
     pub ggml_bf16: f64,
-    /// Ours of the forward pass: W in its own type times `ne = [k, t]`, packing to 14 bits included; not a number without the kernel.
+    /// Ours of the forward pass: W in its own type times `ne = [k, t]`, packing to 14 bits included, or in F32 for weights of floating-point numbers; not a number
+    /// without the kernel.
     pub forward: f64,
-    /// As `forward`, with 8 bits.
+    /// As `forward`, with 8 bits, or BF16 for weights of BF16.
     pub forward_in_bytes: f64,
     /// ggml's `mul_mat` of the forward pass.
     pub ggml_forward: f64,
@@ -43,9 +45,16 @@ pub fn mul_mat_back_seconds(
     let transposed = weights(GgmlType::BF16, n, k);
     let product = |bits| Measured::product(ty, [k, n, t], &w, bits);
     let mut bf16 = Measured::product(GgmlType::BF16, [n, k, t], &transposed, None);
-    let mut own = has_mul_mat(ty, k).then(|| product(Some(Bits::Fourteen)));
-    let in_bytes = has_avx512() && has_format(ty);
-    let mut in_bytes = in_bytes.then(|| product(Some(Bits::Eight)));
+    let bits = match reads(ty) {
+        true => Bits::All,
+        false => Bits::Fourteen,
+    };
+    let mut own = has_mul_mat(ty, k).then(|| product(Some(bits)));
+    let fewer_bits = match ty {
+        GgmlType::BF16 => has_pairs().then_some(Bits::Bf16),
+        _ => (has_avx512() && has_format(ty)).then_some(Bits::Eight),
+    };
+    let mut in_bytes = fewer_bits.map(|bits| product(Some(bits)));
     let mut forward = product(None);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
     let [back, ggml_bf16, forward, forward_in_bytes, ggml_forward] = best_of(rounds, || {

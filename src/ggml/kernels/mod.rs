@@ -9,6 +9,7 @@ mod amx;
 mod attention;
 mod dequant;
 pub(crate) mod exp;
+mod floats;
 pub(crate) mod gemm;
 pub(crate) mod level;
 pub mod measure;
@@ -99,6 +100,57 @@ const TYPES: [GgmlType; 15] = [
     GgmlType::IQ4_NL,
     GgmlType::IQ4_XS,
 ];
+
+/// Where a block of a quantized type has its factors in half precision.
+#[cfg(test)]
+fn factors(ty: GgmlType) -> &'static [usize] {
+    match ty {
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4_NL | GgmlType::IQ4_XS => {
+            &[0]
+        }
+        GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+        GgmlType::Q2_K => &[80, 82],
+        GgmlType::Q3_K => &[108],
+        GgmlType::Q6_K => &[208],
+        ty => unreachable!("{ty:?} has no kernel, or no factors"),
+    }
+}
+
+/// Memory that ends with `bytes`, and where they begin in it: off any alignment but the type's own, as in a mapped file, and with nothing behind them, so that
+/// AddressSanitizer sees who reads more.
+#[cfg(test)]
+struct Exact {
+    memory: Box<[u8]>,
+    offset: usize,
+}
+
+#[cfg(test)]
+impl Exact {
+    fn new(ty: GgmlType, bytes: &[u8]) -> Self {
+        let offset = match ty {
+            GgmlType::F32 => 4,
+            _ => 2,
+        };
+        let memory = [&[0; 4][..offset], bytes].concat().into_boxed_slice();
+        Self { memory, offset }
+    }
+}
+
+#[cfg(test)]
+impl std::ops::Deref for Exact {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.offset..]
+    }
+}
+
+#[cfg(test)]
+impl std::ops::DerefMut for Exact {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.offset..]
+    }
+}
 
 /// Reproducible values in -1..1.
 #[cfg(test)]

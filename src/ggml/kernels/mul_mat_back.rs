@@ -242,6 +242,16 @@ impl MulMatBack {
     }
 }
 
+/// Rounds values to pairs of BF16. An odd last one gets a zero as its partner.
+///
+/// # Panics
+/// If the sizes do not fit, or the CPU has no dot products of BF16.
+pub(super) fn round_to_bf16(from: &[f32], to: &mut [f32]) {
+    assert!(has(CpuLevel::Avx512Bf16) && to.len() == from.len().div_ceil(2));
+    // SAFETY: sizes and instructions as asserted.
+    unsafe { bf16::convert_row(from.as_ptr(), from.len(), to.as_mut_ptr().cast()) };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod bf16 {
     use super::{A_STRIDE, CpuLevel, NR, has};
@@ -390,10 +400,11 @@ mod bf16 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{TYPES, values};
+    use super::super::{Exact, TYPES, values};
     use super::*;
     use crate::ggml::quantize_rows;
     use half::bf16;
+    use proptest::prelude::*;
 
     /// Weights and gradients: `ne = [k, n]` and `ne = [n, t]`.
     struct Case {
@@ -402,7 +413,7 @@ mod tests {
         k: usize,
         n: usize,
         t: usize,
-        w: Vec<u8>,
+        w: Exact,
         dy: Vec<f32>,
     }
 
@@ -419,7 +430,7 @@ mod tests {
                 k,
                 n,
                 t,
-                w,
+                w: Exact::new(ty, &w),
                 dy: values(n * t, 2),
             }
         }
@@ -564,5 +575,43 @@ mod tests {
         // SAFETY: no row of W and no column of dY is read.
         unsafe { product.part(0, 1) };
         assert_eq!(dx, [0.0; 64]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn gradients_are_what_the_definition_says(
+            pick in any::<prop::sample::Index>(),
+            [blocks, n, t] in [1..300usize, 1..80usize, 0..40usize],
+            nth in 1..40usize,
+            exact in any::<bool>(),
+            odd in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let ty = TYPES[pick.index(TYPES.len())];
+            let k = match ty.block_size() as usize {
+                1 => blocks,
+                32 => 32 * blocks.div_ceil(32),
+                block => block * blocks.div_ceil(100),
+            };
+            let mut case = Case::new(ty, k, n, t);
+            if exact {
+                case = case.exact();
+            }
+            case.check();
+            let whole = case.rows(0, t, 1);
+            prop_assert!(same_bits(&case.rows(0, t, nth), &whole));
+            if let (Some(odd), 1..) = (odd, t) {
+                let at = odd.index(n * t);
+                case.dy[at] = f32::NAN;
+                let rows = case.rows(0, t, nth);
+                for (i, (row, before)) in rows.chunks(k).zip(whole.chunks(k)).enumerate() {
+                    match i == at / n {
+                        true => prop_assert!(row.iter().all(|x| x.is_nan())),
+                        false => prop_assert!(same_bits(row, before)),
+                    }
+                }
+            }
+        }
     }
 }

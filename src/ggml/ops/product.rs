@@ -25,7 +25,7 @@ impl Kernel for Pack {
     }
 }
 
-/// `y = W x`. Operands: W (any type that has the kernel), x packed to so many bits.
+/// `y = W x`. Operands: W (any type that has the kernel), x packed to so many bits, or as it is.
 struct PackedProduct(Bits);
 
 impl Kernel for PackedProduct {
@@ -41,7 +41,8 @@ impl Kernel for PackedProduct {
             row_bytes: w.nb[1],
             k,
             n,
-            x: x.contiguous().as_ptr(),
+            x: x.values.as_ptr(),
+            x_stride: x.stride[1],
             bits,
             t: x.ne[1],
             y: out.as_mut_ptr(),
@@ -89,6 +90,9 @@ impl Kernel for ProductBack {
 impl Context {
     /// Rows x `ne = [K, T]` for [`Context::mul_mat_packed`], for as many products as read them.
     pub(crate) fn pack(&self, x: &Tensor, bits: Bits) -> Tensor {
+        if bits == Bits::All {
+            return x.clone();
+        }
         let [k, t, ..] = x.ne();
         self.custom(Pack(bits), &[x], [packed_words(k, t, bits), t, 1, 1])
     }

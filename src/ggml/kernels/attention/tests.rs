@@ -1,7 +1,8 @@
-use super::super::{dequant::row_to_f32, values};
+use super::super::{Exact, dequant::row_to_f32, values};
 use super::*;
 use crate::ggml::quantize_rows;
 use ggraft_testkit::metrics::nmse;
+use proptest::prelude::*;
 
 /// An attention and the memory of its operands.
 struct Case {
@@ -9,8 +10,8 @@ struct Case {
     q: Vec<f32>,
     ty: GgmlType,
     /// `ne = [d, Hk, N, S]`, a row of each head behind the one of the head before.
-    k: Vec<u8>,
-    v: Vec<u8>,
+    k: Exact,
+    v: Exact,
     mask: Vec<f16>,
     softcap: f32,
 }
@@ -25,7 +26,7 @@ impl Case {
         let cache = |seed| {
             let mut bytes = Vec::new();
             quantize_rows(ty, &values(d * hk * n * s, seed), d, &mut bytes);
-            bytes
+            Exact::new(ty, &bytes)
         };
         let at = |i: usize| (i % n, i / n % t + n - t);
         let seen =
@@ -55,7 +56,7 @@ impl Case {
     fn attention(&self) -> Attention<'_> {
         let Shape { d, h, hk, t, n, .. } = self.shape;
         let row = self.row_bytes();
-        let cached = |bytes: &Vec<u8>| Cached {
+        let cached = |bytes: &Exact| Cached {
             first: bytes.as_ptr(),
             ty: self.ty,
             nb: [row, row * hk, row * hk * n],
@@ -113,14 +114,20 @@ impl Case {
             shape: Shape { t: 1, ..self.shape },
             q: of_streams(d * h).map(|i| self.q[i]).collect(),
             mask: of_streams(n).map(|i| self.mask[i]).collect(),
-            k: self.k.clone(),
-            v: self.v.clone(),
+            k: Exact::new(self.ty, &self.k),
+            v: Exact::new(self.ty, &self.v),
             ..*self
         }
     }
 
     /// In F64, on the values that keys and values stand for.
     fn exact(&self) -> Vec<f32> {
+        let naive = self.naive();
+        naive.into_iter().map(|(value, _)| value as f32).collect()
+    }
+
+    /// The same, and by how much the kernel may differ from it at most.
+    fn naive(&self) -> Vec<(f64, f64)> {
         let Shape { d, h, hk, t, n, s } = self.shape;
         let unpack = |bytes: &[u8]| {
             let mut rows = vec![0.0f32; d * hk * n * s];
@@ -151,10 +158,23 @@ impl Case {
             let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
             let weights = scores.iter().map(|s| (s - max).exp());
             let sum: f64 = weights.clone().sum();
+            // Scores are off by what F32 does to sums of d products and to the cap, weights by so many parts of them, and then by what it does to e^x.
+            let product = |(a, b): (&f32, &f32)| f64::from((a * b).abs());
+            let seen = (0..n).filter(|key| weights.clone().nth(*key) != Some(0.0));
+            let most = seen.clone().map(|key| {
+                let dot = q.iter().zip(&k[row(key)..][..d]);
+                dot.map(product).sum::<f64>() * f64::from(SCALE)
+            });
+            let most = most.fold(f64::from(self.softcap), f64::max);
+            let of_scores = (d + 8) as f64 * f64::from(f32::EPSILON) * most;
+            let values = seen.flat_map(|key| &v[row(key)..][..d]);
+            let largest = values.fold(0.0, |m: f64, v| m.max(f64::from(v.abs())));
+            let of_sums = (n + 32) as f64 * f64::from(f32::EPSILON);
+            let bound = (2.0 * of_scores + of_sums) * largest;
             out.extend((0..d).map(|i| {
                 let sums = weights.clone().enumerate();
                 let sums = sums.map(|(key, w)| w * f64::from(v[row(key) + i]));
-                (sums.sum::<f64>() / sum) as f32
+                (sums.sum::<f64>() / sum, bound)
             }));
         }
         out
@@ -253,6 +273,40 @@ fn bits_depend_on_neither_batch_nor_threads_nor_division() {
                 );
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn attentions_are_what_the_definition_says(
+        ty in prop::sample::select(&TYPES[..]),
+        [eights, hk, group, s] in [1..17usize, 1..4usize, 1..6usize, 1..3usize],
+        (t, before) in (prop_oneof![1..3usize, 1..80usize], prop_oneof![0..20usize, 0..600usize]),
+        (window, softcap) in (prop::option::of(1..100usize), prop_oneof![Just(0.0f32), 1.0..50.0f32]),
+        (nth, token) in (1..100usize, any::<prop::sample::Index>()),
+    ) {
+        if !has(CpuLevel::Avx2) {
+            return Ok(());
+        }
+        let d = match ty {
+            GgmlType::Q8_0 => 32 * eights.div_ceil(4),
+            _ => 8 * eights,
+        };
+        let mut case = Case::new(ty, shape([d, group * hk, hk, t, before + t, s]), window);
+        case.softcap = softcap;
+        let got = case.whole(nth);
+        for (i, (got, (want, bound))) in got.iter().zip(case.naive()).enumerate() {
+            let error = (f64::from(*got) - want).abs();
+            prop_assert!(error <= bound, "at {}: {} for {}, {:e} more than {:e}", i, got, want, error, bound);
+        }
+        let alone = case.alone(token.index(t));
+        let width = d * group * hk;
+        let of_token = (0..s).flat_map(|s| &got[(s * t + token.index(t)) * width..][..width]);
+        let of_token: Vec<_> = of_token.copied().collect();
+        prop_assert_eq!(&alone.whole(nth), &of_token);
+        prop_assert_eq!(&alone.divided(nth), &of_token);
     }
 }
 

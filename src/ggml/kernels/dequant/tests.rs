@@ -1,4 +1,5 @@
 use super::super::level::{CpuLevel, has};
+use super::super::{TYPES, factors};
 use super::*;
 use half::{bf16, f16};
 
@@ -11,29 +12,16 @@ fn own_functions_equal_rounded_values_of_ggml() {
         );
         return;
     }
-    let factors: [(GgmlType, &[usize]); 12] = [
-        (GgmlType::Q4_0, &[0]),
-        (GgmlType::Q8_0, &[0]),
-        (GgmlType::Q4_K, &[0, 2]),
-        (GgmlType::Q5_K, &[0, 2]),
-        (GgmlType::Q6_K, &[208]),
-        (GgmlType::Q4_1, &[0, 2]),
-        (GgmlType::Q5_0, &[0]),
-        (GgmlType::Q5_1, &[0, 2]),
-        (GgmlType::Q2_K, &[80, 82]),
-        (GgmlType::Q3_K, &[108]),
-        (GgmlType::IQ4_NL, &[0]),
-        (GgmlType::IQ4_XS, &[0]),
-    ];
+    let types = TYPES.into_iter().filter(|ty| ty.is_quantized());
     let (n, k, panel) = (5, 512, 3 * NR);
-    for (ty, offsets) in factors {
+    for ty in types {
         let row_bytes = ty.row_bytes(k as u64).expect("whole blocks") as usize;
         let mut w: Vec<u8> = super::super::values(row_bytes * n, 9)
             .into_iter()
             .map(|x| (x * 128.0) as i8 as u8)
             .collect();
         for (i, block) in w.chunks_exact_mut(ty.type_size() as usize).enumerate() {
-            for &at in offsets {
+            for &at in factors(ty) {
                 let factor = f16::from_f32(0.013 * (i + at + 1) as f32);
                 block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
             }

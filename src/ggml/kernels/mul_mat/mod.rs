@@ -1,13 +1,15 @@
-//! The product with a frozen weight matrix forward, in integers: see [`packed`](super::packed).
+//! The product with a frozen weight matrix forward, in integers, see [`packed`](super::packed), or in F32, see [`floats`](super::floats).
 //!
 //! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant. Too few rows for that are multiplied with the
 //! weights as they lie in memory.
 
 use super::Ggml;
 use super::dequant::row_to_f32;
+use super::floats::{self, Product, Weights};
 use super::level;
 use super::packed::{
     self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
+    packed_words,
 };
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
@@ -18,12 +20,17 @@ use std::thread::LocalKey;
 const DEPTH: usize = 2048;
 /// Values of a row of W that ggml unpacks at a time: the largest block of any type.
 const CHUNK: usize = 256;
+/// Rows of W that a thread computes at least, where these are floating-point numbers.
+const FLOAT_WIDTH: usize = 16;
 
 /// Whether this CPU has the kernel, for rows of `k` values of type `ty`.
 pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
-    packed::available()
-        && k.is_multiple_of(BLOCK)
-        && (ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16))
+    let integers = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
+    if floats::reads(ty) {
+        // In pairs.
+        return ty != GgmlType::BF16 || k.is_multiple_of(2);
+    }
+    packed::available() && k.is_multiple_of(BLOCK) && integers
 }
 
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
@@ -31,6 +38,9 @@ const FEWEST_UNPACKED: usize = 32;
 
 /// To how many bits `t` rows of X are rounded if the kernel is asked for: the bits of a row's product do not depend on `t`. `None` if it is not sensible.
 pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
+    if floats::reads(ty) {
+        return Some(Bits::All);
+    }
     let fewest = match packed::has_format(ty) {
         true => 1,
         false => FEWEST_UNPACKED,
@@ -43,29 +53,31 @@ pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
     if packed::has_avx512() && packed::has_format(ty) {
         return Some(Bits::Eight);
     }
+    if ty == GgmlType::BF16 && floats::has_pairs() {
+        return Some(Bits::Bf16);
+    }
     let fewest = match Ggml::built_for() {
         Ggml::Baseline => return sensible(ty, t),
         Ggml::Avx2 => faster_than_avx2_from(ty)?,
         Ggml::Avx512 => faster_than_avx512_from(ty)?,
     };
-    (t >= fewest).then_some(Bits::Fourteen)
+    sensible(ty, t).filter(|_| t >= fewest)
 }
 
-/// From how many rows on 14 bits are faster: always but where weights go through F32, and with F16, which ggml does not round down to 8 bits either.
-/// Measured on Zen 3.
+/// From how many rows on ours, with 14 bits or in F32, are faster, if ever. Measured on Zen 3; BF16 when it was rounded to 14 bits, Q2_K when it went through F32.
 fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
     match ty {
-        GgmlType::F16 => None,
         GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
+        GgmlType::BF16 => Some(FEWEST_UNPACKED),
+        GgmlType::Q2_K => None,
         _ if packed::has_format(ty) => Some(2),
-        _ if packed::unpacks(ty) => Some(FEWEST_UNPACKED),
         _ => None,
     }
 }
 
-/// The same where ggml has AVX-512. Measured on Zen 4; Intel's CPUs multiply F16 faster.
+/// The same where ggml has AVX-512: F16. F32 is not for single rows. Measured on Zen 5; Intel's CPUs were not.
 fn faster_than_avx512_from(ty: GgmlType) -> Option<usize> {
-    (ty == GgmlType::F16 && packed::has_avx512() && !level::is_intel()).then_some(64)
+    (ty == GgmlType::F16 && packed::has_avx512() && !level::is_intel()).then_some(1)
 }
 
 /// `Y = W X`.
@@ -79,8 +91,10 @@ pub(crate) struct MulMat {
     pub(crate) k: usize,
     pub(crate) n: usize,
     /// X, `ne = [k, t]`, as rows as [`pack_row`](super::pack_row) gives them for so many bits; with [`Bits::Eight`] the type must be one of
-    /// integers in blocks.
+    /// integers in blocks, with [`Bits::All`] of floating-point numbers, with [`Bits::Bf16`] BF16.
     pub(crate) x: *const f32,
+    /// From one row of X to the next; rows that were packed have nothing between them.
+    pub(crate) x_stride: usize,
     pub(crate) bits: Bits,
     pub(crate) t: usize,
     /// `W X`, `ne = [n, t]`.
@@ -120,12 +134,17 @@ impl MulMat {
         match bits {
             Bits::Eight => BYTE_WIDTH,
             Bits::Fourteen => WIDTH,
+            Bits::Bf16 | Bits::All => FLOAT_WIDTH,
         }
     }
 
     /// Parts that a product of `n` rows of W with `t` of X can have; `None` if they should be as few as possible, because W is read from memory as it lies there.
     pub(crate) fn most_parts(bits: Bits, n: usize, t: usize) -> Option<usize> {
-        (t > MOST_DOTS).then(|| n.div_ceil(Self::width(bits)))
+        let rows = match bits {
+            Bits::Eight | Bits::Fourteen => Self::width(bits),
+            Bits::Bf16 | Bits::All => floats::ROWS,
+        };
+        (t > MOST_DOTS).then(|| n.div_ceil(rows))
     }
 
     /// Computes part `ith` of `nth`: some of W's rows, whole panels of them. Values do not depend on `nth`, nor those of a row on `t`.
@@ -143,6 +162,7 @@ impl MulMat {
         // SAFETY: the caller's promise.
         unsafe {
             match self.bits {
+                Bits::Bf16 | Bits::All => self.floats(rows),
                 _ if self.t <= MOST_DOTS && packed::has_format(self.ty) => self.dots(rows),
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),
                 Bits::Fourteen => self.panels(rows, &PANEL),
@@ -169,6 +189,36 @@ impl MulMat {
                 y_stride: self.n,
             };
             assert!(dots.compute(self.ty), "{:?} has dot products", self.ty);
+        }
+    }
+
+    /// Multiplies rows of W as the numbers that they are.
+    ///
+    /// # Safety
+    /// As for [`MulMat::dots`].
+    unsafe fn floats(&self, rows: Range<usize>) {
+        let weights = match (self.ty, self.bits) {
+            (GgmlType::BF16, Bits::Bf16) => Weights::Bf16Pairs,
+            (GgmlType::BF16, Bits::All) => Weights::Bf16,
+            (GgmlType::F16, Bits::All) => Weights::F16,
+            (GgmlType::F32, Bits::All) => Weights::F32,
+            (ty, bits) => unreachable!("{ty:?} and {bits:?}"),
+        };
+        // SAFETY: these rows of W, all of X, ours of Y, on a CPU that has the instructions (`has_mul_mat`, `has_pairs`).
+        unsafe {
+            let product = Product {
+                weights,
+                first: self.w.add(rows.start * self.row_bytes),
+                row_bytes: self.row_bytes,
+                rows: rows.len(),
+                k: packed_words(self.k, self.t, self.bits),
+                x: self.x,
+                x_stride: self.x_stride,
+                t: self.t,
+                y: self.y.add(rows.start),
+                y_stride: self.n,
+            };
+            product.compute();
         }
     }
 

@@ -10,24 +10,30 @@ use std::ops::Range;
 
 /// Words of four values in a block.
 pub(super) const QUADS: usize = BLOCK / 4;
-/// Words of a packed block: integers, its step, and their sum times the step.
-pub(super) const PACKED: usize = QUADS + 2;
+/// Words of a packed block: integers, its step, and the sums of its halves times the step, the first one's and both's.
+pub(super) const PACKED: usize = QUADS + 3;
 
 /// Rows of a panel: two lines.
 pub(in super::super) const BYTE_WIDTH: usize = 2 * LANES;
 /// Rows in a line.
 pub(super) const LANES: usize = 16;
 
-/// Rounds a row of blocks: of all first the integers, then the steps, then the sums.
+/// Rounds a row of blocks: of all first the integers, then the steps, then the sums, then those of first halves.
 pub(super) fn pack_row(blocks: &[[f32; BLOCK]], to: &mut [f32]) {
     let n = blocks.len();
     let (quads, scales) = to.split_at_mut(n * QUADS);
     let quads = quads.as_chunks_mut::<QUADS>().0;
     for (b, (x, quads)) in blocks.iter().zip(quads).enumerate() {
         // SAFETY: the CPU has the instructions (the caller asserts it).
-        let Rounded { step, sum, .. } = unsafe { arch::round_to_bytes(x, quads) };
+        let rounded = unsafe { arch::round_to_bytes(x, quads) };
+        let Rounded {
+            step,
+            sum,
+            half_sum,
+        } = rounded;
         scales[b] = step;
         scales[n + b] = sum * step;
+        scales[2 * n + b] = half_sum * step;
     }
 }
 
@@ -38,6 +44,8 @@ pub(super) struct ByteRows {
     pub(super) steps: *const f32,
     /// Times steps.
     pub(super) sums: *const f32,
+    /// The same of first halves.
+    pub(super) firsts: *const f32,
     /// From one row to the next.
     pub(super) stride: usize,
 }
@@ -49,6 +57,7 @@ impl ByteRows {
             quads: x.words.wrapping_add(x.first * QUADS),
             steps: x.words.wrapping_add(blocks * QUADS + x.first),
             sums: x.words.wrapping_add(blocks * (QUADS + 1) + x.first),
+            firsts: x.words.wrapping_add(blocks * (QUADS + 2) + x.first),
             stride: packed_words(x.k, x.t, Bits::Eight),
         }
     }
@@ -60,6 +69,7 @@ impl ByteRows {
             quads: self.quads.wrapping_add(words),
             steps: self.steps.wrapping_add(words),
             sums: self.sums.wrapping_add(words),
+            firsts: self.firsts.wrapping_add(words),
             ..self
         }
     }
@@ -71,7 +81,7 @@ pub(in super::super) struct BytePanel {
     words: Vec<Both<f32>>,
     steps: Vec<Both<f32>>,
     starts: Vec<Both<i32>>,
-    /// Of whole blocks.
+    /// Of whole blocks, or of their halves.
     mins: Vec<Both<f32>>,
     kind: Kind,
 }
@@ -88,6 +98,8 @@ pub(super) enum Kind {
     StepsAndMins,
     /// A step for each half.
     StepsOfHalves,
+    /// A step and a minimum for each half.
+    StepsAndMinsOfHalves,
 }
 
 impl BytePanel {
@@ -107,7 +119,7 @@ impl BytePanel {
         self.words.resize(blocks * QUADS, zeros);
         self.steps.resize(2 * blocks, zeros);
         self.starts.resize(2 * blocks, [Line([0; LANES]); 2]);
-        self.mins.resize(blocks, zeros);
+        self.mins.resize(2 * blocks, zeros);
     }
 
     /// Fills blocks `blocks` with those of `rows` rows of weights. In the place of rows that are missing is what nobody reads.
@@ -133,7 +145,7 @@ impl BytePanel {
             words: &mut self.words[blocks.start * QUADS..blocks.end * QUADS],
             steps: &mut self.steps[2 * blocks.start..2 * blocks.end],
             starts: &mut self.starts[2 * blocks.start..2 * blocks.end],
-            mins: &mut self.mins[blocks],
+            mins: &mut self.mins[2 * blocks.start..2 * blocks.end],
         };
         // SAFETY: the caller's promise.
         let kind = unsafe { unpacked.unpack(ty) };
@@ -148,7 +160,7 @@ impl BytePanel {
     /// # Panics
     /// If the panel has fewer blocks.
     pub(in super::super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
-        assert!(blocks <= self.mins.len() && y.width <= BYTE_WIDTH);
+        assert!(2 * blocks <= self.mins.len() && y.width <= BYTE_WIDTH);
         let rows = ByteRows::new(x);
         for tile in tiles(x.t, arch::BYTE_TILE_HEIGHT) {
             // SAFETY: these rows of X and Y.

@@ -14,6 +14,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::level::{CpuLevel, has};
+use super::mul_mat_back::round_to_bf16;
 use super::{Line, prefetch};
 use crate::file::types::GgmlType;
 use std::ops::Range;
@@ -35,6 +36,10 @@ pub(crate) enum Bits {
     Eight,
     /// 64 times finer.
     Fourteen,
+    /// To BF16, each value by itself, as ggml does for weights of BF16; for CPUs with an instruction for pairs of these ([`has_pairs`](super::floats::has_pairs)).
+    Bf16,
+    /// Not at all: floating-point numbers meet such weights, see [`floats`](super::floats).
+    All,
 }
 
 /// Values that share a step.
@@ -58,11 +63,6 @@ pub(super) fn has_avx512() -> bool {
     has(CpuLevel::Avx512Vnni)
 }
 
-/// Whether there is a way from weights of type `ty` to a [`Panel`] but through F32.
-pub(super) fn unpacks(ty: GgmlType) -> bool {
-    arch::unpacks(ty)
-}
-
 /// Whether weights of type `ty` are integers in blocks: these can be multiplied as they lie in memory, see [`Dots`], and in bytes, see [`BytePanel`].
 pub(super) fn has_format(ty: GgmlType) -> bool {
     arch::has_format(ty)
@@ -71,13 +71,15 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
 /// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
 pub(super) const MOST_DOTS: usize = 4;
 
-/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. With 14 bits they are, of all blocks, first their integers, then the steps,
+/// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32 if they are rounded. With 14 bits they are, of all blocks, first their integers, then the steps,
 /// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].
 pub(crate) fn packed_words(k: usize, t: usize, bits: Bits) -> usize {
     let block = match bits {
         Bits::Eight => bytes::PACKED,
         Bits::Fourteen if t <= MOST_DOTS => SCALED + WORDS,
         Bits::Fourteen => SCALED,
+        Bits::Bf16 => return k.div_ceil(2),
+        Bits::All => return k,
     };
     k / BLOCK * block
 }
@@ -101,6 +103,11 @@ struct Rounded {
 /// # Panics
 /// If the kernels are not [`available`], or the sizes do not fit.
 pub(crate) fn pack_row(x: &[f32], t: usize, bits: Bits, to: &mut [f32]) {
+    match bits {
+        Bits::Eight | Bits::Fourteen => {}
+        Bits::Bf16 => return round_to_bf16(x, to),
+        Bits::All => return to.copy_from_slice(x),
+    }
     let (blocks, rest) = x.as_chunks::<BLOCK>();
     assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t, bits));
     if bits == Bits::Eight {
@@ -174,14 +181,30 @@ impl Output {
 }
 
 /// [`WIDTH`] rows of weights in words of two values that stand next to each other along the reduction: pair `p` of row `r` at
-/// `words[p].0[r]`, and the step and minimum of block `b` of row `r` at `steps[b].0[r]` and `mins[b].0[r]`.
+/// `words[p].0[r]`, and the step and minimum of block `b` of row `r` at `steps[b].0[r]` and `mins[b].0[r]`, or minimums of its halves at `mins[2 * b].0[r]` and
+/// behind it.
 pub(super) struct Panel {
     words: Vec<Line<f32>>,
     steps: Vec<Line<f32>>,
     mins: Vec<Line<f32>>,
-    /// Whether minimums are anything but zero; they are not written otherwise.
-    has_mins: bool,
+    kind: Mins,
 }
+
+/// Minimums of a panel's blocks. Those that are zero are not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mins {
+    None,
+    OfBlocks,
+    OfHalves,
+}
+
+// For tiles, which are compiled for each.
+#[cfg(target_arch = "x86_64")]
+const NO_MINS: u8 = Mins::None as u8;
+#[cfg(target_arch = "x86_64")]
+const OF_BLOCKS: u8 = Mins::OfBlocks as u8;
+#[cfg(target_arch = "x86_64")]
+const OF_HALVES: u8 = Mins::OfHalves as u8;
 
 impl Panel {
     pub(super) const fn new() -> Self {
@@ -189,7 +212,7 @@ impl Panel {
             words: Vec::new(),
             steps: Vec::new(),
             mins: Vec::new(),
-            has_mins: false,
+            kind: Mins::None,
         }
     }
 
@@ -197,7 +220,7 @@ impl Panel {
     pub(super) fn resize(&mut self, blocks: usize) {
         self.words.resize(blocks * WORDS, Line([0.0; WIDTH]));
         self.steps.resize(blocks, Line([0.0; WIDTH]));
-        self.mins.resize(blocks, Line([0.0; WIDTH]));
+        self.mins.resize(2 * blocks, Line([0.0; WIDTH]));
     }
 
     /// Fills blocks `blocks` with those of `rows` rows of weights; rows that are missing stay as they were. False if nothing is done, because
@@ -218,12 +241,12 @@ impl Panel {
             rows,
             words: &mut self.words[blocks.start * WORDS..blocks.end * WORDS],
             steps: &mut self.steps[blocks.clone()],
-            mins: &mut self.mins[blocks],
+            mins: &mut self.mins[2 * blocks.start..2 * blocks.end],
         };
         // SAFETY: the caller's promise.
         match unsafe { unpacked.unpack(ty) } {
-            Some(has_mins) => {
-                self.has_mins = has_mins;
+            Some(kind) => {
+                self.kind = kind;
                 true
             }
             None => false,
@@ -257,10 +280,12 @@ impl Panel {
                     blocks,
                     words: self.words.as_ptr().cast(),
                     steps: self.steps.as_ptr().cast(),
-                    mins: self.has_mins.then(|| self.mins.as_ptr().cast()),
+                    kind: self.kind,
+                    mins: self.mins.as_ptr().cast(),
                     x: row.add(x.first * WORDS),
                     x_steps: row.add(row_blocks * WORDS + x.first),
                     x_sums: row.add(row_blocks * (WORDS + 1) + x.first),
+                    x_firsts: row.add(row_blocks * (WORDS + 2) + x.first),
                     x_stride: stride,
                     y: y.at_row(tile.start),
                 };
@@ -288,11 +313,13 @@ struct Tile {
     /// The panel.
     words: *const f32,
     steps: *const f32,
-    mins: Option<*const f32>,
-    /// X: words, steps, sums, and from one row to the next.
+    kind: Mins,
+    mins: *const f32,
+    /// X: words, steps, sums, those of first halves, and from one row to the next.
     x: *const f32,
     x_steps: *const f32,
     x_sums: *const f32,
+    x_firsts: *const f32,
     x_stride: usize,
     y: Output,
 }
@@ -333,10 +360,6 @@ mod arch {
 
     pub(super) const BYTE_TILE_HEIGHT: usize = 1;
 
-    pub(super) fn unpacks(_: GgmlType) -> bool {
-        false
-    }
-
     pub(super) unsafe fn round_to_bytes(_: &[f32; BLOCK], _: &mut [f32; QUADS]) -> Rounded {
         unreachable!("not available")
     }
@@ -354,7 +377,7 @@ mod arch {
     }
 
     impl Blocks<'_> {
-        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<bool> {
+        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<Mins> {
             unreachable!("not available")
         }
     }

@@ -45,7 +45,9 @@ fn all_kinds_of_tiles_give_the_same_bits() {
         ggraft_testkit::skipped("tiles of AVX-512 beside those of AVX2 (needs AVX-512 VNNI)");
         return;
     }
-    let types = TYPES.iter().filter(|&&ty| unpacks(ty));
+    let types = TYPES
+        .iter()
+        .filter(|&&ty| has_format(ty) || ty == GgmlType::F32);
     let mut checked = 0;
     for &ty in types {
         for width in [1, 7, WIDTH] {

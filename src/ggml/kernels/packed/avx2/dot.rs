@@ -26,6 +26,7 @@ impl Dots {
             match self.bits {
                 Bits::Eight => visit(ty, ByteDots(self)),
                 Bits::Fourteen => visit(ty, self),
+                Bits::Bf16 | Bits::All => None,
             }
         };
         done.is_some()
@@ -135,8 +136,16 @@ unsafe fn add_block<F: Format, const N: usize>(
             };
             let step = _mm256_mul_ps(scales.steps[i], x_step);
             *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(product), step, *sum);
-            if F::MINS {
-                *sum = _mm256_fmadd_ps(scales.mins[i], _mm256_mul_ps(x_sum, x_step), *sum);
+            if F::MINS && !F::FACTORS {
+                let [min, _] = scales.mins[i];
+                *sum = _mm256_fmadd_ps(min, _mm256_mul_ps(x_sum, x_step), *sum);
+            }
+            if F::MINS && F::FACTORS {
+                let x_first = _mm256_broadcast_ss(&*of_row.add(2 * x.blocks));
+                let x_sums = [x_first, _mm256_sub_ps(x_sum, x_first)];
+                for (min, x_sum) in scales.mins[i].into_iter().zip(x_sums) {
+                    *sum = _mm256_fmadd_ps(min, _mm256_mul_ps(x_sum, x_step), *sum);
+                }
             }
         }
     }

@@ -1,7 +1,5 @@
 //! How weights lie in memory, type by type.
 
-use super::super::MAX;
-use super::Integers;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -49,10 +47,12 @@ pub(in super::super) trait Format {
     const BYTES: usize;
     /// Of a unit, at most 8.
     const BLOCKS: usize;
-    /// Whether a block has a minimum.
+    /// Whether a block has a minimum, or its halves if these have factors.
     const MINS: bool;
     /// Whether the halves of a block have factors, at most ±4096 with the largest integer.
     const FACTORS: bool;
+    /// How many minimums a block has, if any.
+    const PARTS: usize = if Self::FACTORS { 2 } else { 1 };
     /// What the integers are more than they stand for: they have no sign.
     const OFFSET: u8;
 
@@ -73,7 +73,8 @@ pub(in super::super) trait Format {
 pub(in super::super) struct Scales {
     /// Of each block.
     pub(in super::super) steps: [__m256; 8],
-    pub(in super::super) mins: [__m256; 8],
+    /// Also of second halves, if these have their own.
+    pub(in super::super) mins: [[__m256; 2]; 8],
     /// Of first halves of each block, and of second ones.
     pub(in super::super) factors: [[__m256i; 2]; 8],
 }
@@ -164,6 +165,8 @@ formats! {
     Q4_1: 20, mins true, |at, _| nibbles(at.add(4));
     Q5_0: 22, less 16, |at, _| _mm256_or_si256(nibbles(at.add(6)), fifth_bits(at.add(2)));
     Q5_1: 24, mins true, |at, _| _mm256_or_si256(nibbles(at.add(8)), fifth_bits(at.add(4)));
+    /// Factors of both, 16 values each, two bits, step and minimum.
+    Q2_K: 84 in 8, scales of_q2_k, factors true, mins true, |at, i| bits(load(at.add(16 + 32 * (i / 4))), 2 * (i % 4), 3, 0);
     /// High bits, low bits, factors of 16 values each, a step.
     Q3_K: 110 in 8, scales of_q3_k, factors true, less 4, |at, i| {
         let high = bits(load(at), i, 1, 2);
@@ -197,7 +200,7 @@ impl Scales {
     fn of_steps(steps: [__m256; 8]) -> Self {
         Self {
             steps,
-            mins: [_mm256_setzero_ps(); 8],
+            mins: [[_mm256_setzero_ps(); 2]; 8],
             factors: [[_mm256_setzero_si256(); 2]; 8],
         }
     }
@@ -223,7 +226,7 @@ impl Scales {
                 both(7),
             ));
             Self {
-                mins: [min; 8],
+                mins: [[min; 2]; 8],
                 ..Self::of_steps([step; 8])
             }
         }
@@ -245,14 +248,36 @@ impl Scales {
             };
             let (steps, mins) = (factors(a, c), factors(b, _mm256_srli_epi32::<4>(c)));
             let of_each = |scale, factors: [__m256i; 2]| {
-                std::array::from_fn(|i| {
+                std::array::from_fn::<_, 8, _>(|i| {
                     let factor = _mm256_cvtepi32_ps(field(factors[i / 4], 8 * (i % 4), 0xff));
                     _mm256_mul_ps(scale, factor)
                 })
             };
             Self {
-                mins: of_each(min, mins),
+                mins: of_each(min, mins).map(|min| [min; 2]),
                 ..Self::of_steps(of_each(step, steps))
+            }
+        }
+    }
+
+    /// Step and minimum, and four bits for the factor of both of 16 values each: those of the step are the low ones.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn of_q2_k(units: Units) -> Self {
+        // SAFETY: the caller has units, and the features.
+        unsafe {
+            let both = columns(units, 0);
+            // A unit ends with step and minimum.
+            let [.., halves] = columns(units, 68);
+            let (step, min) = two_halves(halves);
+            let min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0));
+            let of_half =
+                |half: usize, from: usize| field(both[half / 4], 8 * (half % 4) + from, 15);
+            let minimum = |half: usize| _mm256_mul_ps(min, _mm256_cvtepi32_ps(of_half(half, 4)));
+            Self {
+                mins: std::array::from_fn(|i| [minimum(2 * i), minimum(2 * i + 1)]),
+                factors: std::array::from_fn(|i| [of_half(2 * i, 0), of_half(2 * i + 1, 0)]),
+                ..Self::of_steps([step; 8])
             }
         }
     }
@@ -329,55 +354,6 @@ impl Scales {
             }))
         }
     }
-}
-
-/// Values that are rounded to integers.
-pub(super) trait Floats {
-    /// Of a block.
-    const BYTES: usize;
-
-    /// A block.
-    ///
-    /// # Safety
-    /// There must be one. The CPU must have AVX2, FMA and F16C.
-    unsafe fn load(at: *const u8) -> [__m256; 4];
-
-    /// A block as integers.
-    ///
-    /// # Safety
-    /// As for `load`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn round(at: *const u8) -> Integers {
-        // SAFETY: the caller's promise.
-        unsafe { Integers::round(Self::load(at), MAX) }
-    }
-}
-
-macro_rules! floats {
-    ($($ty:ident: $bytes:literal, |$at:ident, $i:ident| $eight:expr;)*) => {$(
-        pub(super) struct $ty;
-
-        impl Floats for $ty {
-            const BYTES: usize = 32 * $bytes;
-
-            #[inline]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn load($at: *const u8) -> [__m256; 4] {
-                // SAFETY: the caller's promise.
-                std::array::from_fn(|$i| unsafe { $eight })
-            }
-        }
-    )*};
-}
-
-floats! {
-    F32: 4, |at, i| _mm256_loadu_ps(at.cast::<f32>().add(8 * i));
-    F16: 2, |at, i| _mm256_cvtph_ps(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
-    BF16: 2, |at, i| {
-        let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast::<__m128i>().add(i)));
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
-    };
 }
 
 /// 32 bytes.

@@ -10,7 +10,6 @@ mod tile;
 
 pub(super) use super::avx512::bytes::{BYTE_TILE_HEIGHT, round_to_bytes};
 pub(super) use formats::has_format;
-pub(super) use panel::unpacks;
 pub(super) use tile::TILES;
 
 /// The fastest tiles of this CPU.

@@ -1,43 +1,33 @@
 //! Panels of weights.
 
-use super::super::{Blocks, Line, WIDTH, WORDS};
-use super::formats::{
-    BF16, F16, F32, Floats, Format, GROUP, Scales, Units, Visit, for_each_block, groups,
-    has_format, visit,
-};
-use super::{columns, store_lanes};
+use super::super::{BLOCK, Blocks, Line, MAX, Mins, WIDTH, WORDS};
+use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
+use super::{Integers, columns, store_lanes};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
-/// Whether there is a way from weights of type `ty` to a panel.
-pub(in super::super) fn unpacks(ty: GgmlType) -> bool {
-    has_format(ty) || matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
-}
-
 impl Blocks<'_> {
-    /// Unpacks blocks of type `ty`, and says whether they have minimums. `None` if there is no way but through F32.
+    /// Unpacks blocks of type `ty`, and says which minimums they have. `None` if there is no way but through F32.
     ///
     /// # Safety
     /// The rows must have as many blocks as there are steps, and the CPU AVX2, FMA and F16C.
-    pub(in super::super) unsafe fn unpack(self, ty: GgmlType) -> Option<bool> {
+    pub(in super::super) unsafe fn unpack(self, ty: GgmlType) -> Option<Mins> {
         // SAFETY: the caller's promise.
         unsafe {
             match ty {
-                GgmlType::F32 => Some(self.round::<F32>()),
-                GgmlType::F16 => Some(self.round::<F16>()),
-                GgmlType::BF16 => Some(self.round::<BF16>()),
+                GgmlType::F32 => Some(self.round()),
                 _ => visit(ty, self),
             }
         }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn copy<F: Format>(self) -> bool {
+    unsafe fn copy<F: Format>(self) -> Mins {
         let blocks = self.words.as_chunks_mut::<WORDS>().0;
         for (lane, rows) in groups(self.first, self.row_bytes, self.rows) {
             let all = (blocks.chunks_mut(F::BLOCKS))
                 .zip(self.steps.chunks_mut(F::BLOCKS))
-                .zip(self.mins.chunks_mut(F::BLOCKS));
+                .zip(self.mins.chunks_mut(F::BLOCKS * F::PARTS));
             for (u, ((blocks, steps), mins)) in all.enumerate() {
                 let units = Units::new::<F>(&rows, u);
                 // SAFETY: unit u of these rows.
@@ -46,23 +36,34 @@ impl Blocks<'_> {
                     for_each_block!(F, I, {
                         store_lanes(_mm256_castps_si256(scales.steps[I]), &mut steps[I], lane);
                         if F::MINS {
-                            store_lanes(_mm256_castps_si256(scales.mins[I]), &mut mins[I], lane);
+                            for (part, min) in scales.mins[I].into_iter().enumerate().take(F::PARTS)
+                            {
+                                let to = &mut mins[I * F::PARTS + part];
+                                store_lanes(_mm256_castps_si256(min), to, lane);
+                            }
                         }
                         copy_block::<F>(units, I, &scales, &mut blocks[I], lane);
                     });
                 }
             }
         }
-        F::MINS
+        match (F::MINS, F::FACTORS) {
+            (false, _) => Mins::None,
+            (true, false) => Mins::OfBlocks,
+            (true, true) => Mins::OfHalves,
+        }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn round<F: Floats>(self) -> bool {
+    unsafe fn round(self) -> Mins {
         let blocks = self.words.as_chunks_mut::<WORDS>().0;
         for (lane, rows) in groups(self.first, self.row_bytes, self.rows) {
             for (b, (to, steps)) in blocks.iter_mut().zip(&mut *self.steps).enumerate() {
                 // SAFETY: block b of these rows.
-                let rounded = rows.map(|row| unsafe { F::round(row.wrapping_add(b * F::BYTES)) });
+                let rounded = rows.map(|row| unsafe {
+                    let block = row.cast::<[f32; BLOCK]>().wrapping_add(b);
+                    Integers::round_block(&block.read_unaligned(), MAX)
+                });
                 for (r, rounded) in rounded.iter().enumerate() {
                     steps.0[lane + r] = rounded.step;
                 }
@@ -73,14 +74,14 @@ impl Blocks<'_> {
                 }
             }
         }
-        false
+        Mins::None
     }
 }
 
 impl Visit for Blocks<'_> {
-    type Output = bool;
+    type Output = Mins;
 
-    unsafe fn visit<F: Format>(self) -> bool {
+    unsafe fn visit<F: Format>(self) -> Mins {
         // SAFETY: the caller's promise.
         unsafe { self.copy::<F>() }
     }

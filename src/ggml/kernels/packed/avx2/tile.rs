@@ -1,6 +1,6 @@
 //! Register tiles of 16 rows of W and a few of X.
 
-use super::super::{Tile, Tiles, WIDTH, WORDS, by_height};
+use super::super::{Mins, NO_MINS, OF_BLOCKS, OF_HALVES, Tile, Tiles, WIDTH, WORDS, by_height};
 use std::arch::x86_64::*;
 
 /// With two registers of a panel half of the 16 registers hold sums.
@@ -19,15 +19,16 @@ impl Tile {
     unsafe fn avx2_rows(&self, t: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            match self.mins {
-                None => by_height!(self.fixed::<false>, t, 1 2 3 4),
-                Some(_) => by_height!(self.fixed::<true>, t, 1 2 3 4),
+            match self.kind {
+                Mins::None => by_height!(self.fixed::<NO_MINS>, t, 1 2 3 4),
+                Mins::OfBlocks => by_height!(self.fixed::<OF_BLOCKS>, t, 1 2 3 4),
+                Mins::OfHalves => by_height!(self.fixed::<OF_HALVES>, t, 1 2 3 4),
             }
         }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fixed<const MINS: bool, const N: usize>(&self) {
+    unsafe fn fixed<const MINS: u8, const N: usize>(&self) {
         let Self { y, x_stride, .. } = *self;
         // SAFETY: the caller's promise; with fewer elements than a panel has rows, Y is reached through a copy.
         unsafe {
@@ -68,14 +69,33 @@ impl Tile {
                         *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), step, *sum);
                     }
                 }
-                if MINS && let Some(mins) = self.mins {
-                    let mins = of_block(mins);
+                if MINS == OF_BLOCKS {
+                    let mins = of_block(self.mins);
                     for (t, sums) in sums.iter_mut().enumerate() {
                         let x_step = _mm256_broadcast_ss(&*self.x_steps.add(t * x_stride + b));
                         let x_sum = _mm256_broadcast_ss(&*self.x_sums.add(t * x_stride + b));
                         let x_sum = _mm256_mul_ps(x_sum, x_step);
                         for (sum, min) in sums.iter_mut().zip(mins) {
                             *sum = _mm256_fmadd_ps(min, x_sum, *sum);
+                        }
+                    }
+                }
+                if MINS == OF_HALVES {
+                    let of_half = |half: usize| {
+                        let mins = self.mins.add((2 * b + half) * WIDTH);
+                        [0, 8].map(|v| _mm256_load_ps(mins.add(v)))
+                    };
+                    let mins = [of_half(0), of_half(1)];
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        let x_step = _mm256_broadcast_ss(&*self.x_steps.add(t * x_stride + b));
+                        let x_sum = _mm256_broadcast_ss(&*self.x_sums.add(t * x_stride + b));
+                        let x_first = _mm256_broadcast_ss(&*self.x_firsts.add(t * x_stride + b));
+                        let x_sums = [x_first, _mm256_sub_ps(x_sum, x_first)];
+                        for (mins, x_sum) in mins.into_iter().zip(x_sums) {
+                            let x_sum = _mm256_mul_ps(x_sum, x_step);
+                            for (sum, min) in sums.iter_mut().zip(mins) {
+                                *sum = _mm256_fmadd_ps(min, x_sum, *sum);
+                            }
                         }
                     }
                 }

@@ -40,7 +40,6 @@ impl ByteBlocks<'_> {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn copy<F: Format>(mut self) -> Kind {
         const { assert!(LANES == ROWS) };
-        const { assert!(!(F::FACTORS && F::MINS)) };
         let (row_bytes, blocks) = (self.row_bytes, self.blocks);
         for (line, rows) in sixteens(self.first, row_bytes, self.rows).enumerate() {
             let mut to = ToLine {
@@ -53,7 +52,8 @@ impl ByteBlocks<'_> {
         match (F::FACTORS, F::MINS) {
             (false, false) => Kind::Steps,
             (false, true) => Kind::StepsAndMins,
-            (true, _) => Kind::StepsOfHalves,
+            (true, false) => Kind::StepsOfHalves,
+            (true, true) => Kind::StepsAndMinsOfHalves,
         }
     }
 }
@@ -118,8 +118,10 @@ impl ToLine<'_, '_> {
             put(block, two.steps::<F>(which, 0), start(0, QUADS));
         }
         if F::MINS {
-            let mins = _mm512_castps_si512(two.mins::<F>(which));
-            store(mins, &mut panel.mins[block][line]);
+            for part in 0..F::PARTS {
+                let mins = _mm512_castps_si512(two.mins::<F>(which, part));
+                store(mins, &mut panel.mins[block * F::PARTS + part][line]);
+            }
         }
     }
 }
@@ -151,12 +153,16 @@ impl ByteTile {
         const STEPS: u8 = Kind::Steps as u8;
         const STEPS_AND_MINS: u8 = Kind::StepsAndMins as u8;
         const STEPS_OF_HALVES: u8 = Kind::StepsOfHalves as u8;
+        const ALL_OF_HALVES: u8 = Kind::StepsAndMinsOfHalves as u8;
         // SAFETY: the caller's promise.
         unsafe {
             match self.kind {
                 Kind::Steps => by_height!(self.fixed::<STEPS>, t, 1 2 3 4 5 6),
                 Kind::StepsAndMins => by_height!(self.fixed::<STEPS_AND_MINS>, t, 1 2 3 4 5 6),
                 Kind::StepsOfHalves => by_height!(self.fixed::<STEPS_OF_HALVES>, t, 1 2 3 4 5 6),
+                Kind::StepsAndMinsOfHalves => {
+                    by_height!(self.fixed::<ALL_OF_HALVES>, t, 1 2 3 4 5 6)
+                }
             }
         }
     }
@@ -167,7 +173,8 @@ impl ByteTile {
         let Self { y, x, .. } = *self;
         let there = (1u64 << y.width) - 1;
         let there = [there as __mmask16, (there >> LANES) as __mmask16];
-        let parts = match KIND == Kind::StepsOfHalves as u8 {
+        let min_halves = KIND == Kind::StepsAndMinsOfHalves as u8;
+        let parts = match KIND == Kind::StepsOfHalves as u8 || min_halves {
             true => 2,
             false => 1,
         };
@@ -198,6 +205,23 @@ impl ByteTile {
                         for ((sum, acc), step) in sums.iter_mut().zip(acc).zip(steps) {
                             let step = _mm512_mul_ps(step, x_step);
                             *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), step, *sum);
+                        }
+                    }
+                }
+                if min_halves {
+                    let of_half = |half: usize| {
+                        let mins = self.mins.add((2 * b + half) * BYTE_WIDTH);
+                        [0, LANES].map(|l| _mm512_load_ps(mins.add(l)))
+                    };
+                    let mins = [of_half(0), of_half(1)];
+                    for (t, sums) in sums.iter_mut().enumerate() {
+                        let x_sum = _mm512_set1_ps(*x.sums.add(t * x.stride + b));
+                        let x_first = _mm512_set1_ps(*x.firsts.add(t * x.stride + b));
+                        let x_sums = [x_first, _mm512_sub_ps(x_sum, x_first)];
+                        for (mins, x_sum) in mins.into_iter().zip(x_sums) {
+                            for (sum, min) in sums.iter_mut().zip(mins) {
+                                *sum = _mm512_fmadd_ps(min, x_sum, *sum);
+                            }
                         }
                     }
                 }

@@ -132,7 +132,14 @@ impl<const N: usize> two::Visit for Products<N> {
                     }
                     if F::MINS {
                         let x_sum = _mm512_set1_ps(*x.sums.add(at));
-                        *sum = _mm512_fmadd_ps(two.mins::<F>(b), x_sum, *sum);
+                        if F::FACTORS {
+                            let x_first = _mm512_set1_ps(*x.firsts.add(at));
+                            let x_second = _mm512_sub_ps(x_sum, x_first);
+                            *sum = _mm512_fmadd_ps(two.mins::<F>(b, 0), x_first, *sum);
+                            *sum = _mm512_fmadd_ps(two.mins::<F>(b, 1), x_second, *sum);
+                        } else {
+                            *sum = _mm512_fmadd_ps(two.mins::<F>(b, 0), x_sum, *sum);
+                        }
                     }
                 };
                 add_block(0, [first[0], second[0]]);

@@ -118,12 +118,12 @@ impl<const I: usize> Two<'_, I> {
         _mm512_mul_ps(steps, lanes([factors(&scales[0]), factors(&scales[1])]))
     }
 
-    /// Minimums of one of the blocks. Lanes are rows.
+    /// Minimums of one of the blocks; of its half, if halves have factors. Lanes are rows.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) fn mins<F: Format>(&self, block: usize) -> __m512 {
+    pub(super) fn mins<F: Format>(&self, block: usize, half: usize) -> __m512 {
         let (scales, index) = (self.blocks[block].scales, Self::index::<F>(block));
-        lanes([scales[0].mins[index], scales[1].mins[index]])
+        lanes([scales[0].mins[index][half], scales[1].mins[index][half]])
     }
 }
 
