@@ -1,6 +1,6 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::packed::{has_avx512, has_format};
+use super::packed::{has_bytes, has_format, has_words};
 use super::{Bits, MulMatBack, has_attention, has_mul_mat};
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, GraphMemory, Scoring, Tensor, ThreadPool, quantize_rows};
@@ -41,8 +41,9 @@ pub fn mul_mat_back_seconds(
     let transposed = weights(GgmlType::BF16, n, k);
     let product = |bits| Measured::product(ty, [k, n, t], &w, bits);
     let mut bf16 = Measured::product(GgmlType::BF16, [n, k, t], &transposed, None);
-    let mut own = has_mul_mat(ty, k).then(|| product(Some(Bits::Fourteen)));
-    let in_bytes = has_avx512() && has_format(ty);
+    let in_words = has_words() && has_mul_mat(ty, k);
+    let mut own = in_words.then(|| product(Some(Bits::Fourteen)));
+    let in_bytes = has_bytes() && has_format(ty);
     let mut in_bytes = in_bytes.then(|| product(Some(Bits::Eight)));
     let mut forward = product(None);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
@@ -287,8 +288,8 @@ mod tests {
                 .iter()
                 .all(|t| t.is_finite() && *t > 0.0)
         );
-        assert_eq!(s.forward > 0.0, has_mul_mat(GgmlType::Q8_0, 64));
-        assert_eq!(s.forward_in_bytes > 0.0, has_avx512());
+        assert_eq!(s.forward > 0.0, has_words());
+        assert_eq!(s.forward_in_bytes > 0.0, has_bytes());
         let shape = AttentionShape {
             d: 32,
             h: 2,

@@ -21,9 +21,9 @@ const CHUNK: usize = 256;
 
 /// Whether this CPU has the kernel, for rows of `k` values of type `ty`.
 pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
-    packed::available()
-        && k.is_multiple_of(BLOCK)
-        && (ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16))
+    let in_words = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
+    let in_bytes = packed::has_bytes() && packed::has_format(ty);
+    k.is_multiple_of(BLOCK) && (packed::has_words() && in_words || in_bytes)
 }
 
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
@@ -31,6 +31,9 @@ const FEWEST_UNPACKED: usize = 32;
 
 /// To how many bits `t` rows of X are rounded if the kernel is asked for: the bits of a row's product do not depend on `t`. `None` if it is not sensible.
 pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
+    if !packed::has_words() {
+        return packed::has_format(ty).then_some(Bits::Eight);
+    }
     let fewest = match packed::has_format(ty) {
         true => 1,
         false => FEWEST_UNPACKED,
@@ -40,7 +43,7 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
 
 /// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
 pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
-    if packed::has_avx512() && packed::has_format(ty) {
+    if packed::has_bytes() && packed::has_format(ty) {
         return Some(Bits::Eight);
     }
     let fewest = match Ggml::built_for() {

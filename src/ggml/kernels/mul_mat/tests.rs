@@ -100,18 +100,24 @@ impl Case {
 
 /// With what the kernel can run here; a test that cannot says so.
 fn available() -> Vec<(GgmlType, Bits)> {
-    if !packed::available() {
-        ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
-        return Vec::new();
+    let mut all = Vec::new();
+    match packed::has_words() {
+        true => all.extend(types().iter().map(|&ty| (ty, Bits::Fourteen))),
+        false => {
+            ggraft_testkit::skipped("products forward in 16-bit integers (needs AVX2 and FMA)");
+        }
     }
-    let mut all: Vec<_> = types().iter().map(|&ty| (ty, Bits::Fourteen)).collect();
-    if !packed::has_avx512() {
-        ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI)");
-        return all;
+    let in_words = all.len();
+    match packed::has_bytes() {
+        true => {
+            let in_bytes = types().iter().filter(|&&ty| packed::has_format(ty));
+            all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
+            assert_eq!(all.len(), in_words + 11);
+        }
+        false => ggraft_testkit::skipped(
+            "products forward in bytes (needs AVX-512 VNNI or Arm's dot products)",
+        ),
     }
-    let in_bytes = types().iter().filter(|&&ty| packed::has_format(ty));
-    all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
-    assert_eq!(all.len(), 14 + 11);
     all
 }
 

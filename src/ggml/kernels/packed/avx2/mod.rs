@@ -8,7 +8,7 @@ pub(super) mod formats;
 mod panel;
 mod tile;
 
-pub(super) use super::avx512::bytes::{BYTE_TILE_HEIGHT, round_to_bytes};
+pub(super) use super::avx512::bytes::{BIASED, BYTE_TILE_HEIGHT, round_to_bytes};
 pub(super) use formats::has_format;
 pub(super) use panel::unpacks;
 pub(super) use tile::TILES;
