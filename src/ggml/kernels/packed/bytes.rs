@@ -53,18 +53,6 @@ impl ByteRows {
         }
     }
 
-    /// Without the blocks before `block`.
-    #[cfg(target_arch = "aarch64")]
-    #[inline]
-    pub(super) fn at_block(self, block: usize) -> Self {
-        Self {
-            quads: self.quads.wrapping_add(block * QUADS),
-            steps: self.steps.wrapping_add(block),
-            sums: self.sums.wrapping_add(block),
-            ..self
-        }
-    }
-
     /// Without the rows before `t`.
     fn at_row(self, t: usize) -> Self {
         let words = t * self.stride;

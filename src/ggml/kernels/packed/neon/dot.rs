@@ -2,10 +2,10 @@
 //!
 //! A row's block times one of X is sums of eight products, a lane each. Those of four rows are added across in pairs: then lanes are rows.
 
-use super::super::bytes::{ByteRows, QUADS};
+use super::super::bytes::ByteRows;
 use super::super::{BLOCK, Bits, Dots, Rows, by_height};
 use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
-use super::sdot;
+use super::{Bytes, sdot};
 use crate::file::types::GgmlType;
 use std::arch::aarch64::*;
 
@@ -50,86 +50,128 @@ impl Dots {
     }
 
     /// Of four rows of W. Lanes are rows.
+    #[inline]
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn group<F: Format, const N: usize>(&self, rows: Units) -> [float32x4_t; N] {
-        let x = ByteRows::new(Rows {
+        let mut x = ByteRows::new(Rows {
             words: self.x,
             t: N,
             k: self.k,
             first: 0,
         });
         let (mut units, mut sums) = (rows, [vdupq_n_f32(0.0); N]);
-        for first in (0..self.k / BLOCK).step_by(F::BLOCKS) {
+        for _ in 0..self.k / BLOCK / F::BLOCKS {
             // SAFETY: a unit of these rows of W, its blocks of X.
             unsafe {
                 let scales = F::scales(units);
                 for_each_block!(F, I, {
-                    add_block::<F, N>((units, I), &scales, x.at_block(first + I), &mut sums)
+                    add_block::<F, N, I>(units, &scales, x.at_block(I), &mut sums)
                 });
             }
             units = units.next::<F>();
+            x = x.at_block(F::BLOCKS);
         }
         sums
     }
 }
 
-/// Adds a block of the rows' units times one of X. Lanes are rows.
+/// Adds block `I` of the rows' units times one of X. Lanes are rows.
+///
+/// A function for each block is called in one place only, and so becomes part of the caller.
 ///
 /// # Safety
 /// The units must exist, and the block of X. The CPU must have dot products of bytes.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn add_block<F: Format, const N: usize>(
-    (units, i): (Units, usize),
+unsafe fn add_block<F: Format, const N: usize, const I: usize>(
+    units: Units,
     scales: &Scales,
     x: ByteRows,
     sums: &mut [float32x4_t; N],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let zero = vdupq_n_s32(0);
-        let rows_of_x: [[int8x16_t; 2]; N] = std::array::from_fn(|t| {
-            [0, QUADS / 2].map(|quad| vld1q_s8(x.quads.add(t * x.stride + quad).cast()))
-        });
-        // What sums begin with: minus what the integers of W are more than they stand for.
-        let starts = rows_of_x.map(|[first, second]| {
-            let less = vdupq_n_s8(-F::OFFSET);
-            let start = |sum, x| match F::OFFSET {
-                0 => sum,
-                _ => sdot(sum, less, x),
-            };
-            match F::HALVES {
-                true => [start(zero, first), start(zero, second)],
-                false => [start(start(zero, first), second), zero],
-            }
-        });
-        let row = |r: usize| -> [[int32x4_t; 2]; N] {
-            let [first, second] = F::bytes(units.of(r), i);
-            std::array::from_fn(|t| {
-                let ([x, y], [start, other]) = (rows_of_x[t], starts[t]);
-                let sum = sdot(start, first, x);
-                match F::HALVES {
-                    true => [sum, sdot(other, second, y)],
-                    false => [sdot(sum, second, y), other],
-                }
-            })
-        };
-        let add = |a: [[int32x4_t; 2]; N], b: [[int32x4_t; 2]; N]| -> [[int32x4_t; 2]; N] {
-            std::array::from_fn(|t| [0, 1].map(|half| vpaddq_s32(a[t][half], b[t][half])))
-        };
-        let products = add(add(row(0), row(1)), add(row(2), row(3)));
-        for (t, (sum, products)) in sums.iter_mut().zip(products).enumerate() {
-            let x_step = *x.steps.add(t * x.stride);
-            for (products, step) in products.into_iter().zip(scales.steps[i]) {
-                let step = vmulq_n_f32(step, x_step);
+        let x = RowsOfX::<N>::new::<F>(x);
+        let first = x.pair::<F>(F::bytes(units.of(0), I), F::bytes(units.of(1), I));
+        let second = x.pair::<F>(F::bytes(units.of(2), I), F::bytes(units.of(3), I));
+        for (t, sum) in sums.iter_mut().enumerate() {
+            for half in 0..halves::<F>() {
+                let products = vpaddq_s32(first[t][half], second[t][half]);
+                let step = vmulq_n_f32(scales.steps[half][I], x.steps[t]);
                 *sum = vfmaq_f32(*sum, vcvtq_f32_s32(products), step);
-                if !F::HALVES {
-                    break;
-                }
             }
             if F::MINS {
-                *sum = vfmaq_n_f32(*sum, scales.mins[i], *x.sums.add(t * x.stride));
+                *sum = vfmaq_n_f32(*sum, scales.mins[I], x.sums[t]);
             }
         }
+    }
+}
+
+/// How many sums a block has: each half's, if halves have steps of their own.
+const fn halves<F: Format>() -> usize {
+    if F::HALVES { 2 } else { 1 }
+}
+
+/// A block of rows of X.
+struct RowsOfX<const N: usize> {
+    bytes: [Bytes; N],
+    /// What sums of products begin with: minus what the integers of W are more than they stand for.
+    starts: [[int32x4_t; 2]; N],
+    steps: [f32; N],
+    /// Times steps.
+    sums: [f32; N],
+}
+
+impl<const N: usize> RowsOfX<N> {
+    /// # Safety
+    /// There must be `N` rows. The CPU must have dot products of bytes.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn new<F: Format>(x: ByteRows) -> Self {
+        let zero = vdupq_n_s32(0);
+        let mut rows = Self {
+            bytes: [[vdupq_n_s8(0); 2]; N],
+            starts: [[zero; 2]; N],
+            steps: [0.0; N],
+            sums: [0.0; N],
+        };
+        for t in 0..N {
+            // SAFETY: row `t`.
+            unsafe {
+                rows.bytes[t] = [x.half(t, 0), x.half(t, 1)];
+                rows.steps[t] = *x.steps.add(t * x.stride);
+                if F::MINS {
+                    rows.sums[t] = *x.sums.add(t * x.stride);
+                }
+            }
+            if F::OFFSET != 0 {
+                let starts = &mut rows.starts[t];
+                for half in 0..2 {
+                    let start = &mut starts[half * (halves::<F>() - 1)];
+                    *start = sdot(*start, vdupq_n_s8(-F::OFFSET), rows.bytes[t][half]);
+                }
+            }
+        }
+        rows
+    }
+
+    /// Sums of products with two rows of W: two of each, for each half if halves have steps of their own.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    fn pair<F: Format>(&self, a: Bytes, b: Bytes) -> [[int32x4_t; 2]; N] {
+        let mut sums = self.starts;
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let mut products = [*sums; 2];
+            for (products, w) in products.iter_mut().zip([a, b]) {
+                for half in 0..2 {
+                    let sum = &mut products[half * (halves::<F>() - 1)];
+                    *sum = sdot(*sum, w[half], self.bytes[t][half]);
+                }
+            }
+            for (half, sum) in sums.iter_mut().enumerate() {
+                *sum = vpaddq_s32(products[0][half], products[1][half]);
+            }
+        }
+        sums
     }
 }

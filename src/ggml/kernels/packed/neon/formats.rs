@@ -65,8 +65,8 @@ pub(super) trait Format {
 
 /// What the integers of a unit in each of [`GROUP`] rows are multiplied with, and what is added. Lanes are rows.
 pub(super) struct Scales {
-    /// Of the halves of each block: the first one's are those of whole blocks.
-    pub(super) steps: [[float32x4_t; 2]; 8],
+    /// Of each block's first half, or the whole of it, and of its second half.
+    pub(super) steps: [[float32x4_t; 8]; 2],
     pub(super) mins: [float32x4_t; 8],
 }
 
@@ -182,13 +182,14 @@ formats! {
 }
 
 impl Scales {
-    /// Without minimums.
+    /// Of whole blocks, without minimums.
     #[inline]
     #[target_feature(enable = "neon")]
-    fn of_steps(steps: [[float32x4_t; 2]; 8]) -> Self {
+    fn of_steps(steps: [float32x4_t; 8]) -> Self {
+        let none = [vdupq_n_f32(0.0); 8];
         Self {
-            steps,
-            mins: [vdupq_n_f32(0.0); 8],
+            steps: [steps, none],
+            mins: none,
         }
     }
 
@@ -199,16 +200,12 @@ impl Scales {
         // SAFETY: the caller has units.
         unsafe {
             if !has_mins {
-                return Self::of_steps([[half_of_each(units, 0); 2]; 8]);
+                return Self::of_steps([half_of_each(units, 0); 8]);
             }
-            let at = |r: usize| units.of(r).cast::<u32>();
-            let both = vld1q_lane_u32::<0>(at(0), vdupq_n_u32(0));
-            let both = vld1q_lane_u32::<1>(at(1), both);
-            let both = vld1q_lane_u32::<2>(at(2), both);
-            let [step, min] = two_halves(vld1q_lane_u32::<3>(at(3), both));
+            let [step, min] = two_halves(word_of_each(units, 0));
             Self {
                 mins: [min; 8],
-                ..Self::of_steps([[step; 2]; 8])
+                ..Self::of_steps([step; 8])
             }
         }
     }
@@ -226,16 +223,15 @@ impl Scales {
             [vandq_u32(first, each_byte(0x3f)), vorrq_u32(low, high)]
         };
         let (steps, mins) = (factors(a, c), factors(b, vshrq_n_u32::<4>(c)));
-        let of_each = |scale, factors: [uint32x4_t; 2]| {
-            std::array::from_fn(|i| {
-                let factor = field(factors[i / 4], 8 * (i % 4), 8);
-                vmulq_f32(scale, vcvtq_f32_u32(factor))
-            })
-        };
-        Self {
-            mins: of_each(vnegq_f32(min), mins),
-            ..Self::of_steps(of_each(step, steps).map(|step| [step; 2]))
+        let min = vnegq_f32(min);
+        let mut scales = Self::of_steps([step; 8]);
+        for i in 0..8 {
+            let of =
+                |factors: [uint32x4_t; 2]| vcvtq_f32_u32(field(factors[i / 4], 8 * (i % 4), 8));
+            scales.steps[0][i] = vmulq_f32(step, of(steps));
+            scales.mins[i] = vmulq_f32(min, of(mins));
         }
+        scales
     }
 
     /// A step, and factors of 16 values each: six bits less 32, of which the low four come first, then the high two.
@@ -248,13 +244,11 @@ impl Scales {
         let shifted = |i: usize| vorrq_u32(vshrq_n_u32::<16>(c[i]), vshlq_n_u32::<16>(c[i + 1]));
         let (low, high) = ([shifted(0), shifted(1)], shifted(2));
         let four = |low, high| {
-            let (low, high) = (
-                vandq_u32(low, each_byte(0x0f)),
-                vandq_u32(high, each_byte(0x30)),
-            );
+            let low = vandq_u32(low, each_byte(0x0f));
+            let six = vorrq_u32(low, vandq_u32(high, each_byte(0x30)));
             // Less 32, byte by byte.
-            let factors = vreinterpretq_s8_u32(vorrq_u32(low, high));
-            vreinterpretq_s32_s8(vsubq_s8(factors, vdupq_n_s8(32)))
+            let factors = vsubq_s8(vreinterpretq_s8_u32(six), vdupq_n_s8(32));
+            vreinterpretq_s32_s8(factors)
         };
         let four = [
             four(low[0], vshlq_n_u32::<4>(high)),
@@ -270,22 +264,23 @@ impl Scales {
     #[target_feature(enable = "neon")]
     unsafe fn of_q6_k(units: Units) -> Self {
         // SAFETY: the caller has units.
-        let (factors, step) = unsafe { (header(units, 192), half_of_each(units, 208)) };
-        Self::of_factors(step, factors.map(|x| vreinterpretq_s32_u32(x)))
+        let ([a, b, c, d], step) = unsafe { (header(units, 192), half_of_each(units, 208)) };
+        let [a, b] = [vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b)];
+        let [c, d] = [vreinterpretq_s32_u32(c), vreinterpretq_s32_u32(d)];
+        Self::of_factors(step, [a, b, c, d])
     }
 
     /// A step, and factors of 16 values each: bytes with a sign.
     #[inline]
     #[target_feature(enable = "neon")]
     fn of_factors(step: float32x4_t, four: [int32x4_t; 4]) -> Self {
-        let of_half = |i: usize| {
+        let mut scales = Self::of_steps([step; 8]);
+        for i in 0..16 {
             let up = vdupq_n_s32(24 - 8 * (i % 4) as i32);
             let factor = vshrq_n_s32::<24>(vshlq_s32(four[i / 4], up));
-            vmulq_f32(step, vcvtq_f32_s32(factor))
-        };
-        Self::of_steps(std::array::from_fn(|i| {
-            [of_half(2 * i), of_half(2 * i + 1)]
-        }))
+            scales.steps[i % 2][i / 2] = vmulq_f32(step, vcvtq_f32_s32(factor));
+        }
+        scales
     }
 
     /// A step, and six bits less 32 for each block's factor of it: the high two first, then the low four.
@@ -296,12 +291,14 @@ impl Scales {
         let [first, low, ..] = unsafe { header(units, 0) };
         let [step, _] = two_halves(first);
         let high = vshrq_n_u32::<16>(first);
-        Self::of_steps(std::array::from_fn(|i| {
+        let mut scales = Self::of_steps([step; 8]);
+        for i in 0..8 {
             let high = vshlq_n_u32::<4>(field(high, 2 * i, 2));
             let factor = vreinterpretq_s32_u32(vorrq_u32(field(low, 4 * i, 4), high));
             let factor = vcvtq_f32_s32(vsubq_s32(factor, vdupq_n_s32(32)));
-            [vmulq_f32(step, factor); 2]
-        }))
+            scales.steps[0][i] = vmulq_f32(step, factor);
+        }
+        scales
     }
 }
 
@@ -324,6 +321,20 @@ unsafe fn half_of_each(units: Units, offset: usize) -> float32x4_t {
         let halves = vld1_lane_u16::<1>(at(1), halves);
         let halves = vld1_lane_u16::<2>(at(2), halves);
         from_half(vld1_lane_u16::<3>(at(3), halves))
+    }
+}
+
+/// Words at an offset.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn word_of_each(units: Units, offset: usize) -> uint32x4_t {
+    // SAFETY: the caller has them.
+    unsafe {
+        let at = |r: usize| units.of(r).add(offset).cast::<u32>();
+        let words = vld1q_lane_u32::<0>(at(0), vdupq_n_u32(0));
+        let words = vld1q_lane_u32::<1>(at(1), words);
+        let words = vld1q_lane_u32::<2>(at(2), words);
+        vld1q_lane_u32::<3>(at(3), words)
     }
 }
 

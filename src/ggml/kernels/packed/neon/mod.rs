@@ -4,7 +4,7 @@
 //! Instructions multiply bytes that both have a sign, so X keeps its own, and sums begin with zero. The operations on each element are those of x86-64, and so
 //! are the bits.
 
-use super::bytes::QUADS;
+use super::bytes::{ByteRows, QUADS};
 use super::{BLOCK, Rounded, TINY};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -58,6 +58,30 @@ pub(super) fn round_to_bytes(x: &[f32; BLOCK], quads: &mut [f32; QUADS]) -> Roun
         step,
         sum: f32::from(first + second),
         half_sum: f32::from(first),
+    }
+}
+
+impl ByteRows {
+    /// Without the blocks before `block`.
+    #[inline]
+    fn at_block(self, block: usize) -> Self {
+        Self {
+            quads: self.quads.wrapping_add(block * QUADS),
+            steps: self.steps.wrapping_add(block),
+            sums: self.sums.wrapping_add(block),
+            ..self
+        }
+    }
+
+    /// Integers of half of the first block of row `t`.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn half(&self, t: usize, half: usize) -> int8x16_t {
+        // SAFETY: the caller's promise.
+        unsafe { vld1q_s8(self.quads.add(t * self.stride + half * (QUADS / 2)).cast()) }
     }
 }
 

@@ -249,19 +249,6 @@ unsafe fn add_matrices<'a>(
     }
 }
 
-impl ByteRows {
-    /// Integers of half of the first block of row `t`.
-    ///
-    /// # Safety
-    /// They must be there.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn half(&self, t: usize, half: usize) -> int8x16_t {
-        // SAFETY: the caller's promise.
-        unsafe { vld1q_s8(self.quads.add(t * self.stride + half * HALF).cast()) }
-    }
-}
-
 /// What is computed of rows of Y: up to [`ROWS`] elements, reached through a copy if there are fewer.
 struct Eight(Output);
 
