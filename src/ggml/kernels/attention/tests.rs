@@ -167,9 +167,9 @@ fn shape([d, h, hk, t, n, s]: [usize; 6]) -> Shape {
 
 /// Whether this CPU has the kernel; says so if not.
 fn available() -> bool {
-    let available = has(CpuLevel::Avx2);
+    let available = arch::available();
     if !available {
-        ggraft_testkit::skipped("attention by our own kernel (needs AVX2)");
+        ggraft_testkit::skipped("attention by our own kernel (needs AVX2 or NEON)");
     }
     available
 }
@@ -321,6 +321,7 @@ fn what_is_not_a_number_comes_out() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn all_kinds_of_tiles_give_the_same_bits() {
+    use crate::ggml::kernels::level::{CpuLevel, has};
     if !has(CpuLevel::Avx512) {
         ggraft_testkit::skipped("attention with AVX-512 beside AVX2 (needs AVX-512)");
         return;

@@ -3,7 +3,7 @@
 //! A row's block times one of X is sums of eight products, a lane each. Those of four rows are added across in pairs: then lanes are rows.
 
 use super::super::bytes::ByteRows;
-use super::super::{BLOCK, Bits, Dots, Rows, by_height};
+use super::super::{BLOCK, Bits, Dots, Rows, by_height, prefetch};
 use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
 use super::{Bytes, sdot};
 use crate::file::types::GgmlType;
@@ -61,6 +61,10 @@ impl Dots {
         });
         let (mut units, mut sums) = (rows, [vdupq_n_f32(0.0); N]);
         for _ in 0..self.k / BLOCK / F::BLOCKS {
+            for r in 0..GROUP {
+                let next = units.of(r).wrapping_add(GROUP * self.row_bytes);
+                prefetch(next, F::BYTES);
+            }
             // SAFETY: a unit of these rows of W, its blocks of X.
             unsafe {
                 let scales = F::scales(units);
