@@ -6,9 +6,7 @@
 use super::Ggml;
 use super::dequant::row_to_f32;
 use super::level;
-use super::packed::{
-    self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
-};
+use super::packed::{self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, Output, Panel, Rows, WIDTH};
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -136,7 +134,9 @@ impl MulMat {
         // SAFETY: the caller's promise.
         unsafe {
             match self.bits {
-                _ if self.t <= MOST_DOTS && packed::has_format(self.ty) => self.dots(rows),
+                _ if self.t <= packed::most_dots() && packed::has_format(self.ty) => {
+                    self.dots(rows)
+                }
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),
                 Bits::Fourteen => self.panels(rows, &PANEL),
             }

@@ -114,9 +114,7 @@ fn available() -> Vec<(GgmlType, Bits)> {
             all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
             assert_eq!(all.len(), in_words + 11);
         }
-        false => ggraft_testkit::skipped(
-            "products forward in bytes (needs AVX-512 VNNI or Arm's dot products)",
-        ),
+        false => ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI or NEON)"),
     }
     all
 }

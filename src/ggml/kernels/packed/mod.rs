@@ -67,7 +67,7 @@ pub(super) fn has_words() -> bool {
 
 /// Whether this CPU has the instructions for [`Bits::Eight`].
 pub(super) fn has_bytes() -> bool {
-    has_avx512() || has(CpuLevel::DotProd)
+    arch::has_bytes()
 }
 
 /// Whether this CPU has the dot products of AVX-512: tiles of many rows are multiplied with them.
@@ -86,7 +86,15 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
 }
 
 /// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
-pub(super) const MOST_DOTS: usize = 4;
+const MOST_DOTS: usize = 4;
+
+/// Up to how many rows of X weights are multiplied as they lie in memory, if their type has a format: always where there are no tiles.
+pub(super) fn most_dots() -> usize {
+    match arch::has_tiles() {
+        true => MOST_DOTS,
+        false => usize::MAX,
+    }
+}
 
 /// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32. With 14 bits they are, of all blocks, first their integers, then the steps,
 /// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].
@@ -162,7 +170,7 @@ pub(super) struct Dots {
     /// As [`pack_row`] gives them for so many bits.
     pub(super) x: *const f32,
     pub(super) bits: Bits,
-    /// Rows of X: 1 to [`MOST_DOTS`].
+    /// Rows of X: 1 to [`most_dots`].
     pub(super) t: usize,
     /// Values of a row.
     pub(super) k: usize,

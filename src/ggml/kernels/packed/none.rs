@@ -6,6 +6,14 @@ use crate::file::types::GgmlType;
 
 pub(super) use super::no_words::{fastest_tiles, round_row, unpacks};
 
+pub(super) fn has_bytes() -> bool {
+    false
+}
+
+pub(super) fn has_tiles() -> bool {
+    false
+}
+
 pub(super) const BIASED: bool = false;
 pub(super) const BYTE_TILE_HEIGHT: usize = 1;
 

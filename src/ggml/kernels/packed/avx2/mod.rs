@@ -13,6 +13,16 @@ pub(super) use formats::has_format;
 pub(super) use panel::unpacks;
 pub(super) use tile::TILES;
 
+/// Whether this CPU multiplies in bytes.
+pub(super) fn has_bytes() -> bool {
+    has_avx512()
+}
+
+/// Whether this CPU has tiles: all that have kernels do.
+pub(super) fn has_tiles() -> bool {
+    true
+}
+
 /// The fastest tiles of this CPU.
 pub(super) fn fastest_tiles() -> Tiles {
     if has_avx512() { avx512::TILES } else { TILES }

@@ -1,5 +1,5 @@
 use super::super::naive::{Layout, dot};
-use super::super::{BLOCK, Dots, MOST_DOTS, has_bytes, has_format, pack_row};
+use super::super::{BLOCK, Dots, has_bytes, has_format, most_dots, pack_row};
 use super::*;
 use crate::ggml::kernels::{TYPES, values};
 
@@ -75,9 +75,7 @@ fn product(ty: GgmlType, w: &[u8], x: &[f32], [k, rows, t]: [usize; 3], by_dots:
 #[test]
 fn products_are_those_of_plain_code() {
     if !has_bytes() {
-        ggraft_testkit::skipped(
-            "products in bytes beside plain code (needs AVX-512 VNNI or Arm's dot products)",
-        );
+        ggraft_testkit::skipped("products in bytes beside plain code (needs AVX-512 VNNI or NEON)");
         return;
     }
     let mut types = 0;
@@ -100,7 +98,11 @@ fn products_are_those_of_plain_code() {
                     .flat_map(|x| w_rows().map(move |w| dot(ty, w, x).to_bits()));
                 let want: Vec<_> = want.collect();
                 for by_dots in [false, true] {
-                    if by_dots && t > MOST_DOTS {
+                    let possible = match by_dots {
+                        true => t <= most_dots(),
+                        false => arch::has_tiles(),
+                    };
+                    if !possible {
                         continue;
                     }
                     let got = product(ty, &w, &x, [k, rows, t], by_dots);

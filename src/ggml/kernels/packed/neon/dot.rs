@@ -1,48 +1,85 @@
 //! Products of a few rows of X with weights as they lie in memory: the same operations on each element as in a [tile](super::tile), so the same bits.
 //!
-//! A row's block times one of X is sums of eight products, a lane each. Those of four rows are added across in pairs: then lanes are rows.
+//! A row's block times one of X is four sums of eight products. Those of four rows are added across in pairs: then lanes are rows.
 
 use super::super::bytes::ByteRows;
-use super::super::{BLOCK, Bits, Dots, Rows, by_height, prefetch};
+use super::super::{BLOCK, Bits, Dots, MOST_DOTS, Rows, by_height, packed_words, prefetch, tiles};
 use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
-use super::{Bytes, sdot};
+use super::{Bytes, dot, has_dot_products};
 use crate::file::types::GgmlType;
 use std::arch::aarch64::*;
 
-impl Visit for Dots {
+/// Rows of W that meet all rows of X before the next ones do: they stay in a cache meanwhile.
+const ROWS_AT_A_TIME: usize = 16;
+
+impl Dots {
+    /// False if nothing is done: there are no dot products of type `ty`. Here any number of rows of X may be asked for.
+    ///
+    /// # Safety
+    /// All pointers must be valid for that.
+    pub(in super::super::super) unsafe fn compute(self, ty: GgmlType) -> bool {
+        assert_eq!(self.bits, Bits::Eight);
+        let x_stride = packed_words(self.k, self.t, self.bits);
+        let mut done = true;
+        for first in (0..self.rows).step_by(ROWS_AT_A_TIME) {
+            for rows_of_x in tiles(self.t, MOST_DOTS) {
+                let some = Self {
+                    first: self.first.wrapping_add(first * self.row_bytes),
+                    rows: ROWS_AT_A_TIME.min(self.rows - first),
+                    x: self.x.wrapping_add(rows_of_x.start * x_stride),
+                    t: rows_of_x.len(),
+                    y: (self.y).wrapping_add(rows_of_x.start * self.y_stride + first),
+                    ..self
+                };
+                // SAFETY: the caller's promise.
+                let computed = unsafe {
+                    match has_dot_products() {
+                        true => visit(ty, ByteDots::<true>(some)),
+                        false => visit(ty, ByteDots::<false>(some)),
+                    }
+                };
+                done &= computed.is_some();
+            }
+        }
+        done
+    }
+}
+
+/// [`Dots`] of 1 to 4 rows of X, by that instruction or without it.
+struct ByteDots<const SDOT: bool>(Dots);
+
+impl<const SDOT: bool> Visit for ByteDots<SDOT> {
     type Output = ();
 
     unsafe fn visit<F: Format>(self) {
         // SAFETY: the caller's promise.
-        unsafe { by_height!(self.fixed::<F>, self.t, 1 2 3 4) }
+        unsafe { by_height!(self.fixed::<F>, self.0.t, 1 2 3 4) }
     }
 }
 
-impl Dots {
-    /// False if nothing is done: there are no dot products of type `ty`.
-    ///
+impl<const SDOT: bool> ByteDots<SDOT> {
     /// # Safety
-    /// All pointers must be valid for that, and the CPU have dot products of bytes.
-    pub(in super::super::super) unsafe fn compute(self, ty: GgmlType) -> bool {
-        assert_eq!(self.bits, Bits::Eight);
-        // SAFETY: the caller's promise.
-        unsafe { visit(ty, self) }.is_some()
-    }
-
-    #[target_feature(enable = "neon,dotprod")]
+    /// As for [`Dots::compute`]; with `SDOT` the CPU must have that instruction.
+    #[target_feature(enable = "neon")]
     unsafe fn fixed<F: Format, const N: usize>(self) {
-        for (first, rows) in groups(self.first, self.row_bytes, self.rows) {
+        let Dots {
+            rows: n,
+            y,
+            y_stride,
+            ..
+        } = self.0;
+        for (first, rows) in groups(self.0.first, self.0.row_bytes, n) {
             // SAFETY: rows of W, and elements of Y.
             unsafe {
                 let sums = self.group::<F, N>(rows);
                 for (t, sum) in sums.into_iter().enumerate() {
-                    let y = self.y.add(t * self.y_stride + first);
-                    if first + GROUP <= self.rows {
+                    let y = y.add(t * y_stride + first);
+                    if first + GROUP <= n {
                         vst1q_f32(y, sum);
                     } else {
                         let mut lanes = [0.0f32; GROUP];
                         vst1q_f32(lanes.as_mut_ptr(), sum);
-                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), y, self.rows - first);
+                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), y, n - first);
                     }
                 }
             }
@@ -51,25 +88,28 @@ impl Dots {
 
     /// Of four rows of W. Lanes are rows.
     #[inline]
-    #[target_feature(enable = "neon,dotprod")]
+    #[target_feature(enable = "neon")]
     unsafe fn group<F: Format, const N: usize>(&self, rows: Units) -> [float32x4_t; N] {
+        let Dots {
+            x, k, row_bytes, ..
+        } = self.0;
         let mut x = ByteRows::new(Rows {
-            words: self.x,
+            words: x,
             t: N,
-            k: self.k,
+            k,
             first: 0,
         });
         let (mut units, mut sums) = (rows, [vdupq_n_f32(0.0); N]);
-        for _ in 0..self.k / BLOCK / F::BLOCKS {
+        for _ in 0..k / BLOCK / F::BLOCKS {
             for r in 0..GROUP {
-                let next = units.of(r).wrapping_add(GROUP * self.row_bytes);
+                let next = units.of(r).wrapping_add(GROUP * row_bytes);
                 prefetch(next, F::BYTES);
             }
             // SAFETY: a unit of these rows of W, its blocks of X.
             unsafe {
                 let scales = F::scales(units);
                 for_each_block!(F, I, {
-                    add_block::<F, N, I>(units, &scales, x.at_block(I), &mut sums)
+                    add_block::<F, SDOT, N, I>(units, &scales, x.at_block(I), &mut sums)
                 });
             }
             units = units.next::<F>();
@@ -84,10 +124,10 @@ impl Dots {
 /// A function for each block is called in one place only, and so becomes part of the caller.
 ///
 /// # Safety
-/// The units must exist, and the block of X. The CPU must have dot products of bytes.
+/// The units must exist, and the block of X. With `SDOT` the CPU must have that instruction.
 #[inline]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn add_block<F: Format, const N: usize, const I: usize>(
+#[target_feature(enable = "neon")]
+unsafe fn add_block<F: Format, const SDOT: bool, const N: usize, const I: usize>(
     units: Units,
     scales: &Scales,
     x: ByteRows,
@@ -95,9 +135,9 @@ unsafe fn add_block<F: Format, const N: usize, const I: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let x = RowsOfX::<N>::new::<F>(x);
-        let first = x.pair::<F>(F::bytes(units.of(0), I), F::bytes(units.of(1), I));
-        let second = x.pair::<F>(F::bytes(units.of(2), I), F::bytes(units.of(3), I));
+        let x = RowsOfX::<N>::new::<F, SDOT>(x);
+        let first = x.pair::<F, SDOT>(F::bytes(units.of(0), I), F::bytes(units.of(1), I));
+        let second = x.pair::<F, SDOT>(F::bytes(units.of(2), I), F::bytes(units.of(3), I));
         for (t, sum) in sums.iter_mut().enumerate() {
             for half in 0..halves::<F>() {
                 let products = vpaddq_s32(first[t][half], second[t][half]);
@@ -128,11 +168,11 @@ struct RowsOfX<const N: usize> {
 
 impl<const N: usize> RowsOfX<N> {
     /// # Safety
-    /// There must be `N` rows. The CPU must have dot products of bytes.
+    /// There must be `N` rows. With `SDOT` the CPU must have that instruction.
     #[inline]
-    #[target_feature(enable = "neon,dotprod")]
-    unsafe fn new<F: Format>(x: ByteRows) -> Self {
-        let zero = vdupq_n_s32(0);
+    #[target_feature(enable = "neon")]
+    unsafe fn new<F: Format, const SDOT: bool>(x: ByteRows) -> Self {
+        let (zero, less) = (vdupq_n_s32(0), vdupq_n_s8(-F::OFFSET));
         let mut rows = Self {
             bytes: [[vdupq_n_s8(0); 2]; N],
             starts: [[zero; 2]; N],
@@ -152,7 +192,8 @@ impl<const N: usize> RowsOfX<N> {
                 let starts = &mut rows.starts[t];
                 for half in 0..2 {
                     let start = &mut starts[half * (halves::<F>() - 1)];
-                    *start = sdot(*start, vdupq_n_s8(-F::OFFSET), rows.bytes[t][half]);
+                    // SAFETY: the caller's promise.
+                    *start = unsafe { dot::<SDOT>(*start, less, rows.bytes[t][half]) };
                 }
             }
         }
@@ -160,16 +201,20 @@ impl<const N: usize> RowsOfX<N> {
     }
 
     /// Sums of products with two rows of W: two of each, for each half if halves have steps of their own.
+    ///
+    /// # Safety
+    /// As for [`RowsOfX::new`].
     #[inline]
-    #[target_feature(enable = "neon,dotprod")]
-    fn pair<F: Format>(&self, a: Bytes, b: Bytes) -> [[int32x4_t; 2]; N] {
+    #[target_feature(enable = "neon")]
+    unsafe fn pair<F: Format, const SDOT: bool>(&self, a: Bytes, b: Bytes) -> [[int32x4_t; 2]; N] {
         let mut sums = self.starts;
         for (t, sums) in sums.iter_mut().enumerate() {
             let mut products = [*sums; 2];
             for (products, w) in products.iter_mut().zip([a, b]) {
                 for half in 0..2 {
                     let sum = &mut products[half * (halves::<F>() - 1)];
-                    *sum = sdot(*sum, w[half], self.bytes[t][half]);
+                    // SAFETY: the caller's promise.
+                    *sum = unsafe { dot::<SDOT>(*sum, w[half], self.bytes[t][half]) };
                 }
             }
             for (half, sum) in sums.iter_mut().enumerate() {

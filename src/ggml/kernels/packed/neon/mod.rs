@@ -1,11 +1,12 @@
-//! The kernels for AArch64 with the dot products of Armv8.4, and with Armv8.6's products of small matrices of bytes (I8MM): in bytes only, because NEON multiplies
-//! words of 16 bits no faster than F32.
+//! The kernels for AArch64, in bytes only: NEON multiplies words of 16 bits no faster than F32. There are tiles for CPUs with the dot products of Armv8.4, and for
+//! those with Armv8.6's products of small matrices of bytes (I8MM); without either, weights are always multiplied as they lie in memory.
 //!
 //! Instructions multiply bytes that both have a sign, so X keeps its own, and sums begin with zero. The operations on each element are those of x86-64, and so
 //! are the bits.
 
 use super::bytes::{ByteRows, QUADS};
-use super::{BLOCK, Rounded, TINY};
+use super::{BLOCK, Rounded, TINY, has};
+use crate::ggml::kernels::level::CpuLevel;
 use crate::ggml::kernels::neon::{columns, from_half};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -18,6 +19,25 @@ mod tile;
 pub(super) use super::no_words::{fastest_tiles, round_row, unpacks};
 pub(super) use formats::has_format;
 pub(super) use tile::BYTE_TILE_HEIGHT;
+
+/// Whether this CPU multiplies in bytes: all do.
+pub(super) fn has_bytes() -> bool {
+    true
+}
+
+/// Whether this CPU has tiles.
+pub(super) fn has_tiles() -> bool {
+    has_dot_products()
+}
+
+fn has_dot_products() -> bool {
+    has(CpuLevel::DotProd)
+}
+
+/// Whether tiles are products of small matrices: twice as many multiplications to an instruction as dot products.
+fn has_matrices() -> bool {
+    has(CpuLevel::I8mm)
+}
 
 /// Integers of X keep their sign.
 pub(super) const BIASED: bool = false;
@@ -86,15 +106,35 @@ impl ByteRows {
     }
 }
 
+/// Adds 16 products to four sums. Which is added to which depends on the instructions.
+///
+/// # Safety
+/// With `SDOT` the CPU must have that instruction.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn dot<const SDOT: bool>(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    if SDOT {
+        // SAFETY: the caller's promise.
+        return unsafe { sdot(sums, a, b) };
+    }
+    // Two products are at most 2 * 128 * 127, which 16 bits hold.
+    let products = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+    vpadalq_s16(sums, vmlal_high_s8(products, a, b))
+}
+
 // The standard library's intrinsics of these instructions are not stable yet.
 
 /// Adds sums of four products of neighbours to each word.
+///
+/// # Safety
+/// The CPU must have the instruction.
 #[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: the CPU has the instruction, which reads and writes these registers only.
+#[target_feature(enable = "neon")]
+unsafe fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller's promise; reads and writes these registers only.
     unsafe {
         asm!(
+            ".arch_extension dotprod",
             "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
             sums = inout(vreg) sums, a = in(vreg) a, b = in(vreg) b,
             options(pure, nomem, nostack, preserves_flags)
@@ -104,12 +144,20 @@ fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
 }
 
 /// The same with word `WORD` of `b` in each place.
+///
+/// # Safety
+/// As for [`sdot`].
 #[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn sdot_word<const WORD: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: the CPU has the instruction, which reads and writes these registers only.
+#[target_feature(enable = "neon")]
+unsafe fn sdot_word<const WORD: usize>(
+    mut sums: int32x4_t,
+    a: int8x16_t,
+    b: int8x16_t,
+) -> int32x4_t {
+    // SAFETY: as for `sdot`.
     unsafe {
         asm!(
+            ".arch_extension dotprod",
             "sdot {sums:v}.4s, {a:v}.16b, {b:v}.4b[{word}]",
             sums = inout(vreg) sums, a = in(vreg) a, b = in(vreg) b, word = const WORD,
             options(pure, nomem, nostack, preserves_flags)
@@ -119,12 +167,16 @@ fn sdot_word<const WORD: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t)
 }
 
 /// Adds products of two rows of eight bytes with two others: those of the first row, then those of the second.
+///
+/// # Safety
+/// As for [`sdot`].
 #[inline]
-#[target_feature(enable = "neon,i8mm")]
-fn smmla(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: the CPU has the instruction, which reads and writes these registers only.
+#[target_feature(enable = "neon")]
+unsafe fn smmla(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: as for `sdot`.
     unsafe {
         asm!(
+            ".arch_extension i8mm",
             "smmla {sums:v}.4s, {a:v}.16b, {b:v}.16b",
             sums = inout(vreg) sums, a = in(vreg) a, b = in(vreg) b,
             options(pure, nomem, nostack, preserves_flags)

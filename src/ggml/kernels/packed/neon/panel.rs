@@ -5,8 +5,8 @@
 
 use super::super::bytes::{Both, ByteBlocks, Kind, LANES, QUADS};
 use super::formats::{Format, GROUP, Units, Visit, for_each_block, groups, visit};
-use super::tile::{ROWS, has_matrices};
-use super::{Bytes, columns};
+use super::tile::ROWS;
+use super::{Bytes, columns, has_matrices};
 use crate::file::types::GgmlType;
 use std::arch::aarch64::*;
 

@@ -1,9 +1,8 @@
 //! Register tiles of eight rows of W and a few of X. Blocks of the panel are read once for all of these.
 
 use super::super::bytes::{BYTE_WIDTH, ByteRows, ByteTile, Kind, QUADS};
-use super::super::{Output, by_height, has};
-use super::{sdot_word, smmla};
-use crate::ggml::kernels::level::CpuLevel;
+use super::super::{Output, by_height};
+use super::{has_matrices, sdot_word, smmla};
 use std::arch::aarch64::*;
 
 /// 24 of the 32 registers hold sums, of integers and of blocks. Two registers of W and six rows of X need fewer loads than three and four.
@@ -16,11 +15,6 @@ const HALF: usize = QUADS / 2;
 const STEPS: u8 = Kind::Steps as u8;
 const STEPS_AND_MINS: u8 = Kind::StepsAndMins as u8;
 const STEPS_OF_HALVES: u8 = Kind::StepsOfHalves as u8;
-
-/// Whether tiles are products of small matrices: twice as many multiplications to an instruction as dot products.
-pub(super) fn has_matrices() -> bool {
-    has(CpuLevel::I8mm)
-}
 
 impl ByteTile {
     /// For `t` rows of X, at most [`BYTE_TILE_HEIGHT`].
@@ -50,7 +44,7 @@ impl ByteTile {
     }
 
     /// By dot products: lanes are rows of W.
-    #[target_feature(enable = "neon,dotprod")]
+    #[target_feature(enable = "neon")]
     unsafe fn dots<const KIND: u8, const N: usize>(&self) {
         for row in (0..self.y.width).step_by(ROWS) {
             let (x, y) = (self.x, Eight::new(self.y, row));
@@ -91,7 +85,7 @@ impl ByteTile {
     }
 
     /// By products of matrices: lanes are two rows of X for one of W, then for the next.
-    #[target_feature(enable = "neon,i8mm")]
+    #[target_feature(enable = "neon")]
     unsafe fn matrices<const KIND: u8, const N: usize>(&self) {
         // Where there is no second row of X, the first one stands for it.
         let pairs = || (0..N.div_ceil(2)).map(|p| [2 * p, (2 * p + 1).min(N - 1)]);
@@ -199,9 +193,9 @@ fn twice([a, b]: [float32x4_t; 2]) -> [float32x4_t; 4] {
 /// Adds products of half a block.
 ///
 /// # Safety
-/// It must be there in `N` rows of X, and in those of W.
+/// It must be there in `N` rows of X, and in those of W. The CPU must have the instructions.
 #[inline]
-#[target_feature(enable = "neon,dotprod")]
+#[target_feature(enable = "neon")]
 unsafe fn add_dots<const N: usize>(
     acc: &mut [[int32x4_t; 2]; N],
     w: *const i8,
@@ -228,7 +222,7 @@ unsafe fn add_dots<const N: usize>(
 /// # Safety
 /// As for [`add_dots`].
 #[inline]
-#[target_feature(enable = "neon,i8mm")]
+#[target_feature(enable = "neon")]
 unsafe fn add_matrices<'a>(
     acc: impl Iterator<Item = (&'a mut [int32x4_t; 4], [usize; 2])>,
     w: *const i8,
