@@ -5,8 +5,8 @@ use super::super::{Output, by_height};
 use super::{has_matrices, sdot_word, smmla};
 use std::arch::aarch64::*;
 
-/// 24 of the 32 registers hold sums, of integers and of blocks. Two registers of W and six rows of X need fewer loads than three and four.
-pub(in super::super) const BYTE_TILE_HEIGHT: usize = 6;
+/// Sums of integers and of blocks take 16 of the 32 registers. Six rows would need fewer loads, but then compilers keep some of the sums in memory.
+pub(in super::super) const BYTE_TILE_HEIGHT: usize = 4;
 /// Rows of W in a tile.
 pub(super) const ROWS: usize = 8;
 /// Words of half a block.
@@ -25,19 +25,19 @@ impl ByteTile {
         // SAFETY: the caller's promise.
         unsafe {
             match (has_matrices(), self.kind) {
-                (true, Kind::Steps) => by_height!(self.matrices::<STEPS>, t, 1 2 3 4 5 6),
+                (true, Kind::Steps) => by_height!(self.matrices::<STEPS>, t, 1 2 3 4),
                 (true, Kind::StepsAndMins) => {
-                    by_height!(self.matrices::<STEPS_AND_MINS>, t, 1 2 3 4 5 6)
+                    by_height!(self.matrices::<STEPS_AND_MINS>, t, 1 2 3 4)
                 }
                 (true, Kind::StepsOfHalves) => {
-                    by_height!(self.matrices::<STEPS_OF_HALVES>, t, 1 2 3 4 5 6)
+                    by_height!(self.matrices::<STEPS_OF_HALVES>, t, 1 2 3 4)
                 }
-                (false, Kind::Steps) => by_height!(self.dots::<STEPS>, t, 1 2 3 4 5 6),
+                (false, Kind::Steps) => by_height!(self.dots::<STEPS>, t, 1 2 3 4),
                 (false, Kind::StepsAndMins) => {
-                    by_height!(self.dots::<STEPS_AND_MINS>, t, 1 2 3 4 5 6)
+                    by_height!(self.dots::<STEPS_AND_MINS>, t, 1 2 3 4)
                 }
                 (false, Kind::StepsOfHalves) => {
-                    by_height!(self.dots::<STEPS_OF_HALVES>, t, 1 2 3 4 5 6)
+                    by_height!(self.dots::<STEPS_OF_HALVES>, t, 1 2 3 4)
                 }
             }
         }
