@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo demo-real models test test-cpus test-real fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo demo-real models test test-cpus test-arm test-real fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the
 
 test-cpus: setup ## the kernels at every level that this CPU has
 	scripts/test-cpus.sh
+
+test-arm: setup ## the kernels for AArch64, emulated on other machines (a cross compiler and QEMU are installed)
+	scripts/test-arm.sh
 
 test-real: setup models ## real models against libllama, token for token and bit for bit
 	$(CARGO) test --test real -- --nocapture
