@@ -20,8 +20,12 @@ const CHUNK: usize = 256;
 /// Whether this CPU has the kernel, for rows of `k` values of type `ty`.
 pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
     let in_words = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
-    let in_bytes = packed::has_bytes() && packed::has_format(ty);
-    k.is_multiple_of(BLOCK) && (packed::has_words() && in_words || in_bytes)
+    k.is_multiple_of(BLOCK) && (packed::has_words() && in_words || in_bytes(ty).is_some())
+}
+
+/// 8 bits, if weights of type `ty` can be multiplied in bytes.
+fn in_bytes(ty: GgmlType) -> Option<Bits> {
+    (packed::has_bytes() && packed::has_format(ty)).then_some(Bits::Eight)
 }
 
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
@@ -30,7 +34,7 @@ const FEWEST_UNPACKED: usize = 32;
 /// To how many bits `t` rows of X are rounded if the kernel is asked for: the bits of a row's product do not depend on `t`. `None` if it is not sensible.
 pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
     if !packed::has_words() {
-        return packed::has_format(ty).then_some(Bits::Eight);
+        return in_bytes(ty);
     }
     let fewest = match packed::has_format(ty) {
         true => 1,
@@ -41,8 +45,8 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
 
 /// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
 pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
-    if packed::has_bytes() && packed::has_format(ty) {
-        return Some(Bits::Eight);
+    if let Some(bits) = in_bytes(ty) {
+        return Some(bits);
     }
     let fewest = match Ggml::built_for() {
         Ggml::Baseline => return sensible(ty, t),
