@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo demo-real models test test-cpus test-asan test-real fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo demo-real models test test-cpus test-asan test-arm test-real fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-cpus: setup ## the kernels at every level that this CPU has
 
 test-asan: setup ## the kernels under AddressSanitizer (builds everything once more)
 	scripts/test-asan.sh
+
+test-arm: setup ## the kernels for AArch64, emulated on other machines (a cross compiler and QEMU are installed)
+	scripts/test-arm.sh
 
 test-real: setup models ## real models against libllama, token for token and bit for bit
 	$(CARGO) test --test real -- --nocapture

@@ -440,17 +440,17 @@ mod tests {
 
     /// Kinds of tiles that this CPU has, and whether their multiply-adds are fused.
     fn kinds() -> Vec<(Tiles, bool)> {
-        let mut kinds = vec![(loops::BASELINE, super::super::level::FUSED)];
         #[cfg(target_arch = "x86_64")]
-        kinds.extend(
-            [
-                (CpuLevel::Avx2, loops::AVX2),
-                (CpuLevel::Avx512, avx512::TILES),
-            ]
-            .into_iter()
-            .filter_map(|(level, tiles)| has(level).then_some((tiles, true))),
-        );
-        kinds
+        let higher = [
+            (CpuLevel::Avx2, loops::AVX2),
+            (CpuLevel::Avx512, avx512::TILES),
+        ]
+        .into_iter()
+        .filter_map(|(level, tiles)| has(level).then_some((tiles, true)));
+        #[cfg(not(target_arch = "x86_64"))]
+        let higher = std::iter::empty();
+        let lowest = (loops::BASELINE, super::super::level::FUSED);
+        std::iter::once(lowest).chain(higher).collect()
     }
 
     fn check(accumulate: bool, m: usize, n: usize, k: usize, transposed: bool, pad: usize) {

@@ -1,11 +1,13 @@
 //! Which instructions kernels use. It is found out once, when the program runs, whatever the program was compiled for: one binary is fast on
 //! every CPU.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Vector instructions that kernels are made for. Each level has those of the levels before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Vector instructions that kernels are made for. A level is above another one if it has its instructions, too; those of different architectures do
+/// not compare, apart from the baseline, which is below all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CpuLevel {
     /// What the program was compiled for: SSE2 on x86-64, NEON on AArch64, if nobody said otherwise.
@@ -20,6 +22,10 @@ pub enum CpuLevel {
     Avx512Bf16,
     /// AMX: tiles of BF16.
     Amx,
+    /// Armv8.4's dot products of bytes, on AArch64.
+    DotProd,
+    /// Armv8.6's products of small matrices of bytes, on AArch64.
+    I8mm,
 }
 
 /// The environment variable [`CpuLevel::VARIABLE`] asks for what is not there.
@@ -47,16 +53,19 @@ impl CpuLevel {
     /// The environment variable that sets a lower level than the CPU's by its [name](Self::name): for tests and measurements.
     pub const VARIABLE: &str = "GGRAFT_CPU";
 
-    const ALL: [Self; 6] = [
+    /// Of all architectures, each one's in order.
+    const ALL: [Self; 8] = [
         Self::Baseline,
         Self::Avx2,
         Self::Avx512,
         Self::Avx512Vnni,
         Self::Avx512Bf16,
         Self::Amx,
+        Self::DotProd,
+        Self::I8mm,
     ];
 
-    /// `baseline`, `avx2`, `avx512`, `avx512-vnni`, `avx512-bf16` or `amx`.
+    /// `baseline`; `avx2`, `avx512`, `avx512-vnni`, `avx512-bf16` or `amx`; `dotprod` or `i8mm`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Baseline => "baseline",
@@ -65,6 +74,19 @@ impl CpuLevel {
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Amx => "amx",
+            Self::DotProd => "dotprod",
+            Self::I8mm => "i8mm",
+        }
+    }
+
+    /// The architecture that has the instructions; `None` for the baseline of all.
+    fn architecture(self) -> Option<&'static str> {
+        match self {
+            Self::Baseline => None,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 | Self::Amx => {
+                Some("x86_64")
+            }
+            Self::DotProd | Self::I8mm => Some("aarch64"),
         }
     }
 
@@ -119,12 +141,35 @@ impl CpuLevel {
                 Self::Avx512Vnni.is_available() && has!("avx512bf16") && has!("avx512vbmi")
             }
             Self::Amx => Self::Avx512Bf16.is_available() && super::amx::is_available(),
+            Self::DotProd | Self::I8mm => false,
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn is_available(self) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
+        match self {
+            Self::Baseline => true,
+            Self::DotProd => has!("dotprod"),
+            Self::I8mm => Self::DotProd.is_available() && has!("i8mm"),
+            _ => false,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn is_available(self) -> bool {
         self == Self::Baseline
+    }
+}
+
+impl PartialOrd for CpuLevel {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        let comparable = match (self.architecture(), other.architecture()) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        comparable.then(|| (*self as u8).cmp(&(*other as u8)))
     }
 }
 
@@ -215,6 +260,19 @@ mod tests {
     #[test]
     fn a_level_has_those_before_it() {
         let available: Vec<_> = CpuLevel::available().collect();
-        assert_eq!(available, CpuLevel::ALL[..available.len()]);
+        let highest = CpuLevel::highest();
+        assert_eq!(available.last(), Some(&highest));
+        for level in CpuLevel::ALL {
+            assert_eq!(level <= highest, available.contains(&level), "{level}");
+        }
+        assert!(available.is_sorted());
+    }
+
+    #[test]
+    fn levels_of_other_architectures_are_neither_above_nor_below() {
+        let (x86, arm) = (CpuLevel::Amx, CpuLevel::DotProd);
+        assert_eq!(x86.partial_cmp(&arm), None);
+        assert!(arm < CpuLevel::I8mm && CpuLevel::Avx2 < x86);
+        assert!(CpuLevel::ALL.into_iter().all(|l| CpuLevel::Baseline <= l));
     }
 }

@@ -1,7 +1,7 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
 use super::floats::{has_pairs, reads};
-use super::packed::{has_avx512, has_format};
+use super::packed::{has_bytes, has_format, has_words};
 use super::{Bits, MulMatBack, has_attention, has_mul_mat};
 use crate::file::types::GgmlType;
 use crate::ggml::{
@@ -46,13 +46,14 @@ pub fn mul_mat_back_seconds(
     let product = |bits| Measured::product(ty, [k, n, t], &w, bits);
     let mut bf16 = Measured::product(GgmlType::BF16, [n, k, t], &transposed, None);
     let bits = match reads(ty) {
-        true => Bits::All,
-        false => Bits::Fourteen,
+        true => Some(Bits::All),
+        false => has_words().then_some(Bits::Fourteen),
     };
-    let mut own = has_mul_mat(ty, k).then(|| product(Some(bits)));
+    let bits = bits.filter(|_| has_mul_mat(ty, k));
+    let mut own = bits.map(|bits| product(Some(bits)));
     let fewer_bits = match ty {
         GgmlType::BF16 => has_pairs().then_some(Bits::Bf16),
-        _ => (has_avx512() && has_format(ty)).then_some(Bits::Eight),
+        _ => (has_bytes() && has_format(ty)).then_some(Bits::Eight),
     };
     let mut in_bytes = fewer_bits.map(|bits| product(Some(bits)));
     let mut forward = product(None);
@@ -298,8 +299,8 @@ mod tests {
                 .iter()
                 .all(|t| t.is_finite() && *t > 0.0)
         );
-        assert_eq!(s.forward > 0.0, has_mul_mat(GgmlType::Q8_0, 64));
-        assert_eq!(s.forward_in_bytes > 0.0, has_avx512());
+        assert_eq!(s.forward > 0.0, has_words());
+        assert_eq!(s.forward_in_bytes > 0.0, has_bytes());
         let shape = AttentionShape {
             d: 32,
             h: 2,

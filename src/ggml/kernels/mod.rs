@@ -15,6 +15,8 @@ pub(crate) mod level;
 pub mod measure;
 mod mul_mat;
 mod mul_mat_back;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 
 pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
@@ -65,15 +67,23 @@ pub(crate) fn room(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
 /// Asks for so many bytes to be fetched from memory, whatever is there: rows lie too far apart, or are too many, for the CPU to guess what is read next.
 #[inline]
 fn prefetch(at: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
     for line in (0..bytes).step_by(size_of::<Line<f32>>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let at = at.wrapping_add(line);
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast()) };
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        }
+        // Stable Rust has no other way, and none for other CPUs.
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: reads nothing.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = at;
     }
-    // Stable Rust has no prefetch for other CPUs.
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, bytes);
 }
 
 /// A cache line.

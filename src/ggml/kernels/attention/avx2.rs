@@ -14,6 +14,11 @@ pub(super) const TILES: Tiles = Tiles {
     values: by_height!(value_tile, 1 2 3 4 5 6),
 };
 
+/// Whether this CPU has the instructions.
+pub(super) fn available() -> bool {
+    has(CpuLevel::Avx2)
+}
+
 /// The fastest tiles of this CPU.
 pub(super) fn tiles() -> Tiles {
     if has(CpuLevel::Avx512) {

@@ -5,9 +5,12 @@
 //! of operations, whatever queries it is computed with, and whoever computes which chunk.
 
 // What only kernels use: there is none for other CPUs.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code)
+)]
 
-use super::level::{CpuLevel, FUSED, has, vectorized};
+use super::level::{FUSED, vectorized};
 use super::{exp, exp_sub_sum, room, tanh};
 use crate::file::types::GgmlType;
 use half::f16;
@@ -19,8 +22,16 @@ use std::ops::Range;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod none;
 #[cfg(target_arch = "x86_64")]
 use avx2 as arch;
+#[cfg(target_arch = "aarch64")]
+use neon as arch;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use none as arch;
 
 /// Keys whose scores are kept at a time; records are of so many.
 const CHUNK: usize = 256;
@@ -35,7 +46,7 @@ const LANES: usize = 32;
 
 /// Whether there is a kernel on this CPU for heads of `d` keys and values of this type.
 pub(crate) fn has_attention(ty: GgmlType, d: usize) -> bool {
-    has(CpuLevel::Avx2)
+    arch::available()
         && d.is_multiple_of(8)
         && matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0)
 }
@@ -575,24 +586,6 @@ pub(crate) fn merge_records(shape: &Shape, records: &[f32], first: usize, out: &
             all.merge(&records[at..at + record]);
         }
         all.finish(to);
-    }
-}
-
-/// Other CPUs attend with ggml.
-#[cfg(not(target_arch = "x86_64"))]
-mod arch {
-    use super::{Run, Tiles};
-
-    pub(super) unsafe fn unpack_keys(_: Run, _: &mut [f32]) {
-        unreachable!("not available")
-    }
-
-    pub(super) unsafe fn unpack_values(_: Run, _: &mut [f32]) {
-        unreachable!("not available")
-    }
-
-    pub(super) fn tiles() -> Tiles {
-        unreachable!("not available")
     }
 }
 

@@ -187,9 +187,9 @@ fn shape([d, h, hk, t, n, s]: [usize; 6]) -> Shape {
 
 /// Whether this CPU has the kernel; says so if not.
 fn available() -> bool {
-    let available = has(CpuLevel::Avx2);
+    let available = arch::available();
     if !available {
-        ggraft_testkit::skipped("attention by our own kernel (needs AVX2)");
+        ggraft_testkit::skipped("attention by our own kernel (needs AVX2 or NEON)");
     }
     available
 }
@@ -287,7 +287,7 @@ proptest! {
         (window, softcap) in (prop::option::of(1..100usize), prop_oneof![Just(0.0f32), 1.0..50.0f32]),
         (nth, token) in (1..100usize, any::<prop::sample::Index>()),
     ) {
-        if !has(CpuLevel::Avx2) {
+        if !arch::available() {
             return Ok(());
         }
         let d = match ty {
@@ -375,6 +375,7 @@ fn what_is_not_a_number_comes_out() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn all_kinds_of_tiles_give_the_same_bits() {
+    use crate::ggml::kernels::level::{CpuLevel, has};
     if !has(CpuLevel::Avx512) {
         ggraft_testkit::skipped("attention with AVX-512 beside AVX2 (needs AVX-512)");
         return;

@@ -8,8 +8,7 @@ use super::dequant::row_to_f32;
 use super::floats::{self, Product, Weights};
 use super::level;
 use super::packed::{
-    self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, MOST_DOTS, Output, Panel, Rows, WIDTH,
-    packed_words,
+    self, BLOCK, BYTE_WIDTH, Bits, BytePanel, Dots, Output, Panel, Rows, WIDTH, packed_words,
 };
 use crate::file::types::GgmlType;
 use std::cell::RefCell;
@@ -25,12 +24,17 @@ const FLOAT_WIDTH: usize = 16;
 
 /// Whether this CPU has the kernel, for rows of `k` values of type `ty`.
 pub(crate) fn has_mul_mat(ty: GgmlType, k: usize) -> bool {
-    let integers = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
     if floats::reads(ty) {
         // In pairs.
         return ty != GgmlType::BF16 || k.is_multiple_of(2);
     }
-    packed::available() && k.is_multiple_of(BLOCK) && integers
+    let in_words = ty.is_quantized() || matches!(ty, GgmlType::F16 | GgmlType::BF16);
+    k.is_multiple_of(BLOCK) && (packed::has_words() && in_words || in_bytes(ty).is_some())
+}
+
+/// 8 bits, if weights of type `ty` can be multiplied in bytes.
+fn in_bytes(ty: GgmlType) -> Option<Bits> {
+    (packed::has_bytes() && packed::has_format(ty)).then_some(Bits::Eight)
 }
 
 /// Rows of X from which on it is worth while to unpack weights that cannot be multiplied as they lie in memory: with fewer that is most of the work.
@@ -41,6 +45,9 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
     if floats::reads(ty) {
         return Some(Bits::All);
     }
+    if !packed::has_words() {
+        return in_bytes(ty);
+    }
     let fewest = match packed::has_format(ty) {
         true => 1,
         false => FEWEST_UNPACKED,
@@ -50,8 +57,8 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
 
 /// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
 pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
-    if packed::has_avx512() && packed::has_format(ty) {
-        return Some(Bits::Eight);
+    if let Some(bits) = in_bytes(ty) {
+        return Some(bits);
     }
     if ty == GgmlType::BF16 && floats::has_pairs() {
         return Some(Bits::Bf16);
@@ -144,7 +151,7 @@ impl MulMat {
             Bits::Eight | Bits::Fourteen => Self::width(bits),
             Bits::Bf16 | Bits::All => floats::ROWS,
         };
-        (t > MOST_DOTS).then(|| n.div_ceil(rows))
+        (t > packed::most_dots()).then(|| n.div_ceil(rows))
     }
 
     /// Computes part `ith` of `nth`: some of W's rows, whole panels of them. Values do not depend on `nth`, nor those of a row on `t`.
@@ -163,7 +170,9 @@ impl MulMat {
         unsafe {
             match self.bits {
                 Bits::Bf16 | Bits::All => self.floats(rows),
-                _ if self.t <= MOST_DOTS && packed::has_format(self.ty) => self.dots(rows),
+                _ if self.t <= packed::most_dots() && packed::has_format(self.ty) => {
+                    self.dots(rows)
+                }
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),
                 Bits::Fourteen => self.panels(rows, &PANEL),
             }

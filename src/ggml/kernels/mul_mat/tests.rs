@@ -106,36 +106,44 @@ impl Case {
     }
 }
 
+/// Types that are multiplied in bytes.
+const BYTE_FORMATS: usize = if cfg!(target_arch = "x86_64") { 12 } else { 11 };
+
 /// With what the kernel can run here.
 fn kernels() -> Vec<(GgmlType, Bits)> {
-    if !packed::available() {
-        return Vec::new();
+    let mut all = Vec::new();
+    for ty in TYPES {
+        if floats::reads(ty) {
+            all.push((ty, Bits::All));
+        } else if packed::has_words() {
+            all.push((ty, Bits::Fourteen));
+        }
     }
-    let kernel = |&ty| match floats::reads(ty) {
-        true => (ty, Bits::All),
-        false => (ty, Bits::Fourteen),
-    };
-    let mut all: Vec<_> = TYPES.iter().map(kernel).collect();
     if floats::has_pairs() {
         all.push((GgmlType::BF16, Bits::Bf16));
     }
-    if packed::has_avx512() {
+    if packed::has_bytes() {
         let in_bytes = TYPES.iter().filter(|&&ty| packed::has_format(ty));
+        let others = all.len();
         all.extend(in_bytes.map(|&ty| (ty, Bits::Eight)));
-        assert_eq!(all.len(), 15 + usize::from(floats::has_pairs()) + 12);
+        assert_eq!(all.len(), others + BYTE_FORMATS);
     }
     all
 }
 
 /// The same; a test that cannot check something says so.
 fn available() -> Vec<(GgmlType, Bits)> {
-    if !packed::available() {
-        ggraft_testkit::skipped("products forward by our own kernels (needs AVX2 and FMA)");
-    } else if !packed::has_avx512() {
-        ggraft_testkit::skipped("products forward in bytes (needs AVX-512 VNNI)");
-    }
-    if !floats::has_pairs() {
-        ggraft_testkit::skipped("products forward in BF16 (needs AVX-512 BF16, of AMD)");
+    for (is_there, what) in [
+        (
+            packed::has_words(),
+            "in 16-bit integers and in F32 (needs AVX2 and FMA)",
+        ),
+        (packed::has_bytes(), "in bytes (needs AVX-512 VNNI or NEON)"),
+        (floats::has_pairs(), "in BF16 (needs AVX-512 BF16, of AMD)"),
+    ] {
+        if !is_there {
+            ggraft_testkit::skipped(&format!("products forward {what}"));
+        }
     }
     kernels()
 }

@@ -1,8 +1,8 @@
-//! Products in bytes: twice as many multiplications to an instruction as in words of 16 bits, for CPUs with the dot products of AVX-512.
+//! Products in bytes: twice as many multiplications to an instruction as in words of 16 bits, for CPUs with dot products of bytes: AVX-512 VNNI, Armv8.4.
 //!
 //! X is rounded to multiples of 1/127 of a block's largest value. ggml does the same for most types; for K-quants it has one step for
-//! 256 values. The integers of X get 128 added, because the instruction wants one operand without a sign; what that adds to a sum depends on
-//! the weights only, and is what sums begin with.
+//! 256 values. On x86-64 the integers of X get 128 added, because the instruction wants one operand without a sign; what that adds to a sum depends on
+//! the weights only, and is what sums begin with. Results are the same on all CPUs, to the last bit: those of plain code (`naive.rs`).
 
 use super::{BLOCK, Bits, Line, Output, Rounded, Rows, arch, packed_words, tiles};
 use crate::file::types::GgmlType;
@@ -76,10 +76,11 @@ impl ByteRows {
 }
 
 /// [`BYTE_WIDTH`] rows of weights in words of four values that stand next to each other along the reduction. A block, or each half of one where
-/// halves have factors, has a step, and what its sum begins with.
+/// halves have factors, has a step, and what its sum begins with. In which order words of a block stand is the CPU's affair.
 pub(in super::super) struct BytePanel {
     words: Vec<Both<f32>>,
     steps: Vec<Both<f32>>,
+    /// None where sums begin with zero.
     starts: Vec<Both<i32>>,
     /// Of whole blocks, or of their halves.
     mins: Vec<Both<f32>>,
@@ -118,7 +119,9 @@ impl BytePanel {
         let zeros = [Line([0.0; LANES]); 2];
         self.words.resize(blocks * QUADS, zeros);
         self.steps.resize(2 * blocks, zeros);
-        self.starts.resize(2 * blocks, [Line([0; LANES]); 2]);
+        if arch::BIASED {
+            self.starts.resize(2 * blocks, [Line([0; LANES]); 2]);
+        }
         self.mins.resize(2 * blocks, zeros);
     }
 
@@ -126,7 +129,7 @@ impl BytePanel {
     ///
     /// # Safety
     /// From `first` on there must be `rows` rows of so many blocks of 32 values, and whole ones of the type, `row_bytes` apart; the CPU must have
-    /// AVX-512 with VNNI ([`has_avx512`](super::has_avx512)).
+    /// the instructions ([`has_bytes`](super::has_bytes)).
     ///
     /// # Panics
     /// If the type has no format.
@@ -144,7 +147,10 @@ impl BytePanel {
             blocks: blocks.len(),
             words: &mut self.words[blocks.start * QUADS..blocks.end * QUADS],
             steps: &mut self.steps[2 * blocks.start..2 * blocks.end],
-            starts: &mut self.starts[2 * blocks.start..2 * blocks.end],
+            starts: match arch::BIASED {
+                true => &mut self.starts[2 * blocks.start..2 * blocks.end],
+                false => &mut [],
+            },
             mins: &mut self.mins[2 * blocks.start..2 * blocks.end],
         };
         // SAFETY: the caller's promise.
@@ -155,7 +161,7 @@ impl BytePanel {
     /// Multiplies the first `blocks` blocks with as many of X.
     ///
     /// # Safety
-    /// The rows must have the blocks, the output room; the CPU must have AVX-512 with VNNI ([`has_avx512`](super::has_avx512)).
+    /// The rows must have the blocks, the output room; the CPU must have the instructions ([`has_bytes`](super::has_bytes)).
     ///
     /// # Panics
     /// If the panel has fewer blocks.
@@ -208,3 +214,6 @@ pub(super) struct ByteTile {
     pub(super) x: ByteRows,
     pub(super) y: Output,
 }
+
+#[cfg(test)]
+mod tests;

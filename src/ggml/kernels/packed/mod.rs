@@ -8,9 +8,9 @@
 //!
 //! Many rows are multiplied in 16 bits with weights that were unpacked ([`Panel`]): `vpmaddwd` multiplies and adds twice as many pairs in an
 //! instruction as a fused multiply-add of F32 does. A few are multiplied with weights as they lie in memory ([`Dots`]). Where 8 bits of X are enough,
-//! both is done in bytes (and [`BytePanel`] is what weights are unpacked to).
+//! both is done in bytes (and [`BytePanel`] is what weights are unpacked to). AArch64 has the kernels in bytes only.
 
-// What only kernels use: there is none for other CPUs.
+// What only kernels use: other CPUs than x86-64 lack some or all.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::level::{CpuLevel, has};
@@ -24,15 +24,27 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bytes;
+#[cfg(test)]
+mod naive;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(not(target_arch = "x86_64"))]
+mod no_words;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod none;
 #[cfg(target_arch = "x86_64")]
 use avx2 as arch;
+#[cfg(target_arch = "aarch64")]
+use neon as arch;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use none as arch;
 
 pub(super) use bytes::{BYTE_WIDTH, BytePanel};
 
 /// To how many bits rows of X are rounded: a block of 32 values to multiples of a step of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bits {
-    /// As ggml does, but with no more than 32 values to a step: the fastest, where the CPU has the instructions ([`has_avx512`]).
+    /// As ggml does, but with no more than 32 values to a step: the fastest, where the CPU has the instructions ([`has_bytes`]).
     Eight,
     /// 64 times finer.
     Fourteen,
@@ -53,12 +65,17 @@ const MAX: f32 = 8191.0;
 /// Blocks whose largest value is below this are zero: the reciprocal of their step would be infinite.
 const TINY: f32 = 1e-30;
 
-/// Whether this CPU has the instructions. Everything else here needs them.
-pub(super) fn available() -> bool {
+/// Whether this CPU has the instructions for [`Bits::Fourteen`].
+pub(super) fn has_words() -> bool {
     has(CpuLevel::Avx2)
 }
 
-/// Whether this CPU has the dot products of AVX-512: tiles of many rows are multiplied with them, and [`Bits::Eight`] needs them.
+/// Whether this CPU has the instructions for [`Bits::Eight`].
+pub(super) fn has_bytes() -> bool {
+    arch::has_bytes()
+}
+
+/// Whether this CPU has the dot products of AVX-512: tiles of many rows are multiplied with them.
 pub(super) fn has_avx512() -> bool {
     has(CpuLevel::Avx512Vnni)
 }
@@ -69,7 +86,15 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
 }
 
 /// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
-pub(super) const MOST_DOTS: usize = 4;
+const MOST_DOTS: usize = 4;
+
+/// Up to how many rows of X weights are multiplied as they lie in memory, if their type has a format: always where there are no tiles.
+pub(super) fn most_dots() -> usize {
+    match arch::has_tiles() {
+        true => MOST_DOTS,
+        false => usize::MAX,
+    }
+}
 
 /// Words that each of `t` packed rows of `k` values takes, `k` a multiple of 32 if they are rounded. With 14 bits they are, of all blocks, first their integers, then the steps,
 /// the sums of the integers, the sums of the first halves; and if the rows are few, the integers in [`Bytes`].
@@ -101,7 +126,7 @@ struct Rounded {
 /// Rounds one of `t` rows to [`packed_words`] words. A block with a value that is infinite or not a number gets a step that is not a number.
 ///
 /// # Panics
-/// If the kernels are not [`available`], or the sizes do not fit.
+/// If there are no kernels for so many bits, or the sizes do not fit.
 pub(crate) fn pack_row(x: &[f32], t: usize, bits: Bits, to: &mut [f32]) {
     match bits {
         Bits::Eight | Bits::Fourteen => {}
@@ -109,10 +134,12 @@ pub(crate) fn pack_row(x: &[f32], t: usize, bits: Bits, to: &mut [f32]) {
         Bits::All => return to.copy_from_slice(x),
     }
     let (blocks, rest) = x.as_chunks::<BLOCK>();
-    assert!(available() && rest.is_empty() && to.len() == packed_words(x.len(), t, bits));
+    assert!(rest.is_empty() && to.len() == packed_words(x.len(), t, bits));
     if bits == Bits::Eight {
+        assert!(has_bytes());
         return bytes::pack_row(blocks, to);
     }
+    assert!(has_words());
     let n = blocks.len();
     let (words, scales) = to.split_at_mut(n * WORDS);
     let (scales, bytes) = scales.split_at_mut(n * (SCALED - WORDS));
@@ -150,7 +177,7 @@ pub(super) struct Dots {
     /// As [`pack_row`] gives them for so many bits.
     pub(super) x: *const f32,
     pub(super) bits: Bits,
-    /// Rows of X: 1 to [`MOST_DOTS`].
+    /// Rows of X: 1 to [`most_dots`].
     pub(super) t: usize,
     /// Values of a row.
     pub(super) k: usize,
@@ -227,7 +254,7 @@ impl Panel {
     /// there is no way but through F32.
     ///
     /// # Safety
-    /// From `first` on there must be `rows` rows of so many blocks of 32 values, and whole ones of the type, `row_bytes` apart; the kernels must be [`available`].
+    /// From `first` on there must be `rows` rows of so many blocks of 32 values, and whole ones of the type, `row_bytes` apart; the CPU must have the instructions ([`has_words`]).
     pub(super) unsafe fn unpack(
         &mut self,
         ty: GgmlType,
@@ -256,7 +283,7 @@ impl Panel {
     /// Multiplies the first `blocks` blocks with as many of X.
     ///
     /// # Safety
-    /// The rows must have the blocks, the output room; the kernels must be [`available`].
+    /// The rows must have the blocks, the output room; the CPU must have the instructions ([`has_words`]).
     ///
     /// # Panics
     /// If the panel has fewer blocks.
@@ -339,7 +366,7 @@ fn tiles(t: usize, height: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// A tile of `$t` rows of X by method `$fixed`, which is compiled for each kind and number of them.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! by_height {
     ($tile:ident.$fixed:ident::<$kind:tt>, $t:expr, $($n:literal)*) => {
         match $t {
@@ -348,62 +375,8 @@ macro_rules! by_height {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use by_height;
-
-/// Other CPUs multiply with ggml.
-#[cfg(not(target_arch = "x86_64"))]
-mod arch {
-    use super::bytes::{ByteBlocks, ByteTile, Kind, QUADS};
-    use super::{BLOCK, Blocks, Bytes, Dots, Rounded, Tiles, WORDS};
-    use crate::file::types::GgmlType;
-
-    pub(super) const BYTE_TILE_HEIGHT: usize = 1;
-
-    pub(super) unsafe fn round_to_bytes(_: &[f32; BLOCK], _: &mut [f32; QUADS]) -> Rounded {
-        unreachable!("not available")
-    }
-
-    pub(super) unsafe fn round_row(
-        _: &[f32; BLOCK],
-        _: &mut [f32; WORDS],
-        _: Option<&mut Bytes>,
-    ) -> Rounded {
-        unreachable!("not available")
-    }
-
-    pub(super) fn has_format(_: GgmlType) -> bool {
-        false
-    }
-
-    impl Blocks<'_> {
-        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<Mins> {
-            unreachable!("not available")
-        }
-    }
-
-    impl Dots {
-        pub(in super::super) unsafe fn compute(self, _: GgmlType) -> bool {
-            unreachable!("not available")
-        }
-    }
-
-    impl ByteBlocks<'_> {
-        pub(super) unsafe fn unpack(self, _: GgmlType) -> Option<Kind> {
-            unreachable!("not available")
-        }
-    }
-
-    impl ByteTile {
-        pub(super) unsafe fn compute(&self, _: usize) {
-            unreachable!("not available")
-        }
-    }
-
-    pub(super) fn fastest_tiles() -> Tiles {
-        unreachable!("not available")
-    }
-}
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;

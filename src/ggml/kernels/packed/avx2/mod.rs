@@ -8,9 +8,19 @@ pub(super) mod formats;
 mod panel;
 mod tile;
 
-pub(super) use super::avx512::bytes::{BYTE_TILE_HEIGHT, round_to_bytes};
+pub(super) use super::avx512::bytes::{BIASED, BYTE_TILE_HEIGHT, round_to_bytes};
 pub(super) use formats::has_format;
 pub(super) use tile::TILES;
+
+/// Whether this CPU multiplies in bytes.
+pub(super) fn has_bytes() -> bool {
+    has_avx512()
+}
+
+/// Whether this CPU has tiles: all that have kernels do.
+pub(super) fn has_tiles() -> bool {
+    true
+}
 
 /// The fastest tiles of this CPU.
 pub(super) fn fastest_tiles() -> Tiles {

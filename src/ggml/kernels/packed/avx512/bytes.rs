@@ -12,6 +12,9 @@ use std::arch::x86_64::*;
 /// 24 of the 32 registers hold sums, of integers and of blocks. Two lines of W and six rows of X need fewer loads than one and twelve.
 pub(in super::super) const BYTE_TILE_HEIGHT: usize = 6;
 
+/// Integers of X have no sign: there is something added to them.
+pub(in super::super) const BIASED: bool = true;
+
 /// Largest multiple of a step.
 const MAX: f32 = 127.0;
 /// What the integers of X are more than they stand for.
