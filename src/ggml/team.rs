@@ -12,16 +12,18 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 use worth::Worth;
 
-/// For how long who waits stays awake: longer than the pauses between the operations of a graph that is computed. Who sleeps is run soon after being woken,
-/// even where other programs keep the cores busy; who polls, or lets others run again and again, is not.
-const AWAKE: Duration = Duration::from_micros(50);
+/// For how long who waits stays awake while a graph is computed: longer than most waits, because a core that sleeps takes as long as a small operation to be woken.
+const AWAKE: Duration = Duration::from_millis(1);
+/// The same for some tasks after one that had to be waited for longer. Who sleeps is run soon after being woken, even where other programs keep the cores busy; who polls, or lets
+/// others run again and again, is not.
+const CAREFULLY_AWAKE: Duration = Duration::from_micros(50);
 /// For how long helpers stay awake when a graph is over: the time between two tokens.
 const BETWEEN: Duration = Duration::from_millis(2);
 /// Into how many parts for each thread a task is cut: who is faster does more, and at its end nobody waits for longer than [`AWAKE`].
 const PARTS: usize = 16;
 /// The same of [`Parts::Long`] when the system gives the cores to others as well: a helper that is stopped in between leaves little to wait for.
 const SMALL_PARTS: usize = 4;
-/// For how many tasks after one that had to be waited for even [`Parts::Long`] are not.
+/// For how many tasks after one that had to be waited for that holds, and even [`Parts::Long`] are cut into [`SMALL_PARTS`].
 const CAREFUL: u32 = 64;
 /// Pauses of the processor, some 30 ns each, between two looks at the clock.
 const PAUSES: usize = 16;
@@ -32,8 +34,6 @@ pub(super) struct Team {
     helpers: Vec<JoinHandle<()>>,
     /// Whether to ask them at all. Only who they help looks at it.
     worth: Mutex<Worth>,
-    /// Tasks of [`Parts::Long`] that are still cut into [`SMALL_PARTS`].
-    careful: AtomicU32,
 }
 
 /// A team that helps the thread whose this is.
@@ -55,10 +55,10 @@ struct Task<'a> {
 #[repr(align(128))]
 struct Apart<T>(T);
 
-#[derive(Default)]
 struct Shared {
-    /// Which parts of which task are handed out, see [`State`].
-    state: Apart<AtomicU64>,
+    /// Which parts of which task are still to be taken, see [`State`]: of each thread those that it begins with, the leader's first. Neighbouring parts are memory
+    /// that the thread has had to do with in the operation before.
+    states: Box<[Apart<AtomicU64>]>,
     /// The task, of which those who got a part of it are sure that it lives: it is not over before they are done.
     task: AtomicPtr<Task<'static>>,
     /// Parts that are done.
@@ -69,55 +69,98 @@ struct Shared {
     leader_sleeps: AtomicBool,
     /// A graph is being computed.
     running: AtomicBool,
+    /// Tasks that are still computed carefully: see [`CAREFUL`].
+    careful: AtomicU32,
     /// Helpers end.
     over: AtomicBool,
 }
 
-/// A task's number, how many parts it has, and how many were handed out, in one word: a part is taken by a change of it that fails if anything else did.
+/// A task's number, and which of its parts are still to be taken, in one word: a part is taken by a change of it that fails if anything else did.
 #[derive(Clone, Copy)]
 struct State {
     number: u64,
-    parts: u64,
     next: u64,
+    end: u64,
 }
 
 impl State {
-    /// Bits of both numbers of parts; 40 are left for the task's.
+    /// Bits of a part's number; 40 are left for the task's.
     const BITS: u32 = 12;
     const MASK: u64 = (1 << Self::BITS) - 1;
 
     fn of(word: u64) -> Self {
         Self {
             number: word >> (2 * Self::BITS),
-            parts: word >> Self::BITS & Self::MASK,
-            next: word & Self::MASK,
+            next: word >> Self::BITS & Self::MASK,
+            end: word & Self::MASK,
         }
     }
 
     fn word(self) -> u64 {
-        self.number << (2 * Self::BITS) | self.parts << Self::BITS | self.next
+        self.number << (2 * Self::BITS) | self.next << Self::BITS | self.end
     }
 }
 
 impl Shared {
-    /// A part of the task that nobody has taken, if there is one.
-    fn take_part(&self) -> Option<usize> {
-        let mut word = self.state.0.load(Ordering::SeqCst);
+    /// For the thread that computes the graph and so many helpers.
+    fn new(helpers: usize) -> Self {
+        Self {
+            states: (0..=helpers).map(|_| Apart::default()).collect(),
+            task: AtomicPtr::default(),
+            done: Apart::default(),
+            asleep: AtomicUsize::new(0),
+            leader_sleeps: AtomicBool::new(false),
+            running: AtomicBool::new(false),
+            careful: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// A part of the task that nobody has taken, if there is one: of thread `me`'s, or else the last one of another's.
+    fn take_part(&self, me: usize) -> Option<usize> {
+        let others = (me + 1..self.states.len()).chain(0..me);
+        let own = self.take_of(me, true);
+        own.or_else(|| others.into_iter().find_map(|who| self.take_of(who, false)))
+    }
+
+    /// The first or the last of the parts that thread `who` begins with.
+    fn take_of(&self, who: usize, first: bool) -> Option<usize> {
+        let word = &self.states[who].0;
+        let mut now = word.load(Ordering::SeqCst);
         loop {
-            let State { parts, next, .. } = State::of(word);
-            if next == parts {
+            let mut state = State::of(now);
+            if state.next == state.end {
                 return None;
             }
-            let taken = (self.state.0).compare_exchange_weak(
-                word,
-                word + 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            );
+            let part = match first {
+                true => {
+                    state.next += 1;
+                    state.next - 1
+                }
+                false => {
+                    state.end -= 1;
+                    state.end
+                }
+            };
+            let taken =
+                word.compare_exchange_weak(now, state.word(), Ordering::SeqCst, Ordering::SeqCst);
             match taken {
-                Ok(_) => return Some(next as usize),
-                Err(now) => word = now,
+                Ok(_) => return Some(part as usize),
+                Err(other) => now = other,
             }
+        }
+    }
+
+    /// Gives out the parts of the next task. Those of the last one have all been taken.
+    fn give_out(&self, parts: usize) {
+        let threads = self.states.len();
+        for (i, word) in self.states.iter().enumerate() {
+            let state = State {
+                number: State::of(word.0.load(Ordering::Relaxed)).number + 1,
+                next: (parts * i / threads) as u64,
+                end: (parts * (i + 1) / threads) as u64,
+            };
+            word.0.store(state.word(), Ordering::SeqCst);
         }
     }
 
@@ -133,18 +176,26 @@ impl Shared {
         }
     }
 
-    /// A helper's life.
-    fn help(&self) {
+    /// For how long to stay awake between tasks of a graph.
+    fn awake(&self) -> Duration {
+        match self.careful.load(Ordering::Relaxed) {
+            0 => AWAKE,
+            _ => CAREFULLY_AWAKE,
+        }
+    }
+
+    /// The life of helper `me`.
+    fn help(&self, me: usize) {
         while !self.over.load(Ordering::SeqCst) {
             let limit = || match self.running.load(Ordering::Relaxed) {
-                true => AWAKE,
+                true => self.awake(),
                 false => BETWEEN,
             };
-            match stay_awake(limit, || self.take_part()) {
+            match stay_awake(limit, || self.take_part(me)) {
                 Some(part) => self.do_part(part),
                 None => {
                     self.asleep.fetch_add(1, Ordering::SeqCst);
-                    let part = self.take_part();
+                    let part = self.take_part(me);
                     if part.is_none() && !self.over.load(Ordering::SeqCst) {
                         // If it has been woken since then, this returns at once.
                         thread::park();
@@ -197,20 +248,19 @@ thread_local! {
 impl Team {
     /// With so many helpers, or as many as the system allows: nothing depends on them but speed.
     pub(super) fn new(helpers: usize) -> Self {
-        let shared = Arc::new(Shared::default());
-        let start = |_| {
+        let shared = Arc::new(Shared::new(helpers));
+        let start = |me| {
             let shared = Arc::clone(&shared);
             let helper = thread::Builder::new().name("ggraft".into());
-            let started = helper.spawn(move || shared.help());
+            let started = helper.spawn(move || shared.help(me));
             started
                 .inspect_err(|e| tracing::warn!("no further thread: {e}"))
                 .ok()
         };
         Self {
-            helpers: (0..helpers).map_while(start).collect(),
+            helpers: (1..=helpers).map_while(start).collect(),
             shared,
             worth: Mutex::new(Worth::new()),
-            careful: AtomicU32::new(0),
         }
     }
 
@@ -236,45 +286,38 @@ impl Team {
     /// Has all parts of a task done.
     fn run(&self, parts: usize, task: &Task) {
         let shared = &*self.shared;
-        let mut state = State::of(shared.state.0.load(Ordering::SeqCst));
         // The last task is over: nobody looks at these.
         let at = std::ptr::from_ref(task).cast_mut().cast();
         shared.task.store(at, Ordering::Relaxed);
         shared.done.0.store(0, Ordering::Relaxed);
-        state.number += 1;
-        state.parts = parts as u64;
-        // The first one is this thread's.
-        state.next = 1;
-        shared.state.0.store(state.word(), Ordering::SeqCst);
+        shared.give_out(parts);
         if shared.asleep.load(Ordering::SeqCst) > 0 {
             self.wake();
         }
         let began = Instant::now();
         let mut own = 0;
-        let mut mine = Some(0);
-        while let Some(part) = mine {
+        while let Some(part) = shared.take_part(0) {
             compute(task.part, part);
             own += 1;
             shared.done.0.fetch_add(1, Ordering::SeqCst);
-            mine = shared.take_part();
         }
         let waits_since = Instant::now();
         self.wait(|| shared.done.0.load(Ordering::SeqCst) == parts);
         let over = Instant::now();
-        let saved = (waits_since - began) * (parts as u32 - own) / own;
+        let saved = (waits_since - began) * (parts as u32 - own) / own.max(1);
         self.worth().judge(over, saved, over - waits_since);
     }
 
     /// Waits for the end of a task.
     fn wait(&self, is_done: impl Fn() -> bool) {
-        if stay_awake(|| AWAKE, || is_done().then_some(())).is_none() {
-            let sleeps = &self.shared.leader_sleeps;
-            sleeps.store(true, Ordering::SeqCst);
+        let shared = &*self.shared;
+        if stay_awake(|| shared.awake(), || is_done().then_some(())).is_none() {
+            shared.leader_sleeps.store(true, Ordering::SeqCst);
             while !is_done() {
                 thread::park();
             }
-            sleeps.store(false, Ordering::SeqCst);
-            self.careful.store(CAREFUL, Ordering::Relaxed);
+            shared.leader_sleeps.store(false, Ordering::SeqCst);
+            shared.careful.store(CAREFUL, Ordering::Relaxed);
         }
     }
 
@@ -284,15 +327,14 @@ impl Team {
 
     /// Into how many parts the next task is cut.
     fn parts(&self, wanted: Parts) -> usize {
-        let careful = self.careful.load(Ordering::Relaxed);
-        self.careful
-            .store(careful.saturating_sub(1), Ordering::Relaxed);
+        let careful = self.shared.careful.load(Ordering::Relaxed);
+        (self.shared.careful).store(careful.saturating_sub(1), Ordering::Relaxed);
         let threads = 1 + self.helpers.len();
         let parts = match wanted {
             Parts::Long if careful == 0 => threads,
             Parts::Long => SMALL_PARTS * threads,
             Parts::AtMost(most) => most.min(PARTS * threads),
-            Parts::Pieces(most) => most.clamp(threads, PARTS * threads),
+            Parts::Pieces(most) => (most / threads).clamp(1, PARTS) * threads,
         };
         parts.min(State::MASK as usize)
     }
@@ -322,7 +364,7 @@ pub(crate) enum Parts {
     Long,
     /// At most so many.
     AtMost(usize),
-    /// At most so many, but as many as there are threads: smaller ones cost more work than they share out.
+    /// At most so many, but as many as there are threads, or twice, three times as many: few parts must be shared out evenly.
     Pieces(usize),
 }
 
@@ -429,7 +471,7 @@ mod tests {
         let team = Team::new(1);
         let me = thread::current().id();
         for careful in [0, CAREFUL] {
-            team.careful.store(careful, Ordering::Relaxed);
+            team.shared.careful.store(careful, Ordering::Relaxed);
             let (taken, others) = (AtomicBool::new(false), AtomicUsize::new(0));
             trust(&team);
             team.help_with(|| {
@@ -444,7 +486,7 @@ mod tests {
                             thread::yield_now();
                         }
                         // The leader sleeps by then.
-                        thread::sleep(20 * AWAKE);
+                        thread::sleep(5 * AWAKE);
                     }
                 });
             });

@@ -26,6 +26,7 @@ struct Handle {
     nb: [usize; 4],
     nbytes: usize,
     ty: GgmlType,
+    is_view: bool,
 }
 
 // SAFETY: descriptions of stored tensors are never written. Those of graphs are reached by who owns the context or the graph
@@ -66,6 +67,7 @@ impl Tensor {
             nb: t.nb,
             nbytes,
             ty: GgmlType::from_u32(t.type_).expect("made with a known type"),
+            is_view: !t.view_src.is_null(),
         }))
     }
 
@@ -121,6 +123,11 @@ impl Tensor {
     /// Bytes of the data.
     pub(crate) fn nbytes(&self) -> usize {
         self.0.nbytes
+    }
+
+    /// Whether its memory is another tensor's.
+    pub(crate) fn is_view(&self) -> bool {
+        self.0.is_view
     }
 
     /// The type of its elements.

@@ -54,7 +54,7 @@ impl Tape {
     /// Emits the reverse graph: gradients of everything tracked, given that of `result`.
     pub(crate) fn backward(self, ctx: &Context, result: &Tensor, gradient: &Tensor) -> Gradients {
         let mut gradients = Gradients::default();
-        gradients.add(ctx, result, gradient.clone());
+        gradients.add(ctx, result, gradient, false);
         for step in self.steps.into_iter().rev() {
             // A result that nothing used has no gradient. What was used is complete: all users came later.
             let Some(gradient) = gradients.0.remove(&step.result.id()) else {
@@ -62,9 +62,14 @@ impl Tape {
             };
             let parts = (step.vjp)(ctx, &gradient);
             assert_eq!(parts.len(), step.operands.len());
-            for (operand, part) in step.operands.iter().zip(parts) {
+            // What is passed on as it came, or looks into another tensor, has other readers.
+            let times = |id| parts.iter().filter(|part| part.id() == id).count();
+            let is_new = |part: &Tensor| {
+                part.id() != gradient.id() && !part.is_view() && times(part.id()) == 1
+            };
+            for (operand, part) in step.operands.iter().zip(&parts) {
                 if self.tracked.contains(&operand.id()) {
-                    gradients.add(ctx, operand, part);
+                    gradients.add(ctx, operand, part, is_new(part));
                 }
             }
         }
@@ -73,10 +78,12 @@ impl Tape {
 }
 
 impl Gradients {
-    fn add(&mut self, ctx: &Context, t: &Tensor, part: Tensor) {
+    /// Adds a part of the gradient of `t`; `is_new` if nothing else reads the part.
+    fn add(&mut self, ctx: &Context, t: &Tensor, part: &Tensor, is_new: bool) {
         let sum = match self.0.remove(&t.id()) {
-            Some(sum) => ctx.add(&sum, &part),
-            None => part,
+            Some(sum) if is_new => ctx.add_onto(part, &sum),
+            Some(sum) => ctx.add(&sum, part),
+            None => part.clone(),
         };
         self.0.insert(t.id(), sum);
     }

@@ -131,8 +131,8 @@ pub(crate) struct SessionArgs {
     /// Context length in tokens, the adapter's included [default: what the model was trained on]
     #[arg(short, long = "ctx", value_name = "TOKENS", value_parser = count::<usize>)]
     pub(crate) ctx: Option<usize>,
-    /// Threads that compute. Reading prompts they wait for each other by spinning: where other programs keep cores busy, fewer are
-    /// faster, and more than there are cores are a disaster [default: the physical cores that this process may use]
+    /// Threads that compute. More than there are cores are of no use; with `--kernels ggml` they wait for each other by spinning, and are a
+    /// disaster where other programs keep cores busy [default: the physical cores that this process may use]
     #[arg(short, long, value_name = "N", value_parser = count::<usize>)]
     threads: Option<usize>,
     /// Type of the KV cache: f16 (the usual), f32 (exact) or q8_0 (half the memory) [default: f16, for logits f32]

@@ -99,7 +99,7 @@ pub(crate) struct MulMatBack {
 impl MulMatBack {
     /// Parts of a product with a matrix of `k` columns that do not repeat much of each other's work: each reads all of dY, and whole blocks of W.
     pub(crate) fn pieces(k: usize) -> usize {
-        k / K_TILE
+        k / (2 * K_TILE)
     }
 
     /// Computes part `ith` of `nth`. Parts are ranges of columns, so no part waits for another. Values do not depend on `nth`,

@@ -21,6 +21,28 @@ impl Kernel for Add {
     }
 }
 
+/// `a + b` in the place of a. Operands: a, b.
+struct AddOnto;
+
+impl Kernel for AddOnto {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let b = op.operand(1);
+        let [n, n1, n2, _] = op.ne();
+        let (first, dst) = out.share(n1 * n2);
+        for (row, a) in (first..).zip(dst.chunks_exact_mut(n)) {
+            add_onto_row(a, b.row(row % n1, row / n1));
+        }
+    }
+}
+
+vectorized! {
+    fn add_onto_row(a: &mut [f32], b: &[f32]) {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+    }
+}
+
 vectorized! {
     fn add_row(a: &[f32], b: &[f32], y: &mut [f32]) {
         for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
@@ -97,6 +119,15 @@ impl Context {
         }
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&[a, b], |c| unsafe { sys::ggml_add(c, a.raw(), b.raw()) })
+    }
+
+    /// `a + b`, of equal shapes, in the memory of `a`, which nothing else may read.
+    pub(crate) fn add_onto(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        match self.is_own() {
+            true => self.custom_inplace(AddOnto, a, &[b]),
+            // ggml takes the memory where it can.
+            false => self.add(a, b),
+        }
     }
 
     /// `s * x`.

@@ -53,7 +53,7 @@ impl Kernel for PackedProduct {
 
     fn parts(&self, op: &Op<'_>) -> Parts {
         let [n, t, ..] = op.ne();
-        MulMat::most_parts(self.0, n, t).map_or(Parts::Long, Parts::AtMost)
+        MulMat::most_parts(op.memory(0).ty, self.0, n, t).map_or(Parts::Long, Parts::AtMost)
     }
 }
 

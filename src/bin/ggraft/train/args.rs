@@ -337,8 +337,7 @@ pub(super) struct ComputationArgs {
     /// Print what would be computed, rows, tokens, steps, memory, and one row's tokens as they would be learned; train nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Threads that compute. They wait for each other by spinning: where other programs keep cores busy, fewer are faster, and
-    /// more than there are cores are a disaster [default: the physical cores that this process may use]
+    /// Threads that compute. More than there are cores are of no use [default: the physical cores that this process may use]
     #[arg(short, long, value_name = "N", value_parser = count::<usize>)]
     pub(super) threads: Option<usize>,
     #[arg(

@@ -145,13 +145,13 @@ impl MulMat {
         }
     }
 
-    /// Parts that a product of `n` rows of W with `t` of X can have; `None` if they should be as few as possible, because W is read from memory as it lies there.
-    pub(crate) fn most_parts(bits: Bits, n: usize, t: usize) -> Option<usize> {
+    /// Parts that a product of `n` rows of W, of type `ty`, with `t` of X can have; `None` if they should be as few as possible, because W is read from memory as it lies there.
+    pub(crate) fn most_parts(ty: GgmlType, bits: Bits, n: usize, t: usize) -> Option<usize> {
         let rows = match bits {
             Bits::Eight | Bits::Fourteen => Self::width(bits),
             Bits::Bf16 | Bits::All => floats::ROWS,
         };
-        (t > packed::most_dots()).then(|| n.div_ceil(rows))
+        (t > packed::most_dots(ty)).then(|| n.div_ceil(rows))
     }
 
     /// Computes part `ith` of `nth`: some of W's rows, whole panels of them. Values do not depend on `nth`, nor those of a row on `t`.
@@ -170,7 +170,7 @@ impl MulMat {
         unsafe {
             match self.bits {
                 Bits::Bf16 | Bits::All => self.floats(rows),
-                _ if self.t <= packed::most_dots() && packed::has_format(self.ty) => {
+                _ if self.t <= packed::most_dots(self.ty) && packed::has_format(self.ty) => {
                     self.dots(rows)
                 }
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),

@@ -88,11 +88,13 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
 /// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
 const MOST_DOTS: usize = 4;
 
-/// Up to how many rows of X weights are multiplied as they lie in memory, if their type has a format: always where there are no tiles.
-pub(super) fn most_dots() -> usize {
-    match arch::has_tiles() {
-        true => MOST_DOTS,
-        false => usize::MAX,
+/// Up to how many rows of X weights of type `ty` are multiplied as they lie in memory, if the type has a format: always where there are no tiles.
+pub(super) fn most_dots(ty: GgmlType) -> usize {
+    match (arch::has_tiles(), ty) {
+        (false, _) => usize::MAX,
+        // Halves with steps and minimums: the sums of more rows do not fit registers.
+        (true, GgmlType::Q2_K) => 2,
+        (true, _) => MOST_DOTS,
     }
 }
 
