@@ -12,18 +12,18 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 use worth::Worth;
 
-/// For how long who waits stays awake while a graph is computed: longer than most waits, because a core that sleeps takes as long as a small operation to be woken.
-const AWAKE: Duration = Duration::from_millis(1);
-/// The same for some tasks after one that had to be waited for longer. Who sleeps is run soon after being woken, even where other programs keep the cores busy; who polls, or lets
-/// others run again and again, is not.
-const CAREFULLY_AWAKE: Duration = Duration::from_micros(50);
+/// For how long who waits stays awake while a graph is computed: longer than the pauses between small operations. Who sleeps is run soon after being woken, even where other
+/// programs keep the cores busy; who polls, or lets others run again and again, is not.
+const AWAKE: Duration = Duration::from_micros(50);
+/// The same at most for large operations: a quarter of what they take, because a core that sleeps takes as long as a small one to be woken.
+const LONGEST_AWAKE: Duration = Duration::from_millis(1);
 /// For how long helpers stay awake when a graph is over: the time between two tokens.
 const BETWEEN: Duration = Duration::from_millis(2);
 /// Into how many parts for each thread a task is cut: who is faster does more, and at its end nobody waits for longer than [`AWAKE`].
 const PARTS: usize = 16;
 /// The same of [`Parts::Long`] when the system gives the cores to others as well: a helper that is stopped in between leaves little to wait for.
 const SMALL_PARTS: usize = 4;
-/// For how many tasks after one that had to be waited for that holds, and even [`Parts::Long`] are cut into [`SMALL_PARTS`].
+/// For how many tasks after one that had to be waited for nobody stays awake for longer than [`AWAKE`], and even [`Parts::Long`] are cut into [`SMALL_PARTS`].
 const CAREFUL: u32 = 64;
 /// Pauses of the processor, some 30 ns each, between two looks at the clock.
 const PAUSES: usize = 16;
@@ -69,6 +69,8 @@ struct Shared {
     leader_sleeps: AtomicBool,
     /// A graph is being computed.
     running: AtomicBool,
+    /// Nanoseconds for which who waits stays awake.
+    awake: AtomicU64,
     /// Tasks that are still computed carefully: see [`CAREFUL`].
     careful: AtomicU32,
     /// Helpers end.
@@ -111,6 +113,7 @@ impl Shared {
             asleep: AtomicUsize::new(0),
             leader_sleeps: AtomicBool::new(false),
             running: AtomicBool::new(false),
+            awake: AtomicU64::new(AWAKE.as_nanos() as u64),
             careful: AtomicU32::new(0),
             over: AtomicBool::new(false),
         }
@@ -178,10 +181,7 @@ impl Shared {
 
     /// For how long to stay awake between tasks of a graph.
     fn awake(&self) -> Duration {
-        match self.careful.load(Ordering::Relaxed) {
-            0 => AWAKE,
-            _ => CAREFULLY_AWAKE,
-        }
+        Duration::from_nanos(self.awake.load(Ordering::Relaxed))
     }
 
     /// The life of helper `me`.
@@ -302,6 +302,11 @@ impl Team {
             shared.done.0.fetch_add(1, Ordering::SeqCst);
         }
         let waits_since = Instant::now();
+        let awake = match shared.careful.load(Ordering::Relaxed) {
+            0 => ((waits_since - began) / 4).clamp(AWAKE, LONGEST_AWAKE),
+            _ => AWAKE,
+        };
+        (shared.awake).store(awake.as_nanos() as u64, Ordering::Relaxed);
         self.wait(|| shared.done.0.load(Ordering::SeqCst) == parts);
         let over = Instant::now();
         let saved = (waits_since - began) * (parts as u32 - own) / own.max(1);
@@ -486,7 +491,7 @@ mod tests {
                             thread::yield_now();
                         }
                         // The leader sleeps by then.
-                        thread::sleep(5 * AWAKE);
+                        thread::sleep(5 * LONGEST_AWAKE);
                     }
                 });
             });
