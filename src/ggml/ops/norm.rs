@@ -37,20 +37,19 @@ const LANES: usize = 16;
 #[inline(always)]
 fn sums<const N: usize>(n: usize, term: impl Fn(usize) -> [f64; N]) -> [f64; N] {
     let mut lanes = [[0.0; LANES]; N];
+    let mut add = |at: usize, lane: usize| {
+        for (sums, term) in lanes.iter_mut().zip(term(at)) {
+            sums[lane] += term;
+        }
+    };
     let whole = n - n % LANES;
     for first in (0..whole).step_by(LANES) {
         for lane in 0..LANES {
-            let terms = term(first + lane);
-            for i in 0..N {
-                lanes[i][lane] += terms[i];
-            }
+            add(first + lane, lane);
         }
     }
     for at in whole..n {
-        let terms = term(at);
-        for i in 0..N {
-            lanes[i][at - whole] += terms[i];
-        }
+        add(at, at - whole);
     }
     lanes.map(|lanes| lanes.iter().sum())
 }
