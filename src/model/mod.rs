@@ -27,19 +27,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use vocab::{ChatOptions, Vocab};
 
-/// Whose kernels multiply with the weights and compute fused attention.
+/// Whose kernels multiply with the weights, compute fused attention, and what stands between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kernels {
-    /// Our own where they are faster than ggml's on this CPU, at no larger error: products, unless weights are repacked, and attention. With AVX-512
-    /// and its VNNI activations are rounded to 8 bits, as ggml rounds them, and what [`Kernels::Own`] says of equal bits holds, but for weights of F32 and, on Intel's, F16 and BF16; on other CPUs a product
-    /// is ours or ggml's by the weights' type and the number of rows (prompts, training, [batches](crate::Session)).
+    /// Our own where they are faster than ggml's on this CPU, at no larger error: products, unless weights are repacked, attention, and what stands
+    /// between. With AVX-512 and its VNNI activations are rounded to 8 bits, as ggml rounds them, and what [`Kernels::Own`] says of equal bits holds, but
+    /// for weights of F32 and, on Intel's CPUs, F16 and BF16. On AArch64 it holds for the types of integers but Q2_K. On other CPUs a product is ours or ggml's by
+    /// the weights' type and the number of rows (prompts, training, [batches](crate::Session)).
     #[default]
     Auto,
-    /// ggraft's own where the CPU has them (x86-64 with AVX2 and FMA): nearer to the exact product than
-    /// ggml's, which round activations to 8 bits. A row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F32,
-    /// F16 and BF16 has the same bits whatever rows it is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml.
-    /// The same holds for attention, and so for the logits of a model with such weights: they do not depend on how a text is cut into batches.
+    /// ggraft's own where the CPU has them. On x86-64 with AVX2 and FMA they are nearer to the exact product than ggml's, which round activations to 8 bits. A
+    /// row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F32, F16 and BF16 has the same bits whatever rows it
+    /// is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml. The same holds for attention, and so for the logits of
+    /// a model with such weights: they do not depend on how a text is cut into batches. On AArch64 they are those of [`Kernels::Auto`].
     Own,
     /// ggml's only: the logits are libllama's, bit for bit.
     Ggml,
