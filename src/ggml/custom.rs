@@ -95,6 +95,11 @@ impl<'a> Operand<'a> {
         &self.values[i1 * self.stride[1] + i2 * self.stride[2]..][..self.ne[0]]
     }
 
+    /// Row `i` of all, one plane after the other, of a tensor of at most three dimensions.
+    pub(super) fn nth_row(&self, i: usize) -> &'a [f32] {
+        self.row(i % self.ne[1], i / self.ne[1])
+    }
+
     /// All elements of an operand without gaps.
     pub(super) fn contiguous(&self) -> &'a [f32] {
         assert_eq!(self.values.len(), self.ne.iter().product::<usize>());

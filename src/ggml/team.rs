@@ -19,7 +19,7 @@ const AWAKE: Duration = Duration::from_micros(50);
 const LONGEST_AWAKE: Duration = Duration::from_millis(1);
 /// For how long helpers stay awake when a graph is over: the time between two tokens.
 const BETWEEN: Duration = Duration::from_millis(2);
-/// Into how many parts for each thread a task is cut: who is faster does more, and at its end nobody waits for longer than [`AWAKE`].
+/// Into how many parts for each thread a task is cut: who is faster does more, and there is little to wait for at its end.
 const PARTS: usize = 16;
 /// The same of [`Parts::Long`] when the system gives the cores to others as well: a helper that is stopped in between leaves little to wait for.
 const SMALL_PARTS: usize = 4;

@@ -30,7 +30,7 @@ impl Kernel for AddOnto {
         let [n, n1, n2, _] = op.ne();
         let (first, dst) = out.share(n1 * n2);
         for (row, a) in (first..).zip(dst.chunks_exact_mut(n)) {
-            add_onto_row(a, b.row(row % n1, row / n1));
+            add_onto_row(a, b.nth_row(row));
         }
     }
 }
@@ -60,7 +60,7 @@ impl Kernel for Scale {
         let [n, n1, n2, _] = x.ne;
         let (first, dst) = out.share(n1 * n2);
         for (row, y) in (first..).zip(dst.chunks_exact_mut(n)) {
-            scale_row(self.0, x.row(row % n1, row / n1), y);
+            scale_row(self.0, x.nth_row(row), y);
         }
     }
 }

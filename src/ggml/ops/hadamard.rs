@@ -37,7 +37,7 @@ impl Kernel for Rotate {
         let [width, rows, planes, _] = x.ne;
         let (first, dst) = out.share(rows * planes);
         for (i, row) in (first..).zip(dst.chunks_exact_mut(width)) {
-            row.copy_from_slice(x.row(i % rows, i / rows));
+            row.copy_from_slice(x.nth_row(i));
             rotate(row, self.n);
         }
     }

@@ -20,9 +20,8 @@ impl Kernel for Norm {
         let [n, n1, n2, _] = x.ne;
         let (first, dst) = out.share(n1 * n2);
         for (row, y) in (first..).zip(dst.chunks_exact_mut(n)) {
-            let (i1, i2) = (row % n1, row / n1);
-            let w = w.row(i1 % w.ne[1], 0);
-            norm_row(self.centred, self.eps, x.row(i1, i2), w, y);
+            let w = w.row(row % n1 % w.ne[1], 0);
+            norm_row(self.centred, self.eps, x.nth_row(row), w, y);
             if let Some(b) = b {
                 y.iter_mut().zip(b).for_each(|(y, b)| *y += b);
             }
@@ -94,9 +93,8 @@ impl Kernel for NormBack {
         let [n, n1, n2, _] = x.ne;
         let (first, dst) = out.share(n1 * n2);
         for (row, dx) in (first..).zip(dst.chunks_exact_mut(n)) {
-            let (i1, i2) = (row % n1, row / n1);
-            let (x, dy) = (x.row(i1, i2), dy.row(i1, i2));
-            let w = w.row(i1 % w.ne[1], 0);
+            let (x, dy) = (x.nth_row(row), dy.nth_row(row));
+            let w = w.row(row % n1 % w.ne[1], 0);
             row_back(self.centred, self.eps, x, w, dy, dx);
         }
     }

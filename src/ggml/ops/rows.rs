@@ -69,7 +69,7 @@ impl Kernel for CopyRows {
         for (i, row) in (first..).zip(dst.chunks_exact_mut(width)) {
             row.copy_from_slice(match b {
                 Some(b) if i >= n1 * n2 => b.row(i - n1 * n2, 0),
-                _ => a.row(i % n1, i / n1),
+                _ => a.nth_row(i),
             });
         }
     }

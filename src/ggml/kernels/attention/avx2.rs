@@ -1,7 +1,6 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::super::prefetch;
-use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height};
+use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height, by_type};
 use crate::file::types::GgmlType;
 use crate::ggml::kernels::level::{CpuLevel, has};
 use std::arch::x86_64::*;
@@ -78,26 +77,6 @@ impl Values for Q8 {
     }
 }
 
-/// Calls a function with the type of values in memory.
-macro_rules! by_type {
-    ($ty:expr, $f:ident($($arg:expr),*)) => {
-        match $ty {
-            GgmlType::F32 => $f::<F32>($($arg),*),
-            GgmlType::F16 => $f::<F16>($($arg),*),
-            GgmlType::Q8_0 => $f::<Q8>($($arg),*),
-            ty => unreachable!("{ty:?} is not a cache's type"),
-        }
-    };
-}
-
-/// Rows that are fetched from memory ahead: other heads' lie between them, so that the CPU does not see where they lead.
-const AHEAD: usize = 2 * WIDTH;
-
-/// Bytes of a row.
-fn bytes(run: Run) -> usize {
-    run.ty.row_bytes(run.d as u64).expect("whole blocks") as usize
-}
-
 /// Unpacks up to [`WIDTH`] keys side by side, `ne = [WIDTH, d]`. What stands in the place of missing ones means nothing.
 ///
 /// # Safety
@@ -112,7 +91,6 @@ pub(super) unsafe fn unpack_keys(run: Run, to: &mut [f32]) {
 /// As for [`unpack_keys`], and `to` must have room.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn keys<V: Values>(run: Run, to: *mut f32) {
-    let bytes = bytes(run);
     for half in [0, EIGHT] {
         let row = |r: usize| {
             run.first
@@ -120,7 +98,7 @@ unsafe fn keys<V: Values>(run: Run, to: *mut f32) {
         };
         let rows: [_; EIGHT] = std::array::from_fn(row);
         for row in rows {
-            prefetch(row.wrapping_add(AHEAD * run.row_bytes), bytes);
+            run.fetch_behind(row);
         }
         for at in (0..run.d).step_by(EIGHT) {
             // SAFETY: eight values of each row, and a place for each.
@@ -201,10 +179,9 @@ pub(super) unsafe fn unpack_values(run: Run, to: &mut [f32]) {
 /// As for [`unpack_values`], and `to` must have room.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn values<V: Values>(run: Run, to: *mut f32) {
-    let bytes = bytes(run);
     for r in 0..run.n {
         let row = run.first.wrapping_add(r * run.row_bytes);
-        prefetch(row.wrapping_add(AHEAD * run.row_bytes), bytes);
+        run.fetch_behind(row);
         for at in (0..run.d).step_by(WIDTH) {
             // SAFETY: values of this row, and a place for them.
             unsafe {

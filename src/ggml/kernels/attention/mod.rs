@@ -11,6 +11,8 @@
 )]
 
 use super::level::{FUSED, vectorized};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::prefetch;
 use super::{exp, exp_sub_sum, room, tanh};
 use crate::file::types::GgmlType;
 use half::f16;
@@ -66,11 +68,25 @@ pub(crate) struct Cached {
 struct Run {
     first: *const u8,
     ty: GgmlType,
+    /// From one row to the next.
     row_bytes: usize,
+    /// Of a row.
+    bytes: usize,
     /// Rows, at least one.
     n: usize,
     /// Values of a row.
     d: usize,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Run {
+    /// Has a row that is read soon fetched from memory: other heads' lie between, so that the CPU does not see where rows lead.
+    #[inline]
+    fn fetch_behind(&self, row: *const u8) {
+        /// Rows between the one that is read and the one that is fetched.
+        const AHEAD: usize = 2 * WIDTH;
+        prefetch(row.wrapping_add(AHEAD * self.row_bytes), self.bytes);
+    }
 }
 
 impl Cached {
@@ -86,6 +102,7 @@ impl Cached {
             first: unsafe { self.first.add(at) },
             ty: self.ty,
             row_bytes: by_token,
+            bytes: self.ty.row_bytes(d as u64).expect("whole blocks") as usize,
             n: tokens.len(),
             d,
         }
@@ -473,6 +490,21 @@ macro_rules! by_height {
     };
 }
 use by_height;
+
+/// Calls a function with the type of values in memory, of those that the CPU's module has.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_type {
+    ($ty:expr, $f:ident($($arg:expr),*)) => {
+        match $ty {
+            GgmlType::F32 => $f::<F32>($($arg),*),
+            GgmlType::F16 => $f::<F16>($($arg),*),
+            GgmlType::Q8_0 => $f::<Q8>($($arg),*),
+            ty => unreachable!("{ty:?} is not a cache's type"),
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use by_type;
 
 /// Cuts `n` queries into tiles of at most `tiles` of them and of almost equal height: a small last one would leave the multipliers waiting for its
 /// few chains. Calls with the first of each, and its function.

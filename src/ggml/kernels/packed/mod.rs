@@ -380,5 +380,21 @@ macro_rules! by_height {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use by_height;
 
+/// Repeats a statement for each block of a unit of a format: `$i` is the constant, which shifts depend on.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! for_each_block {
+    ($format:ident, $i:ident, $do:expr) => {
+        for_each_block!($format, $i, $do, 0 1 2 3 4 5 6 7)
+    };
+    ($format:ident, $i:ident, $do:expr, $($n:literal)*) => {$(
+        if $n < $format::BLOCKS {
+            const $i: usize = $n;
+            $do
+        }
+    )*};
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use for_each_block;
+
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;

@@ -1,8 +1,9 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
 use super::super::avx512::dot::ByteDots;
+use super::super::for_each_block;
 use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, by_height, packed_words, prefetch};
-use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
+use super::formats::{Format, GROUP, Scales, Units, Visit, groups, visit};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 

@@ -79,20 +79,6 @@ pub(in super::super) struct Scales {
     pub(in super::super) factors: [[__m256i; 2]; 8],
 }
 
-/// Repeats a statement for each block of a unit: `$i` is the constant, which shifts depend on.
-macro_rules! for_each_block {
-    ($format:ident, $i:ident, $do:expr) => {
-        for_each_block!($format, $i, $do, 0 1 2 3 4 5 6 7)
-    };
-    ($format:ident, $i:ident, $do:expr, $($n:literal)*) => {$(
-        if $n < $format::BLOCKS {
-            const $i: usize = $n;
-            $do
-        }
-    )*};
-}
-pub(in super::super) use for_each_block;
-
 /// What is done with weights of a type that is known when the program runs.
 pub(in super::super) trait Visit {
     type Output;

@@ -1,7 +1,8 @@
 //! Panels of weights.
 
+use super::super::for_each_block;
 use super::super::{BLOCK, Blocks, Line, MAX, Mins, WIDTH, WORDS};
-use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
+use super::formats::{Format, GROUP, Scales, Units, Visit, groups, visit};
 use super::{Integers, columns, store_lanes};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;

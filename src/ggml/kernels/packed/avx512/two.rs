@@ -1,7 +1,8 @@
 //! Two blocks of sixteen rows of weights at a time: a register holds both of a row.
 
-use super::super::avx2::formats::{Format, GROUP, Scales, Units, for_each_block, groups};
+use super::super::avx2::formats::{Format, GROUP, Scales, Units, groups};
 use super::super::bytes::QUADS;
+use super::super::for_each_block;
 use super::super::prefetch;
 use std::arch::x86_64::*;
 

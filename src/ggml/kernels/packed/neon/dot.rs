@@ -3,8 +3,9 @@
 //! A row's block times one of X is four sums of eight products. Those of four rows are added across in pairs: then lanes are rows.
 
 use super::super::bytes::ByteRows;
+use super::super::for_each_block;
 use super::super::{BLOCK, Bits, Dots, MOST_DOTS, Rows, by_height, packed_words, prefetch, tiles};
-use super::formats::{Format, GROUP, Scales, Units, Visit, for_each_block, groups, visit};
+use super::formats::{Format, GROUP, Scales, Units, Visit, groups, visit};
 use super::{Bytes, dot, has_dot_products};
 use crate::file::types::GgmlType;
 use std::arch::aarch64::*;

@@ -4,7 +4,8 @@
 //! next word of each; for products of matrices a word is eight bytes.
 
 use super::super::bytes::{Both, ByteBlocks, Kind, LANES, QUADS};
-use super::formats::{Format, GROUP, Units, Visit, for_each_block, groups, visit};
+use super::super::for_each_block;
+use super::formats::{Format, GROUP, Units, Visit, groups, visit};
 use super::tile::ROWS;
 use super::{Bytes, columns, has_matrices};
 use crate::file::types::GgmlType;
