@@ -12,7 +12,7 @@ if [ "$(uname -m)" = aarch64 ]; then
     [ -n "$levels" ] || { echo "no CPU level is known" >&2; exit 1; }
     for level in $levels; do
         echo "== $level"
-        GGRAFT_CPU=$level $cargo test --lib -- ggml::kernels
+        GGRAFT_CPU=$level $cargo test --lib -- kernels
     done
     for test in "$@"; do $cargo test --test "$test"; done
     exit 0
@@ -35,8 +35,8 @@ if [ -n "$missing" ]; then
 fi
 rustup target add $target
 
-# For no CPU in particular: .cargo/config.toml asks for this machine's.
-export RUSTFLAGS=""
+# ggml for no CPU in particular: .cargo/config.toml asks for this machine's.
+export CFLAGS="" CXXFLAGS=""
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 export CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++
@@ -55,7 +55,7 @@ tests() { # CPU TESTS [ARGUMENTS]
 
 # Neither of the two, dot products, and products of matrices, too.
 for cpu in cortex-a72 neoverse-n1 max; do
-    tests $cpu --lib ggml::kernels
+    tests $cpu --lib kernels
 done
 for test in "$@"; do
     tests max "--test $test"

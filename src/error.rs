@@ -3,10 +3,10 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
-use crate::ggml::CpuError;
 use crate::infer::SessionError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
+use crate::kernels::CpuError;
 use crate::model::ModelError;
 use crate::model::chat::ChatError;
 use crate::model::vocab::VocabError;

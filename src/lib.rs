@@ -40,6 +40,7 @@ pub mod file;
 mod ggml;
 mod graph;
 pub mod infer;
+mod kernels;
 pub mod model;
 pub mod train;
 
@@ -139,10 +140,11 @@ struct TrainingPage;
 struct Lifetimes;
 
 #[doc(hidden)]
-pub use ggml::kernels::measure;
+pub use ggml::measure;
 
 pub use adapter::Adapter;
 pub use error::{Error, Result};
-pub use ggml::{CpuError, CpuLevel, default_threads};
+pub use ggml::default_threads;
 pub use infer::{Session, SessionOptions};
+pub use kernels::{CpuError, CpuLevel};
 pub use model::{Kernels, Model, ModelOptions};

@@ -13,8 +13,8 @@ mod cores;
 mod cpu;
 mod custom;
 mod graph;
-pub(crate) mod kernels;
 pub(crate) mod log;
+pub mod measure;
 mod memory;
 mod ops;
 mod quant;
@@ -26,15 +26,13 @@ mod threadpool;
 pub use cancel::CancelToken;
 pub(crate) use context::{Context, Operations};
 pub use cores::default_threads;
-pub(crate) use cpu::warn_once_if_slow;
+pub(crate) use cpu::faster_than_ggml;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
-pub(crate) use kernels::{
-    Bits, RowMajor, Strided, faster_than_ggml, gemm, has_attention, has_mul_mat, sensible,
-};
-pub use kernels::{CpuError, CpuLevel};
 pub(crate) use memory::Buffer;
 pub(crate) use ops::{Activation, Gate, Rope, RopeKind, Scoring, Spans, Targets, rotate, visible};
 pub(crate) use quant::quantize_rows;
+#[cfg(test)]
+pub(crate) use quant::row_to_f32;
 pub(crate) use repack::RepackLayout;
 pub(crate) use tensor::Tensor;
 pub(crate) use threadpool::ThreadPool;

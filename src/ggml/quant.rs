@@ -34,3 +34,22 @@ pub(super) unsafe fn row_from_f32(ty: GgmlType, row: &[f32], to: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe { from_float(row.as_ptr(), to.cast(), row.len() as i64) };
 }
+
+/// Whole blocks of a row as F32.
+///
+/// # Safety
+/// `from` must hold `n` values of the type, `to` have room for them.
+pub(crate) unsafe fn row_to_f32(ty: GgmlType, from: *const u8, to: *mut f32, n: usize) {
+    // SAFETY: the caller's promise; the traits table is static. F16 and BF16 have vectorized functions beside it.
+    unsafe {
+        match ty {
+            GgmlType::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), 4 * n),
+            GgmlType::F16 => sys::ggml_cpu_fp16_to_fp32(from.cast(), to, n as i64),
+            GgmlType::BF16 => sys::ggml_cpu_bf16_to_fp32(from.cast(), to, n as i64),
+            _ => {
+                let to_float = (*sys::ggml_get_type_traits(ty as u32)).to_float;
+                to_float.expect("a type of weights")(from.cast(), to, n as i64);
+            }
+        }
+    }
+}

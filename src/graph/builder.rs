@@ -3,8 +3,9 @@
 
 use super::tape::Tape;
 use crate::ggml::{
-    Activation, Bits, Context, Gate, GraphShape, Operations, Rope, Scoring, Spans, Tensor,
+    Activation, Context, Gate, GraphShape, Operations, Rope, Scoring, Spans, Tensor,
 };
+use crate::kernels::Bits;
 use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -19,7 +19,8 @@ pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 use crate::error::{Error, Result};
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{CpuLevel, Operations, ThreadPool, has_attention, warn_once_if_slow};
+use crate::ggml::{Operations, ThreadPool};
+use crate::kernels::{CpuLevel, has_attention};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -134,7 +135,6 @@ impl Model {
     pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         CpuLevel::current()?;
-        warn_once_if_slow();
         let path = path.as_ref();
         let file = Arc::new(MappedGguf::open(path)?);
         let (hp, weights) = Self::read(&file, options).map_err(|source| Error::Model {

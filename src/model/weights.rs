@@ -7,7 +7,8 @@ use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
-use crate::ggml::{Bits, Buffer, RepackLayout, Tensor, faster_than_ggml, has_mul_mat, sensible};
+use crate::ggml::{Buffer, RepackLayout, Tensor, faster_than_ggml};
+use crate::kernels::{Bits, has_mul_mat, sensible};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Matrix products of the encoders.
 
-use crate::ggml::{RowMajor, Strided, gemm};
+use crate::kernels::{RowMajor, Strided, gemm};
 
 /// The transpose, row-major `cols x rows`, of the row-major `rows x cols` matrix `a`.
 pub(crate) fn transpose(rows: usize, cols: usize, a: &[f32]) -> Vec<f32> {

@@ -2,8 +2,8 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::{exp, vectorized};
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{exp, vectorized};
 use ggml_sys as sys;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 

@@ -2,8 +2,8 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::{tanh, vectorized};
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{tanh, vectorized};
 use ggml_sys as sys;
 
 /// `a + b`, whose single row is repeated if it has only one. Operands: a, b.

@@ -2,8 +2,8 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts};
-use crate::ggml::kernels::{exp_sub_sum, largest};
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{exp_sub_sum, largest};
 
 /// What each row of logits should say: a distribution over k tokens.
 #[derive(Clone)]

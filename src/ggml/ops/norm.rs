@@ -2,8 +2,8 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
-use crate::ggml::kernels::vectorized;
 use crate::ggml::tensor::Tensor;
+use crate::kernels::vectorized;
 use ggml_sys as sys;
 
 /// `y = norm(x) * w + b`, one row at a time. Operands: x, w, b if there is one.

@@ -2,8 +2,9 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts};
-use crate::ggml::kernels::{Bits, MulMat, MulMatBack, pack_row, packed_words};
+use crate::ggml::quant::row_to_f32;
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{Bits, MulMat, MulMatBack, pack_row, packed_words};
 
 /// Rows in the form that [`PackedProduct`] reads, rounded to so many bits. Operand: x.
 struct Pack(Bits);
@@ -37,6 +38,7 @@ impl Kernel for PackedProduct {
         assert_eq!(x.ne[0], packed_words(k, x.ne[1], bits));
         let product = MulMat {
             ty: w.ty,
+            to_f32: row_to_f32,
             w: w.first,
             row_bytes: w.nb[1],
             k,
@@ -68,6 +70,7 @@ impl Kernel for ProductBack {
         assert_eq!(dy.ne[0], n);
         let product = MulMatBack {
             ty: w.ty,
+            to_f32: row_to_f32,
             w: w.first,
             row_bytes: w.nb[1],
             k,

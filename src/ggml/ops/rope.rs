@@ -2,8 +2,8 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts};
-use crate::ggml::kernels::vectorized;
 use crate::ggml::tensor::Tensor;
+use crate::kernels::vectorized;
 use ggml_sys as sys;
 use std::f32::consts::TAU;
 

@@ -2,8 +2,7 @@
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts};
-use crate::ggml::kernels::row_to_f32;
-use crate::ggml::quant::row_from_f32;
+use crate::ggml::quant::{row_from_f32, row_to_f32};
 use crate::ggml::tensor::Tensor;
 use ggml_sys as sys;
 

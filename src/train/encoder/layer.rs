@@ -3,7 +3,7 @@
 use super::add;
 use super::lstm::Lstm;
 use super::spec::{Distribution, ParamSpec};
-use crate::ggml::{RowMajor, Strided, gemm};
+use crate::kernels::{RowMajor, Strided, gemm};
 use crate::train::linalg::matmul_transposed;
 use crate::train::param::Param;
 

@@ -6,8 +6,8 @@ use super::weights::{softmax_back, weights};
 use super::{SCRATCH, Scratch, sources, store_head};
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Operand, Output, Parts};
-use crate::ggml::kernels::{RowMajor, Strided, gemm, room};
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{RowMajor, Strided, gemm, room};
 
 /// Operands as [`Attention`](super::forward), then dO `ne = [H d, T]`. Result, one behind the other: dq `ne = [d, H, T]`, and
 /// for each query head its part of dk and of dv, `ne = [d, P + T, H]`.

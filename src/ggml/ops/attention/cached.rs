@@ -3,8 +3,8 @@
 use super::spans::Scoring;
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Memory, Op, Output, Parts};
-use crate::ggml::kernels::{Attention, Cached, Shape, merge_records};
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{Attention, Cached, Shape, merge_records};
 
 /// The operands of both: q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]`.
 fn attention<'a>(op: &Op<'a>, Scoring { scale, softcap }: Scoring) -> Attention<'a> {

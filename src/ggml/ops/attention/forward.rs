@@ -6,8 +6,8 @@ use super::weights::weights;
 use super::{SCRATCH, Scratch, sources, store_head};
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts};
-use crate::ggml::kernels::{RowMajor, Strided, gemm, room};
 use crate::ggml::tensor::Tensor;
+use crate::kernels::{RowMajor, Strided, gemm, room};
 
 /// Operands: q, k, v and with a prefix its k and v -> `ne = [H d, T]`.
 struct Attention(Spans);

@@ -2,7 +2,7 @@
 
 use super::operands::Operands;
 use super::spans::{Scoring, Spans, Tile};
-use crate::ggml::kernels::{RowMajor, Strided, exp_sub_sum, gemm, largest, room, tanh, vectorized};
+use crate::kernels::{RowMajor, Strided, exp_sub_sum, gemm, largest, room, tanh, vectorized};
 use std::ops::Range;
 
 /// The weights P of a tile's queries for one head, `ne = [keys, queries]`, given the span's keys `k_t`, `ne = [N, d]`: `p` and

@@ -8,11 +8,10 @@
 mod amx;
 mod attention;
 mod dequant;
-pub(crate) mod exp;
+mod exp;
 mod floats;
-pub(crate) mod gemm;
+mod gemm;
 pub(crate) mod level;
-pub mod measure;
 mod mul_mat;
 mod mul_mat_back;
 #[cfg(target_arch = "aarch64")]
@@ -20,41 +19,16 @@ mod neon;
 mod packed;
 
 pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
-pub(crate) use dequant::row_to_f32;
 pub(crate) use exp::{exp, exp_sub_sum, largest, tanh};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
 pub(crate) use level::vectorized;
 pub use level::{CpuError, CpuLevel};
-pub(crate) use mul_mat::{MulMat, faster_than_ggml, has_mul_mat, sensible};
+pub(crate) use mul_mat::{GgmlBuild, MulMat, available_bits, faster_than, has_mul_mat, sensible};
 pub(crate) use mul_mat_back::MulMatBack;
 pub(crate) use packed::{Bits, pack_row, packed_words};
 
 #[cfg(test)]
 use crate::file::types::GgmlType;
-
-/// What ggml was built for, as far as it matters: its products with AVX-512 are faster than ours for AVX2.
-enum Ggml {
-    Baseline,
-    Avx2,
-    Avx512,
-}
-
-impl Ggml {
-    fn built_for() -> Self {
-        // SAFETY: pure queries of how ggml was compiled.
-        let [avx2, avx512] = unsafe {
-            [
-                ggml_sys::ggml_cpu_has_avx2(),
-                ggml_sys::ggml_cpu_has_avx512(),
-            ]
-        };
-        match (avx2 != 0, avx512 != 0) {
-            (_, true) => Self::Avx512,
-            (true, false) => Self::Avx2,
-            (false, false) => Self::Baseline,
-        }
-    }
-}
 
 /// The first `n` values of memory that a thread keeps, whatever they are.
 pub(crate) fn room(v: &mut Vec<f32>, n: usize) -> &mut [f32] {

@@ -1,12 +1,9 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
-use super::floats::{has_pairs, reads};
-use super::packed::{has_bytes, has_format, has_words};
-use super::{Bits, MulMatBack, has_attention, has_mul_mat};
+use super::quant::row_to_f32;
+use super::{Context, Graph, GraphMemory, Operations, Scoring, Tensor, ThreadPool, quantize_rows};
 use crate::file::types::GgmlType;
-use crate::ggml::{
-    Context, Graph, GraphMemory, Operations, Scoring, Tensor, ThreadPool, quantize_rows,
-};
+use crate::kernels::{Bits, MulMatBack, available_bits, has_attention};
 use half::f16;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -45,17 +42,8 @@ pub fn mul_mat_back_seconds(
     let transposed = weights(GgmlType::BF16, n, k);
     let product = |bits| Measured::product(ty, [k, n, t], &w, bits);
     let mut bf16 = Measured::product(GgmlType::BF16, [n, k, t], &transposed, None);
-    let bits = match reads(ty) {
-        true => Some(Bits::All),
-        false => has_words().then_some(Bits::Fourteen),
-    };
-    let bits = bits.filter(|_| has_mul_mat(ty, k));
-    let mut own = bits.map(|bits| product(Some(bits)));
-    let fewer_bits = match ty {
-        GgmlType::BF16 => has_pairs().then_some(Bits::Bf16),
-        _ => (has_bytes() && has_format(ty)).then_some(Bits::Eight),
-    };
-    let mut in_bytes = fewer_bits.map(|bits| product(Some(bits)));
+    let [mut own, mut in_bytes] =
+        available_bits(ty, k).map(|bits| bits.map(|bits| product(Some(bits))));
     let mut forward = product(None);
     let (dy, mut dx) = (values(n * t), vec![0.0; k * t]);
     let [back, ggml_bf16, forward, forward_in_bytes, ggml_forward] = best_of(rounds, || {
@@ -250,6 +238,7 @@ fn back(
     assert!(w.len() >= n * row_bytes && dy.len() >= n * t && dx.len() >= k * t);
     let product = &Shared(MulMatBack {
         ty,
+        to_f32: row_to_f32,
         w: w.as_ptr(),
         row_bytes,
         k,
@@ -299,8 +288,8 @@ mod tests {
                 .iter()
                 .all(|t| t.is_finite() && *t > 0.0)
         );
-        assert_eq!(s.forward > 0.0, has_words());
-        assert_eq!(s.forward_in_bytes > 0.0, has_bytes());
+        let available = available_bits(GgmlType::Q8_0, 64).map(|bits| bits.is_some());
+        assert_eq!([s.forward, s.forward_in_bytes].map(|t| t > 0.0), available);
         let shape = AttentionShape {
             d: 32,
             h: 2,

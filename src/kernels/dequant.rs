@@ -3,7 +3,6 @@
 use super::gemm::NR;
 use super::prefetch;
 use crate::file::types::GgmlType;
-use ggml_sys as sys;
 
 /// Columns of a tile at most: the largest block.
 pub(super) const MAX_COLUMNS: usize = 256;
@@ -11,6 +10,7 @@ pub(super) const MAX_COLUMNS: usize = 256;
 /// Whole blocks of some rows of a matrix.
 pub(super) struct Tile {
     pub(super) ty: GgmlType,
+    pub(super) to_f32: RowToF32,
     /// The first row, from its beginning.
     pub(super) rows: *const u8,
     pub(super) row_bytes: usize,
@@ -48,24 +48,11 @@ impl Tile {
     }
 }
 
-/// Whole blocks of a row as F32, by ggml.
+/// Writes the first values of a row of some type as F32, whole blocks of it: for the types that no kernel here unpacks itself.
 ///
 /// # Safety
-/// `from` must hold `n` values of the type, `to` have room for them.
-pub(crate) unsafe fn row_to_f32(ty: GgmlType, from: *const u8, to: *mut f32, n: usize) {
-    // SAFETY: the caller's promise; the traits table is static. F16 and BF16 have vectorized functions beside it.
-    unsafe {
-        match ty {
-            GgmlType::F32 => std::ptr::copy_nonoverlapping(from, to.cast(), 4 * n),
-            GgmlType::F16 => sys::ggml_cpu_fp16_to_fp32(from.cast(), to, n as i64),
-            GgmlType::BF16 => sys::ggml_cpu_bf16_to_fp32(from.cast(), to, n as i64),
-            _ => {
-                let to_float = (*sys::ggml_get_type_traits(ty as u32)).to_float;
-                to_float.expect("a type of weights")(from.cast(), to, n as i64);
-            }
-        }
-    }
-}
+/// The second operand must hold as many values as the last one says, the third have room for them.
+pub(crate) type RowToF32 = unsafe fn(GgmlType, *const u8, *mut f32, usize);
 
 /// Writes a tile as panels of [`NR`] columns, `panel` values apart: a row of [`NR`] values for each row of the tile.
 ///
@@ -77,7 +64,7 @@ pub(super) unsafe fn to_f32(tile: &Tile, to: *mut f32, panel: usize) {
         // SAFETY: row n of the tile; `row` holds MAX_COLUMNS values.
         unsafe {
             tile.prefetch_after(n);
-            row_to_f32(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k);
+            (tile.to_f32)(tile.ty, tile.row(n), row.as_mut_ptr(), tile.k);
         }
         for (i, values) in row[..tile.k.next_multiple_of(NR)]
             .as_chunks::<NR>()

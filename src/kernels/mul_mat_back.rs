@@ -1,7 +1,7 @@
 //! The backward pass of a product with a frozen weight matrix.
 
 use super::Line;
-use super::dequant::{self, Tile};
+use super::dequant::{self, RowToF32, Tile};
 use super::gemm::{self, NR};
 use super::level::{self, CpuLevel, has};
 use crate::file::types::GgmlType;
@@ -79,6 +79,8 @@ impl Scratch {
 pub(crate) struct MulMatBack {
     /// The type of W.
     pub(crate) ty: GgmlType,
+    /// For types that are not unpacked here.
+    pub(crate) to_f32: RowToF32,
     /// W, `ne = [k, n]`.
     pub(crate) w: *const u8,
     /// From one row of W to the next.
@@ -199,6 +201,7 @@ impl MulMatBack {
             let k = K_TILE.min(last - k0);
             let tile = Tile {
                 ty: self.ty,
+                to_f32: self.to_f32,
                 // SAFETY: a row of W.
                 rows: unsafe { self.w.add(depth.start * self.row_bytes) },
                 row_bytes: self.row_bytes,
@@ -255,7 +258,7 @@ pub(super) fn round_to_bf16(from: &[f32], to: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 mod bf16 {
     use super::{A_STRIDE, CpuLevel, NR, has};
-    use crate::ggml::kernels::amx;
+    use crate::kernels::amx;
     use std::arch::x86_64::*;
 
     /// Height of a register tile: 28 of the 32 registers hold sums.
@@ -402,7 +405,7 @@ mod bf16 {
 mod tests {
     use super::super::{Exact, TYPES, values};
     use super::*;
-    use crate::ggml::quantize_rows;
+    use crate::ggml::{quantize_rows, row_to_f32};
     use half::bf16;
     use proptest::prelude::*;
 
@@ -446,6 +449,7 @@ mod tests {
             let mut dx = vec![f32::NAN; (to - from) * self.k];
             let product = MulMatBack {
                 ty: self.ty,
+                to_f32: row_to_f32,
                 w: self.w.as_ptr(),
                 row_bytes: self.w.len() / self.n,
                 k: self.k,
@@ -473,7 +477,7 @@ mod tests {
             let mut row = vec![0.0; self.k];
             for (n, bytes) in self.w.chunks_exact(self.w.len() / self.n).enumerate() {
                 // SAFETY: a row of k values.
-                unsafe { dequant::row_to_f32(self.ty, bytes.as_ptr(), row.as_mut_ptr(), self.k) };
+                unsafe { row_to_f32(self.ty, bytes.as_ptr(), row.as_mut_ptr(), self.k) };
                 let row: Vec<f64> = row.iter().map(|&w| rounded(w)).collect();
                 for (t, sums) in sums.chunks_exact_mut(self.k).enumerate() {
                     let dy = rounded(self.dy[t * self.n + n]);
@@ -562,6 +566,7 @@ mod tests {
         let mut dx = [f32::NAN; 64];
         let product = MulMatBack {
             ty: GgmlType::Q8_0,
+            to_f32: row_to_f32,
             w: std::ptr::dangling(),
             row_bytes: 34,
             k: 32,

@@ -3,7 +3,7 @@
 //! The types of common files have functions of their own. Where a block knows 16 or 32 values only, they are computed
 //! first, those of both rows in one vector, and quants become indices into it.
 
-use super::{GgmlType, MAX_COLUMNS, NR, Tile, row_to_f32};
+use super::{GgmlType, MAX_COLUMNS, NR, Tile};
 use std::arch::x86_64::*;
 
 /// Writes a tile as panels of [`NR`] columns, `panel` words apart: a row of [`NR`] words for each pair of rows of the
@@ -70,7 +70,7 @@ unsafe fn any(tile: &Tile, to: *mut u32, panel: usize) {
                 let n = (n + i).min(tile.n - 1);
                 tile.prefetch_after(n);
                 let from = tile.row(n);
-                row_to_f32(tile.ty, from, row.as_mut_ptr(), tile.k);
+                (tile.to_f32)(tile.ty, from, row.as_mut_ptr(), tile.k);
             }
         }
         for j in (0..tile.k).step_by(16) {

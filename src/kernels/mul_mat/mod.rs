@@ -3,8 +3,7 @@
 //! Unpacking a tile of weights once for all rows makes the type of the weights almost irrelevant. Too few rows for that are multiplied with the
 //! weights as they lie in memory.
 
-use super::Ggml;
-use super::dequant::row_to_f32;
+use super::dequant::RowToF32;
 use super::floats::{self, Product, Weights};
 use super::level;
 use super::packed::{
@@ -17,7 +16,7 @@ use std::thread::LocalKey;
 
 /// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB.
 const DEPTH: usize = 2048;
-/// Values of a row of W that ggml unpacks at a time: the largest block of any type.
+/// Values of a row of W that become F32 at a time: the largest block of any type.
 const CHUNK: usize = 256;
 /// Rows of W that a thread computes at least, where these are floating-point numbers.
 const FLOAT_WIDTH: usize = 16;
@@ -55,18 +54,39 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
     (t >= fewest).then_some(Bits::Fourteen)
 }
 
+/// What X can be rounded to for weights of type `ty` with rows of `k` values: the most bits, and fewer for speed.
+pub(crate) fn available_bits(ty: GgmlType, k: usize) -> [Option<Bits>; 2] {
+    let finest = match floats::reads(ty) {
+        true => Some(Bits::All),
+        false => packed::has_words().then_some(Bits::Fourteen),
+    };
+    let fewer = match ty {
+        GgmlType::BF16 => floats::has_pairs().then_some(Bits::Bf16),
+        _ => in_bytes(ty),
+    };
+    [finest, fewer].map(|bits| bits.filter(|_| has_mul_mat(ty, k)))
+}
+
+/// What ggml, which computes what is not computed here, was built for, as far as it matters: its products with AVX-512 are faster than ours for AVX2.
+#[derive(Clone, Copy)]
+pub(crate) enum GgmlBuild {
+    Baseline,
+    Avx2,
+    Avx512,
+}
+
 /// To how many bits `t` rows of X are rounded where the kernel is faster than ggml's for weights of type `ty`, at no larger error; `None` where it is not.
-pub(crate) fn faster_than_ggml(ty: GgmlType, t: usize) -> Option<Bits> {
+pub(crate) fn faster_than(ggml: GgmlBuild, ty: GgmlType, t: usize) -> Option<Bits> {
     if let Some(bits) = in_bytes(ty) {
         return Some(bits);
     }
     if ty == GgmlType::BF16 && floats::has_pairs() {
         return Some(Bits::Bf16);
     }
-    let fewest = match Ggml::built_for() {
-        Ggml::Baseline => return sensible(ty, t),
-        Ggml::Avx2 => faster_than_avx2_from(ty)?,
-        Ggml::Avx512 => faster_than_avx512_from(ty)?,
+    let fewest = match ggml {
+        GgmlBuild::Baseline => return sensible(ty, t),
+        GgmlBuild::Avx2 => faster_than_avx2_from(ty)?,
+        GgmlBuild::Avx512 => faster_than_avx512_from(ty)?,
     };
     sensible(ty, t).filter(|_| t >= fewest)
 }
@@ -91,6 +111,8 @@ fn faster_than_avx512_from(ty: GgmlType) -> Option<usize> {
 pub(crate) struct MulMat {
     /// The type of W, for which there is [`has_mul_mat`].
     pub(crate) ty: GgmlType,
+    /// For types that the kernel does not unpack itself.
+    pub(crate) to_f32: RowToF32,
     /// W, `ne = [k, n]`.
     pub(crate) w: *const u8,
     /// From one row of W to the next.
@@ -306,7 +328,7 @@ impl Unpacked for Panel {
             let k = CHUNK.min(depth.end - k0);
             for (r, values) in rows.clone().zip(&mut values) {
                 // SAFETY: whole blocks of row r.
-                unsafe { row_to_f32(of.ty, at(r, k0), values.as_mut_ptr(), k) };
+                unsafe { (of.to_f32)(of.ty, at(r, k0), values.as_mut_ptr(), k) };
             }
             let first = (values.as_ptr().cast(), size_of_val(&values[0]));
             let blocks = (k0 - depth.start) / BLOCK..(k0 - depth.start + k) / BLOCK;

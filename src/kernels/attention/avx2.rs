@@ -2,7 +2,7 @@
 
 use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height, by_type};
 use crate::file::types::GgmlType;
-use crate::ggml::kernels::level::{CpuLevel, has};
+use crate::kernels::level::{CpuLevel, has};
 use std::arch::x86_64::*;
 
 /// Lanes of a register.

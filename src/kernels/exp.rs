@@ -94,8 +94,8 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::level::FUSED;
     use super::*;
+    use crate::kernels::level::FUSED;
 
     #[test]
     fn exp_is_within_two_ulp() {

@@ -1,6 +1,6 @@
 use super::super::{Exact, TYPES, factors, pack_row, packed_words, values};
 use super::*;
-use crate::ggml::{Context, Graph, GraphMemory, Operations, ThreadPool, quantize_rows};
+use crate::ggml::{Context, Graph, GraphMemory, Operations, ThreadPool, quantize_rows, row_to_f32};
 use ggraft_testkit::metrics::nmse;
 
 mod properties;
@@ -52,6 +52,7 @@ impl Case {
         let mut y = vec![f32::NAN; self.n * t];
         let product = MulMat {
             ty: self.ty,
+            to_f32: row_to_f32,
             w: self.w.as_ptr(),
             row_bytes: self.row_bytes(),
             k: self.k,

@@ -1,7 +1,7 @@
 use super::super::naive::{Layout, dot};
 use super::super::{BLOCK, Dots, has_bytes, has_format, most_dots, pack_row};
 use super::*;
-use crate::ggml::kernels::{TYPES, values};
+use crate::kernels::{TYPES, values};
 
 /// Rows of any bits, but for numbers in half precision, which are sensible ones.
 fn weights(layout: &Layout, bytes: usize) -> Vec<u8> {

@@ -338,8 +338,8 @@ mod avx512 {
 
 /// Fixed-size arrays that the compiler keeps in vector registers, whatever they are.
 mod loops {
-    use super::super::level::FUSED;
     use super::{Operands, Tiles, mul_add};
+    use crate::kernels::level::FUSED;
 
     /// Columns of a tile.
     const WIDTH: usize = 16;
@@ -433,10 +433,10 @@ mod loops {
 
 #[cfg(test)]
 mod tests {
-    #[cfg(target_arch = "x86_64")]
-    use super::super::level::{CpuLevel, has};
     use super::super::values;
     use super::*;
+    #[cfg(target_arch = "x86_64")]
+    use crate::kernels::level::{CpuLevel, has};
 
     /// Kinds of tiles that this CPU has, and whether their multiply-adds are fused.
     fn kinds() -> Vec<(Tiles, bool)> {
@@ -449,7 +449,7 @@ mod tests {
         .filter_map(|(level, tiles)| has(level).then_some((tiles, true)));
         #[cfg(not(target_arch = "x86_64"))]
         let higher = std::iter::empty();
-        let lowest = (loops::BASELINE, super::super::level::FUSED);
+        let lowest = (loops::BASELINE, crate::kernels::level::FUSED);
         std::iter::once(lowest).chain(higher).collect()
     }
 

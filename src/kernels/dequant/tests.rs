@@ -1,6 +1,7 @@
 use super::super::level::{CpuLevel, has};
 use super::super::{TYPES, factors};
 use super::*;
+use crate::ggml::row_to_f32;
 use half::{bf16, f16};
 
 /// Every bit of a block is random but for its F16 factors.
@@ -29,6 +30,7 @@ fn own_functions_equal_rounded_values_of_ggml() {
         for k0 in [0, 256] {
             let tile = Tile {
                 ty,
+                to_f32: row_to_f32,
                 rows: w.as_ptr(),
                 row_bytes,
                 n,

@@ -208,7 +208,7 @@ macro_rules! vectorized {
 
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::ggml::kernels::level::{CpuLevel, has};
+                use $crate::kernels::level::{CpuLevel, has};
 
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($arg: $ty),*) $(-> $result)? {
@@ -229,7 +229,7 @@ macro_rules! vectorized {
                     return unsafe { avx2($($arg),*) };
                 }
             }
-            body::<{ $crate::ggml::kernels::level::FUSED }>($($arg),*)
+            body::<{ $crate::kernels::level::FUSED }>($($arg),*)
         }
     };
 }

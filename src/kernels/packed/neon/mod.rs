@@ -6,8 +6,8 @@
 
 use super::bytes::{ByteRows, QUADS};
 use super::{BLOCK, Rounded, TINY, has};
-use crate::ggml::kernels::level::CpuLevel;
-use crate::ggml::kernels::neon::{columns, from_half};
+use crate::kernels::level::CpuLevel;
+use crate::kernels::neon::{columns, from_half};
 use std::arch::aarch64::*;
 use std::arch::asm;
 

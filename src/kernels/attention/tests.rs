@@ -1,6 +1,6 @@
-use super::super::{Exact, dequant::row_to_f32, values};
+use super::super::{Exact, values};
 use super::*;
-use crate::ggml::quantize_rows;
+use crate::ggml::{quantize_rows, row_to_f32};
 use ggraft_testkit::metrics::nmse;
 use proptest::prelude::*;
 
@@ -375,7 +375,7 @@ fn what_is_not_a_number_comes_out() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn all_kinds_of_tiles_give_the_same_bits() {
-    use crate::ggml::kernels::level::{CpuLevel, has};
+    use crate::kernels::level::{CpuLevel, has};
     if !has(CpuLevel::Avx512) {
         ggraft_testkit::skipped("attention with AVX-512 beside AVX2 (needs AVX-512)");
         return;
