@@ -14,7 +14,7 @@ if [ "$(uname -sm)" != "Linux x86_64" ] || [ ! -e "$runtime" ]; then
 fi
 # Sanitizers are options of nightly compilers; this lets a stable one take them. Doctests and proc macros stay as they are.
 export RUSTC_BOOTSTRAP=1
-export RUSTFLAGS="-C target-cpu=native -Z sanitizer=address"
+export RUSTFLAGS="-Z sanitizer=address"
 # A folder of its own: other flags would build everything else again, there and back.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/asan"
 # What tests leave to the end of the process is no leak of the kernels'.
