@@ -3,19 +3,21 @@
 //!     cargo bench --bench latency
 //!
 //! First tables of ratios: both engines take turns, a round each, and the median of the rounds' ratios is what counts,
-//! so that a drift of the machine's speed hits both alike. The first table compares like with like (both with repacked
-//! weights or both without) and both engines' defaults (ggraft without, libllama with), the second one long contexts with the defaults, the third one both
-//! engines beside other threads that keep all cores busy, the fourth one changes of the
-//! adapter, ggraft's prefixes beside libllama's LoRA. Then criterion's absolute figures of what only ggraft has: loading,
+//! so that a drift of the machine's speed hits both alike. The first tables compare like with like (both with repacked
+//! weights or both without) and both engines' defaults (ggraft without, libllama with): synthetic models, prompts of further types of weights, real models if there are any
+//! (`make models`). A summary has ggraft beside the better of libllama's two ways. Then long contexts with the defaults, both
+//! engines beside other threads that keep all cores busy, and changes of the
+//! adapter, ggraft's prefixes beside libllama's LoRA. Last criterion's absolute figures of what only ggraft has: loading,
 //! compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
-//! Some minutes by default: prefills are of 128 tokens, and no round begins in a row that was measured for ten seconds, but one
-//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures prompts of 512 tokens, a context of 16384, all
+//! Some minutes by default: no round begins in a row that was measured for ten seconds, but one
+//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures a context of 16384 as well, and all
 //! rounds. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
-//! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_THREADS` (physical cores),
-//! `GGRAFT_BENCH_PREFILL` (128, full: 512), `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_SECONDS` (10 for a row, full: no limit),
-//! `GGRAFT_BENCH_DEPTHS` (4096, full: 4096,16384), `GGRAFT_BENCH_WHAT` (open,prefill,decode,depth,busy,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
+//! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_MORE_TYPES` (of prompts only: q6_k,q5_k,q3_k,iq4_xs),
+//! `GGRAFT_REAL_MODELS` (a folder of models, models/real), `GGRAFT_BENCH_THREADS` (physical cores),
+//! `GGRAFT_BENCH_PREFILL` (512), `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_SECONDS` (10 for a row, full: no limit),
+//! `GGRAFT_BENCH_DEPTHS` (4096, full: 4096,16384), `GGRAFT_BENCH_WHAT` (open,prefill,decode,more,real,depth,busy,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
 //! target/bench-models).
 
 use criterion::{BatchSize, Criterion};
@@ -24,12 +26,12 @@ use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::bench::{
-    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types, var,
-    weight_types,
+    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types as types_of,
+    var, weight_types,
 };
 use ggraft_testkit::{oracle, synth};
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +51,8 @@ const RANK: usize = 8;
 struct Setup {
     shape: &'static synth::Shape,
     types: Vec<GgmlType>,
+    /// What is compared in tables of ratios.
+    tables: Vec<Table>,
     n_threads: usize,
     /// Tokens of a prefill.
     prefill: usize,
@@ -66,11 +70,17 @@ struct Setup {
 
 fn setup() -> Setup {
     let quick = is_quick();
-    let (shape, types_, rounds, settle) = match quick {
-        true => ("tiny", "q4_k", 1, 0),
-        false => ("llama-1b", "q4_k,q4_0,q8_0", 5, 300),
+    let (shape, types_, more, rounds, settle) = match quick {
+        true => ("tiny", "q4_k", "q6_k", 1, 0),
+        false => (
+            "llama-1b",
+            "q4_k,q4_0,q8_0",
+            "q6_k,q5_k,q3_k,iq4_xs",
+            5,
+            300,
+        ),
     };
-    let prefill = number("GGRAFT_BENCH_PREFILL", if is_full() { 512 } else { 128 });
+    let prefill = number("GGRAFT_BENCH_PREFILL", if quick { 128 } else { 512 });
     assert!(
         (1..=MAX_PREFILL).contains(&prefill),
         "GGRAFT_BENCH_PREFILL: 1 to {MAX_PREFILL}"
@@ -89,14 +99,17 @@ fn setup() -> Setup {
     let depths: Vec<usize> = depths.split(',').map(depth).collect();
     let what = var(
         "GGRAFT_BENCH_WHAT",
-        "open,prefill,decode,depth,busy,swap,adapters",
+        "open,prefill,decode,more,real,depth,busy,swap,adapters",
     );
     let shape = shapes("GGRAFT_BENCH_SHAPE", shape)[0];
-    let types = types("GGRAFT_BENCH_TYPES", types_);
+    let types = types_of("GGRAFT_BENCH_TYPES", types_);
+    let more = types_of("GGRAFT_BENCH_MORE_TYPES", more);
     let wanted = |name: &str| what.contains(name);
-    let compared = ["open", "prefill", "decode"].map(wanted);
-    let compared = compared.iter().filter(|&&wanted| wanted).count();
-    let rows = compared * types.len() * REPACK.len()
+    let tables = tables(shape, &types, &more, wanted);
+    let compared = tables
+        .iter()
+        .map(|t| t.subjects.len() * t.what.len() * t.repack.len());
+    let rows = compared.sum::<usize>()
         + if wanted("depth") {
             2 * depths.len() * types.len()
         } else {
@@ -113,6 +126,7 @@ fn setup() -> Setup {
     Setup {
         shape,
         types,
+        tables,
         n_threads: threads(),
         prefill,
         depths,
@@ -124,6 +138,80 @@ fn setup() -> Setup {
     }
 }
 
+/// A file, and how it is called.
+struct Subject {
+    name: String,
+    path: PathBuf,
+}
+
+/// Both engines on some files.
+struct Table {
+    title: String,
+    subjects: Vec<Subject>,
+    /// Which of open, prefill and decode.
+    what: Vec<&'static str>,
+    repack: &'static [Repack],
+}
+
+fn tables(
+    shape: &synth::Shape,
+    types: &[GgmlType],
+    more: &[GgmlType],
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<Table> {
+    let of_types = |types: &[GgmlType]| {
+        let subject = |&ty: &GgmlType| Subject {
+            name: ty.name().to_owned(),
+            path: model_file(shape, ty),
+        };
+        types.iter().map(subject).collect()
+    };
+    let mut all = ["open", "prefill", "decode"].to_vec();
+    all.retain(|what| wanted(what));
+    let mut tables = vec![Table {
+        title: shape.name.to_owned(),
+        subjects: of_types(types),
+        what: all,
+        repack: &REPACK,
+    }];
+    if wanted("more") {
+        tables.push(Table {
+            title: format!("{}, further types", shape.name),
+            subjects: of_types(more),
+            what: vec!["prefill"],
+            repack: &REPACK[..MAPPED],
+        });
+    }
+    if wanted("real") && !is_quick() {
+        tables.push(Table {
+            title: "real models".to_owned(),
+            subjects: real_models(),
+            what: vec!["open", "prefill", "decode"],
+            repack: &REPACK[..MAPPED],
+        });
+    }
+    tables.retain(|table| !table.what.is_empty());
+    tables
+}
+
+/// All files in the folder of real models.
+fn real_models() -> Vec<Subject> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/models/real");
+    let folder = var("GGRAFT_REAL_MODELS", default);
+    let entries = std::fs::read_dir(&folder).into_iter().flatten();
+    let paths = entries.map(|entry| entry.expect("a folder that can be read").path());
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|e| e == "gguf"))
+        .collect();
+    paths.sort();
+    let name = |path: &Path| path.file_stem().expect("a file").display().to_string();
+    let subject = |path: PathBuf| Subject {
+        name: name(&path),
+        path,
+    };
+    paths.into_iter().map(subject).collect()
+}
+
 /// Rows about other threads that are busy.
 const BUSY: usize = 4;
 /// Rows about changes of the adapter, and about what only ggraft has.
@@ -131,11 +219,14 @@ const SWAPS: usize = 3;
 const ADAPTERS: usize = 7;
 
 /// Repacked weights here and in libllama: like with like, and the defaults of both.
-const REPACK: [(bool, bool, &str); 3] = [
+const REPACK: [Repack; 3] = [
     (false, false, "off"),
-    (true, true, "on"),
     (false, true, "defaults: off, on"),
+    (true, true, "on"),
 ];
+/// So many with mapped weights here.
+const MAPPED: usize = 2;
+type Repack = (bool, bool, &'static str);
 
 /// Token ids that differ from position to position.
 fn tokens(n: usize) -> Vec<i32> {
@@ -210,6 +301,7 @@ fn timed(f: impl FnOnce()) -> Duration {
 
 /// What a row shows.
 struct Figures {
+    unit: Unit,
     /// Median seconds of each.
     ours: f64,
     theirs: f64,
@@ -224,6 +316,7 @@ struct Figures {
 fn duel(
     s: &Setup,
     rounds: usize,
+    unit: Unit,
     mut ours: impl FnMut() -> Duration,
     mut theirs: impl FnMut() -> Duration,
 ) -> Figures {
@@ -251,6 +344,7 @@ fn duel(
         (v[(v.len() - 1) / 2] + v[v.len() / 2]) / 2.0
     });
     Figures {
+        unit,
         ours,
         theirs,
         ratio,
@@ -267,73 +361,147 @@ enum Unit {
     Tokens(usize),
 }
 
-fn row(what: &str, how: &str, unit: Unit, figures: Figures) {
-    let Figures {
+impl Unit {
+    fn show(self, seconds: f64) -> String {
+        match self {
+            Self::Milliseconds => format!("{:.1} ms", seconds * 1e3),
+            Self::Microseconds => format!("{:.1} µs", seconds * 1e6),
+            Self::Tokens(n) => format!("{:.1} tok/s", n as f64 / seconds),
+        }
+    }
+}
+
+fn row(what: &str, how: &str, figures: &Figures) {
+    let &Figures {
+        unit,
         ours,
         theirs,
         ratio,
         rounds,
     } = figures;
-    let show = |t: f64| match unit {
-        Unit::Milliseconds => format!("{:.1} ms", t * 1e3),
-        Unit::Microseconds => format!("{:.1} µs", t * 1e6),
-        Unit::Tokens(n) => format!("{:.1} tok/s", n as f64 / t),
-    };
     println!(
         "| {what} | {how} | {} | {} | {ratio:.3} | {rounds} |",
-        show(ours),
-        show(theirs)
+        unit.show(ours),
+        unit.show(theirs)
     );
 }
 
-fn ratios(s: &Setup) {
+/// A table; what its rows without repacking here say, for the summary.
+fn ratios(s: &Setup, table: &Table) -> Vec<Beside> {
     println!(
         "\n{} on {} threads, F16 cache, medians of up to {} rounds\n",
-        s.shape.name, s.n_threads, s.rounds
+        table.title, s.n_threads, s.rounds
     );
-    for &ty in &s.types {
-        println!("{}: {}", ty.name(), weight_types(&model_file(s.shape, ty)));
+    if table.subjects.is_empty() {
+        println!("None is there: `make models` fetches some.");
+        return Vec::new();
+    }
+    for subject in &table.subjects {
+        println!("{}: {}", subject.name, weight_types(&subject.path));
     }
     println!(
-        "\n| what | type | repack | ggraft | libllama | ratio | rounds |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "\n| what | weights | repack | ggraft | libllama | ratio | rounds |\n| --- | --- | --- | --- | --- | --- | --- |"
     );
-    for &ty in &s.types {
-        for (ours, theirs, name) in REPACK {
-            compare(s, ty, ours, theirs, &format!("{} | {name}", ty.name()));
+    let mut beside = Vec::new();
+    for subject in &table.subjects {
+        for &(ours, theirs, name) in table.repack {
+            let figures = compare(s, subject, &table.what, ours, theirs, name);
+            if !ours {
+                beside.extend(figures.into_iter().map(|(what, figures)| Beside {
+                    what,
+                    weights: subject.name.clone(),
+                    repack: theirs,
+                    figures,
+                }));
+            }
         }
+    }
+    beside
+}
+
+/// ggraft on the mapped file beside libllama, repacked or not.
+struct Beside {
+    what: String,
+    weights: String,
+    repack: bool,
+    figures: Figures,
+}
+
+/// ggraft on the mapped file beside the better of libllama's two ways.
+fn summary(all: &[Beside]) {
+    println!(
+        "\nMapped weights beside the better of libllama's two ways\n\n| what | weights | ggraft | libllama | repack | ratio |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    for off in all.iter().filter(|row| !row.repack) {
+        let on = all
+            .iter()
+            .find(|on| on.repack && (&on.what, &on.weights) == (&off.what, &off.weights))
+            .expect("each has both");
+        let (better, repack) = match off.figures.ratio < on.figures.ratio {
+            true => (off, "off"),
+            false => (on, "on"),
+        };
+        let Figures {
+            ours,
+            theirs,
+            ratio,
+            unit,
+            ..
+        } = better.figures;
+        println!(
+            "| {} | {} | {} | {} | {repack} | {ratio:.2} |",
+            off.what,
+            off.weights,
+            unit.show(ours),
+            unit.show(theirs),
+        );
     }
 }
 
-/// One type of weights, repacked or not in ggraft and in libllama.
-fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str) {
-    let path = model_file(s.shape, ty);
-    let wanted = |what: &str| s.what.contains(what);
+/// A file, repacked or not in ggraft and in libllama.
+fn compare(
+    s: &Setup,
+    subject: &Subject,
+    what: &[&str],
+    repack: bool,
+    their_repack: bool,
+    name: &str,
+) -> Vec<(String, Figures)> {
+    let path = &subject.path;
+    let how = format!("{} | {name}", subject.name);
+    let mut all = Vec::new();
+    let mut done = |what: &str, figures: Figures| {
+        row(what, &how, &figures);
+        all.push((what.to_owned(), figures));
+    };
+    let wanted = |name: &str| what.contains(&name);
     let progress = |what: &str| {
         s.progress
-            .row(&format!("{what}, {}", how.replace(" | ", ", repack ")))
+            .row(&format!("{what}, {}, repack {name}", subject.name))
     };
     if wanted("open") {
         progress("open");
         let figures = duel(
             s,
             s.rounds.min(3),
-            || timed(|| drop(black_box(open(&path, repack)))),
+            Unit::Milliseconds,
+            || timed(|| drop(black_box(open(path, repack)))),
             || {
                 timed(|| {
                     drop(black_box(
-                        oracle::Model::load(&path, their_repack).expect("loads"),
+                        oracle::Model::load(path, their_repack).expect("loads"),
                     ))
                 })
             },
         );
-        row("open", how, Unit::Milliseconds, figures);
+        done("open", figures);
     }
     if !wanted("prefill") && !wanted("decode") {
-        return;
+        return all;
     }
-    let model = open(&path, repack);
+    let model = open(path, repack);
     let mut ours = Session::new(&model, &options(N_CTX, s.n_threads)).expect("a session");
-    let mut theirs = oracle::Llama::load(&path, &oracle_options(N_CTX, s.n_threads, their_repack))
+    let mut theirs = oracle::Llama::load(path, &oracle_options(N_CTX, s.n_threads, their_repack))
         .expect("loads");
     let text = tokens(s.prefill.max(DECODE));
     let prefill = &text[..s.prefill];
@@ -343,6 +511,7 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
         let figures = duel(
             s,
             s.rounds,
+            Unit::Tokens(s.prefill),
             || {
                 ours.reset();
                 timed(|| ours.feed(prefill).expect("room"))
@@ -352,7 +521,7 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
                 timed(|| drop(black_box(theirs.prefill(prefill).map(<[f32]>::len))))
             },
         );
-        row(&what, how, Unit::Tokens(s.prefill), figures);
+        done(&what, figures);
     }
     if wanted("decode") {
         let what = format!("decode at depth {P}");
@@ -364,6 +533,7 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
         let figures = duel(
             s,
             s.rounds,
+            Unit::Tokens(DECODE),
             || {
                 ours.reset();
                 timed(|| {
@@ -382,8 +552,9 @@ fn compare(s: &Setup, ty: GgmlType, repack: bool, their_repack: bool, how: &str)
                 })
             },
         );
-        row(&what, how, Unit::Tokens(DECODE), figures);
+        done(&what, figures);
     }
+    all
 }
 
 /// Long contexts, with the defaults of both: a prompt, once, and then text behind it.
@@ -414,18 +585,20 @@ fn depths(s: &Setup) {
             ]
             .map(|t| t.as_secs_f64());
             let figures = Figures {
+                unit: Unit::Tokens(depth),
                 ours: a,
                 theirs: b,
                 ratio: b / a,
                 rounds: 1,
             };
-            row(&what, ty.name(), Unit::Tokens(depth), figures);
+            row(&what, ty.name(), &figures);
             let what = format!("decode at depth {depth}");
             s.progress.row(&format!("{what}, {}", ty.name()));
             let next = &text[..DECODE.min(depth)];
             let figures = duel(
                 s,
                 s.rounds,
+                Unit::Tokens(next.len()),
                 || timed(|| next.iter().for_each(|&t| ours.feed(&[t]).expect("room"))),
                 || {
                     timed(|| {
@@ -435,7 +608,7 @@ fn depths(s: &Setup) {
                     })
                 },
             );
-            row(&what, ty.name(), Unit::Tokens(next.len()), figures);
+            row(&what, ty.name(), &figures);
         }
     }
 }
@@ -573,6 +746,7 @@ fn swaps(s: &Setup) {
     let figures = duel(
         s,
         s.rounds,
+        Unit::Microseconds,
         || {
             let next = adapter();
             timed(|| {
@@ -584,11 +758,12 @@ fn swaps(s: &Setup) {
             timed(|| theirs.set_lora(next))
         },
     );
-    row("swap alone", "none", Unit::Microseconds, figures);
+    row("swap alone", "none", &figures);
     s.progress.row("swap and one token");
     let figures = duel(
         s,
         s.rounds,
+        Unit::Milliseconds,
         || {
             let next = adapter();
             timed(|| {
@@ -605,13 +780,14 @@ fn swaps(s: &Setup) {
             })
         },
     );
-    row("swap and one token", "none", Unit::Milliseconds, figures);
+    row("swap and one token", "none", &figures);
     s.progress.row("swap, text computed again");
     ours.reset();
     ours.feed(&text).expect("room");
     let figures = duel(
         s,
         s.rounds,
+        Unit::Milliseconds,
         || {
             let next = adapter();
             timed(|| {
@@ -629,12 +805,7 @@ fn swaps(s: &Setup) {
         },
     );
     let how = format!("{} tokens", s.prefill);
-    row(
-        "swap, text computed again",
-        &how,
-        Unit::Milliseconds,
-        figures,
-    );
+    row("swap, text computed again", &how, &figures);
 }
 
 fn open(path: &Path, repack: bool) -> Model {
@@ -707,8 +878,9 @@ fn adapters(c: &mut Criterion, s: &Setup) {
 fn main() {
     let s = setup();
     let wanted = |what: &str| s.what.contains(what);
-    if ["open", "prefill", "decode"].into_iter().any(wanted) {
-        ratios(&s);
+    let compared: Vec<_> = s.tables.iter().map(|table| ratios(&s, table)).collect();
+    if !compared.is_empty() {
+        summary(&compared.into_iter().flatten().collect::<Vec<_>>());
     }
     if wanted("depth") {
         depths(&s);

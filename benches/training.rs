@@ -7,13 +7,13 @@
 //! the rounds is what counts.
 //!
 //! Then steps of prefix tuning on synthetic models of real shapes: time, speed and peak memory, each configuration in a
-//! process of its own. `scripts/peft_step.py` measures the same step with PEFT.
+//! process of its own. Beside them the same steps with PEFT (`scripts/peft_step.py`, in BF16), if there is a Python that has it.
 //!
 //! Some minutes by default: of the large shape only the shortest text is measured, and no step begins in a row that was measured
 //! for ten seconds, but one counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures all rows that
 //! docs/BENCHMARKS.md shows, four steps each. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
-//! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
+//! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_PYTHON` (python3), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
 //! (8,64,512), `GGRAFT_BENCH_SHAPES` (smollm-135m,llama-1b), `GGRAFT_BENCH_STEP_TYPES` (q4_k,q8_0),
 //! `GGRAFT_BENCH_THREADS` (physical cores), `GGRAFT_BENCH_ROUNDS` (of products, 3, full: 10), `GGRAFT_BENCH_SECONDS` (10 for a
 //! row of steps, full: no limit), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
@@ -29,7 +29,9 @@ use ggraft_testkit::bench::{
     weight_types,
 };
 use ggraft_testkit::{process_size, synth};
+use std::path::Path;
 use std::process::Command;
+use std::str::FromStr;
 use std::time::Instant;
 
 /// Frozen matrices, `ne = [K, N]`: both sides of a feed-forward network.
@@ -76,7 +78,7 @@ fn setup() -> Setup {
     }
 }
 
-fn parsed(text: &str) -> usize {
+fn parsed<T: FromStr>(text: &str) -> T {
     text.parse()
         .unwrap_or_else(|_| panic!("'{text}' is no number"))
 }
@@ -150,6 +152,18 @@ fn configurations(shape: &synth::Shape) -> &'static [Configuration] {
     }
 }
 
+/// What a configuration takes.
+struct Step {
+    /// Of the best one behind the first.
+    seconds: f64,
+    recomputed_layers: usize,
+    /// Peaks, in bytes.
+    anonymous: u64,
+    resident: u64,
+    /// Steps that counted.
+    counted: usize,
+}
+
 fn steps(s: &Setup, progress: &Progress) {
     println!(
         "\nOne step of prefix tuning, P = {P}, {} threads, best of up to {} steps behind the first\n",
@@ -160,11 +174,13 @@ fn steps(s: &Setup, progress: &Progress) {
         "| shape | type: of its weights | T | targets | memory | ms per step | tok/s | layers computed twice | peak anonymous | peak resident | steps |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     );
+    let mut ours = Vec::new();
     for shape in &s.shapes {
         for &ty in &s.step_types {
             let file = model_file(shape, ty);
             let weights = weight_types(&file);
-            for &(t, targets, bytes) in configurations(shape) {
+            for &configuration in configurations(shape) {
+                let (t, targets, bytes) = configuration;
                 let memory = match bytes {
                     0 => "default".to_owned(),
                     bytes => format!("{} MiB", bytes >> 20),
@@ -174,26 +190,21 @@ fn steps(s: &Setup, progress: &Progress) {
                     shape.name,
                     ty.name()
                 ));
-                let what = format!(
-                    "{};{t};{targets};{};{bytes};{};{}",
-                    file.display(),
-                    s.n_threads,
-                    s.steps,
-                    budget().as_secs()
-                );
-                let me = std::env::current_exe().expect("this program has a path");
-                let out = Command::new(me).env(STEP, what).output().expect("it runs");
-                assert!(
-                    out.status.success(),
-                    "{}",
-                    String::from_utf8_lossy(&out.stderr)
-                );
+                let step = in_a_process(s, &file, configuration);
                 println!(
-                    "| {} | {}: {weights} | {t} | {targets} | {memory} | {} |",
+                    "| {} | {}: {weights} | {t} | {targets} | {memory} | {:.0} | {:.1} | {} | {} MB | {} MB | {} |",
                     shape.name,
                     ty.name(),
-                    String::from_utf8_lossy(&out.stdout).trim()
+                    step.seconds * 1e3,
+                    t as f64 / step.seconds,
+                    step.recomputed_layers,
+                    step.anonymous / 1_000_000,
+                    step.resident / 1_000_000,
+                    step.counted,
                 );
+                if is_peft_able(&configuration) {
+                    ours.push((*shape, ty, t, step));
+                }
             }
         }
     }
@@ -206,23 +217,123 @@ fn steps(s: &Setup, progress: &Progress) {
             );
         }
     }
+    beside_peft(s, progress, &ours);
 }
 
-/// Measures one configuration and prints the rest of its line.
+/// Runs one configuration in a process of its own.
+fn in_a_process(s: &Setup, file: &Path, (t, targets, bytes): Configuration) -> Step {
+    let what = format!(
+        "{};{t};{targets};{};{bytes};{};{}",
+        file.display(),
+        s.n_threads,
+        s.steps,
+        budget().as_secs()
+    );
+    let me = std::env::current_exe().expect("this program has a path");
+    let out = output(Command::new(me).env(STEP, what)).expect("it runs");
+    let fields: Vec<f64> = out.split_whitespace().map(parsed).collect();
+    let &[seconds, recomputed_layers, anonymous, resident, counted] = &fields[..] else {
+        panic!("{out}");
+    };
+    Step {
+        seconds,
+        recomputed_layers: recomputed_layers as usize,
+        anonymous: anonymous as u64,
+        resident: resident as u64,
+        counted: counted as usize,
+    }
+}
+
+/// What a program prints; what it complains of if it fails, or why it does not run.
+fn output(command: &mut Command) -> Result<String, String> {
+    let out = command.output().map_err(|e| e.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match out.status.success() {
+        true => Ok(text(&out.stdout)),
+        false => Err(text(&out.stderr)),
+    }
+}
+
+/// PEFT's step has all tokens as targets, and no limit of memory.
+fn is_peft_able(&(t, targets, bytes): &Configuration) -> bool {
+    t == targets && bytes == 0
+}
+
+/// The same steps with PEFT in BF16, where there is a Python that has it.
+fn beside_peft(s: &Setup, progress: &Progress, ours: &[(&synth::Shape, GgmlType, usize, Step)]) {
+    if is_quick() {
+        return;
+    }
+    let python = var("GGRAFT_BENCH_PYTHON", "python3");
+    let has_peft = output(Command::new(&python).args(["-c", "import peft, torch, transformers"]));
+    if let Err(why) = has_peft {
+        let why = why.lines().last().unwrap_or_default().to_owned();
+        println!(
+            "\nPEFT is left out, {python} does not have it ({why}): GGRAFT_BENCH_PYTHON names a Python with torch, transformers and peft"
+        );
+        return;
+    }
+    println!(
+        "\nThe same steps with PEFT in BF16\n\n\
+         | shape | type | T | ggraft tok/s | PEFT tok/s | ratio | ggraft's memory | PEFT's | ratio |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    );
+    for shape in &s.shapes {
+        for configuration in configurations(shape).iter().filter(|c| is_peft_able(c)) {
+            let t = configuration.0;
+            progress.row(&format!("PEFT's step of {}, {t} tokens", shape.name));
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peft_step.py");
+            let out = output(
+                Command::new(&python)
+                    .args([script, shape.name, "--tokens", &t.to_string()])
+                    .args(["--threads", &s.n_threads.to_string()])
+                    .args(["--virtual-tokens", &P.to_string()]),
+            );
+            let line = out.unwrap_or_else(|why| panic!("{script}: {why}"));
+            let theirs: Peft =
+                serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
+            for (_, ty, _, step) in ours
+                .iter()
+                .filter(|(of, _, n, _)| (of.name, *n) == (shape.name, t))
+            {
+                println!(
+                    "| {} | {} | {t} | {:.1} | {:.1} | {:.2} | {} MB | {} MB | {:.2} |",
+                    shape.name,
+                    ty.name(),
+                    t as f64 / step.seconds,
+                    t as f64 / theirs.seconds,
+                    theirs.seconds / step.seconds,
+                    step.resident / 1_000_000,
+                    theirs.peak_resident / 1_000_000,
+                    step.resident as f64 / theirs.peak_resident as f64,
+                );
+            }
+        }
+    }
+}
+
+/// What scripts/peft_step.py prints.
+#[derive(serde::Deserialize)]
+struct Peft {
+    seconds: f64,
+    peak_resident: u64,
+}
+
+/// Measures one configuration and prints the fields of a [`Step`].
 fn step(what: &str) {
     let fields: Vec<&str> = what.split(';').collect();
     let &[file, t, targets, n_threads, memory, steps, seconds] = &fields[..] else {
         panic!("{STEP}={what}");
     };
-    let (t, targets) = (parsed(t), parsed(targets));
+    let (t, targets): (usize, usize) = (parsed(t), parsed(targets));
     let model = Model::open(file, &ModelOptions::default()).expect("a model");
     let mut options = TrainOptions::new(AdapterKind::Prefix);
     options.length = Some(P);
     options.init = Some(Init::Random);
     options.batch = 1;
-    options.steps = Some(parsed(steps) as u64);
+    options.steps = Some(parsed(steps));
     options.threads = Some(parsed(n_threads));
-    options.memory = Some(parsed(memory) as u64).filter(|&bytes| bytes > 0);
+    options.memory = Some(parsed(memory)).filter(|&bytes| bytes > 0);
     let row = Example {
         given: Vec::new(),
         then: (0..t)
@@ -241,18 +352,15 @@ fn step(what: &str) {
         if report.step > 1 {
             best = best.min(report.seconds);
             counted += 1;
-            if start.elapsed().as_secs() >= parsed(seconds) as u64 {
+            if start.elapsed().as_secs() >= parsed(seconds) {
                 break;
             }
         }
     }
     println!(
-        "{:.0} | {:.1} | {} | {} MB | {} MB | {counted}",
-        best * 1e3,
-        t as f64 / best,
+        "{best} {} {anonymous} {} {counted}",
         trainer.summary().recomputed_layers,
-        anonymous / 1_000_000,
-        process_size("VmHWM").unwrap_or(0) / 1_000_000,
+        process_size("VmHWM").unwrap_or(0),
     );
 }
 
@@ -266,7 +374,12 @@ fn main() {
     let n_products = s.types.len() * s.matrices.len() * s.rows.len();
     let measured = s.shapes.iter().map(|shape| configurations(shape).len());
     let n_steps = measured.sum::<usize>() * s.step_types.len();
-    let rows = [("products", n_products), ("steps", n_steps)];
+    let of_peft = s.shapes.iter().flat_map(|shape| configurations(shape));
+    let n_of_peft = match is_quick() {
+        true => 0,
+        false => of_peft.filter(|c| is_peft_able(c)).count(),
+    };
+    let rows = [("products", n_products), ("steps", n_steps + n_of_peft)];
     let rows = rows.iter().filter(|(name, _)| wanted(name)).map(|(_, n)| n);
     let progress = Progress::new(rows.sum(), &what);
     if wanted("products") {

@@ -9,8 +9,17 @@ use crate::ggml::custom::{Kernel, Op, Operand, Output, Parts};
 use crate::ggml::tensor::Tensor;
 use crate::kernels::{RowMajor, Strided, gemm, room};
 
+/// Units of work at least, where heads are cut into [`slices`].
+const UNITS: usize = 16;
+
+/// Into how many slices the queries of a head are cut, of about as much work each: threads share heads and slices, and each slice has a part of dk and dv of its
+/// own. A matter of the shape alone, so that sums do not depend on threads.
+fn slices(h: usize) -> usize {
+    UNITS.div_ceil(h)
+}
+
 /// Operands as [`Attention`](super::forward), then dO `ne = [H d, T]`. Result, one behind the other: dq `ne = [d, H, T]`, and
-/// for each query head its part of dk and of dv, `ne = [d, P + T, H]`.
+/// for each slice of each query head its part of dk and of dv, `ne = [d, P + T, slices, H]`.
 struct AttentionBack(Spans);
 
 impl Kernel for AttentionBack {
@@ -23,23 +32,31 @@ impl Kernel for AttentionBack {
         };
         let [d, h, t, _] = back.x.q.ne;
         let rows = spans.prefix + t;
-        let (dk_at, dv_at) = (d * h * t, d * h * t + d * rows * h);
-        let head_rows = |at: usize, head: usize| {
-            // SAFETY: the rows of one head, which only the thread that this head belongs to writes.
+        let slices = slices(h);
+        let (dk_at, dv_at) = (d * h * t, d * h * t + d * rows * slices * h);
+        let rows_of = |at: usize, unit: usize| {
+            // SAFETY: the rows of one slice of one head, which only the thread that computes it writes.
             unsafe {
-                std::slice::from_raw_parts_mut(out.as_mut_ptr().add(at + head * rows * d), rows * d)
+                std::slice::from_raw_parts_mut(out.as_mut_ptr().add(at + unit * rows * d), rows * d)
             }
         };
+        let tiles = back.tiles(slices);
         SCRATCH.with_borrow_mut(|s| {
-            for head in op.share(h) {
-                let (dk, dv) = (head_rows(dk_at, head), head_rows(dv_at, head));
+            for unit in op.share(h * slices) {
+                let (dk, dv) = (rows_of(dk_at, unit), rows_of(dv_at, unit));
                 dk.fill(0.0);
                 dv.fill(0.0);
-                for span in spans.spans() {
-                    // SAFETY: this head's dq, which only this thread writes.
-                    unsafe { back.span(&span, head, s, &out) };
-                    back.scatter(&span, &s.dk, dk);
-                    back.scatter(&span, &s.dv, dv);
+                let (head, slice) = (unit / slices, unit % slices);
+                for (span, tiles) in &tiles {
+                    let mine = tiles.iter().filter(|(of, _)| *of == slice);
+                    let mine: Vec<_> = mine.map(|(_, tile)| tile).collect();
+                    if let Some(last) = mine.last() {
+                        let keys = last.keys.end;
+                        // SAFETY: these queries' dq, which only this thread writes.
+                        unsafe { back.span((span, keys), &mine, head, s, &out) };
+                        back.scatter(span, &s.dk[..keys * d], dk);
+                        back.scatter(span, &s.dv[..keys * d], dv);
+                    }
                 }
             }
         });
@@ -64,20 +81,51 @@ impl Back<'_> {
         self.x.q.ne[0]
     }
 
-    /// The gradients of one head within one span: dq, which is written to `out`, and what the span's keys and values get, which
-    /// is left in `s.dk` and `s.dv`.
+    /// The tiles of each span, and to which of `n` slices each belongs.
+    fn tiles(&self, n: usize) -> Vec<(Span, Vec<(usize, Tile)>)> {
+        let work = |tile: &Tile| tile.n * tile.keys.len();
+        let tiles = |span: &Span| self.spans.tiles(span).collect::<Vec<_>>();
+        let spans: Vec<_> = self
+            .spans
+            .spans()
+            .map(|span| (tiles(&span), span))
+            .collect();
+        let all: usize = spans.iter().flat_map(|(tiles, _)| tiles).map(work).sum();
+        let mut done = 0;
+        // Where the middle of a tile lies in all of the work.
+        let mut slice = |tile: &Tile| {
+            let at = 2 * done + work(tile);
+            done += work(tile);
+            at * n / (2 * all)
+        };
+        let spans = spans.into_iter().map(|(tiles, span)| {
+            let tiles = tiles.into_iter().map(|tile| (slice(&tile), tile));
+            (span, tiles.collect())
+        });
+        spans.collect()
+    }
+
+    /// The gradients of one head from some queries of a span, which see so many of its keys: dq, which is written to `out`, and what these keys and values get,
+    /// which is left in `s.dk` and `s.dv`.
     ///
     /// # Safety
-    /// No other thread may write dq of this head.
-    unsafe fn span(&self, span: &Span, head: usize, s: &mut Scratch, out: &Output<'_>) {
+    /// No other thread may write dq of these queries of this head.
+    unsafe fn span(
+        &self,
+        (span, keys): (&Span, usize),
+        tiles: &[&Tile],
+        head: usize,
+        s: &mut Scratch,
+        out: &Output<'_>,
+    ) {
         let d = self.head_dim();
-        s.kv.gather(&self.x, self.spans, span, head);
+        s.kv.gather(&self.x, self.spans, (span, keys), head);
         s.kv.transpose_values(d);
         for sums in [&mut s.dk, &mut s.dv] {
-            room(sums, span.keys() * d).fill(0.0);
+            room(sums, keys * d).fill(0.0);
         }
-        for tile in self.spans.tiles(span) {
-            self.tile(&tile, head, s);
+        for tile in tiles {
+            self.tile(tile, head, s);
             // SAFETY: the caller's promise.
             unsafe {
                 let (h, dq) = (self.x.q.ne[1], &s.rows[..tile.n * d]);
@@ -137,10 +185,10 @@ impl Back<'_> {
         );
     }
 
-    /// Adds the rows of a span, `ne = [d, N]`, to those of the prefix and the tokens, `ne = [d, P + T]`.
+    /// Adds the first rows of a span, `ne = [d, N]`, to those of the prefix and the tokens, `ne = [d, P + T]`.
     fn scatter(&self, span: &Span, from: &[f32], to: &mut [f32]) {
         let d = self.head_dim();
-        for (n, row) in from.chunks_exact(d).take(span.keys()).enumerate() {
+        for (n, row) in from.chunks_exact(d).enumerate() {
             let at = match self.spans.source(span, n) {
                 Source::Prefix(p) => p,
                 Source::Token(t) => self.spans.prefix + t,
@@ -154,11 +202,12 @@ fn add(a: &mut [f32], b: &[f32]) {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
 }
 
-/// Sums dk and dv over the query heads of each group. Operand: the result of [`AttentionBack`]; result, one behind the other:
+/// Sums dk and dv over the slices of the query heads of each group. Operand: the result of [`AttentionBack`]; result, one behind the other:
 /// dk and dv, `ne = [d, Hk, P + T]`.
 struct SumGroups {
     d: usize,
     h: usize,
+    /// Heads of a group.
     group: usize,
     t: usize,
 }
@@ -167,14 +216,18 @@ impl Kernel for SumGroups {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let &Self { d, h, group, t } = self;
         let parts = &op.operand(0).contiguous()[d * h * t..];
-        let rows = parts.len() / (2 * d * h);
+        let slices = slices(h);
+        let rows = parts.len() / (2 * d * slices * h);
         let (first, dst) = out.share(2 * rows);
         for (i, out) in (first..).zip(dst.chunks_exact_mut(d * (h / group))) {
             let (half, row) = (i / rows, i % rows);
             for (hk, out) in out.chunks_exact_mut(d).enumerate() {
                 out.fill(0.0);
-                for head in hk * group..(hk + 1) * group {
-                    add(out, &parts[((half * h + head) * rows + row) * d..][..d]);
+                for unit in hk * group * slices..(hk + 1) * group * slices {
+                    add(
+                        out,
+                        &parts[((half * slices * h + unit) * rows + row) * d..][..d],
+                    );
                 }
             }
         }
@@ -213,7 +266,7 @@ impl Context {
         let all = self.custom(
             AttentionBack(spans.clone()),
             &srcs,
-            [d * h * (t + 2 * rows), 1, 1, 1],
+            [d * h * (t + 2 * rows * slices(h)), 1, 1, 1],
         );
         let sums = self.custom(
             SumGroups {

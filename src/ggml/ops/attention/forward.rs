@@ -44,7 +44,7 @@ unsafe fn attend(
     out: &Output<'_>,
 ) {
     let [d, h, ..] = x.q.ne;
-    s.kv.gather(x, spans, span, head);
+    s.kv.gather(x, spans, (span, span.keys()), head);
     for tile in spans.tiles(span) {
         let p = weights(x, spans, (&tile, head), &s.kv.k_t, &mut s.p, &mut s.slopes);
         let width = tile.keys.len();

@@ -55,16 +55,16 @@ impl<'a> KeysOrValues<'a> {
         }
     }
 
-    /// All rows of a span, `ne = [d, N]`.
-    fn gather(&self, spans: &Spans, span: &Span, head: usize, out: &mut Vec<f32>) {
+    /// The first `n` rows of a span, `ne = [d, n]`.
+    fn gather(&self, spans: &Spans, (span, n): (&Span, usize), head: usize, out: &mut Vec<f32>) {
         out.clear();
-        for n in 0..span.keys() {
+        for n in 0..n {
             out.extend_from_slice(self.row(spans.source(span, n), head));
         }
     }
 }
 
-/// Keys and values of one head that a span sees, N of them.
+/// The first keys and values of one head that a span sees, N of them.
 #[derive(Default)]
 pub(super) struct KeysValues {
     /// `ne = [d, N]`.
@@ -78,8 +78,14 @@ pub(super) struct KeysValues {
 }
 
 impl KeysValues {
-    /// Gathers what query head `head` reads.
-    pub(super) fn gather(&mut self, x: &Operands<'_>, spans: &Spans, span: &Span, head: usize) {
+    /// Gathers the first so many of what query head `head` reads.
+    pub(super) fn gather(
+        &mut self,
+        x: &Operands<'_>,
+        spans: &Spans,
+        span: (&Span, usize),
+        head: usize,
+    ) {
         let head = x.kv_head(head);
         x.k.gather(spans, span, head, &mut self.k);
         x.v.gather(spans, span, head, &mut self.v);
