@@ -1,6 +1,6 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height, by_type};
+use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height, by_type, record};
 use crate::file::types::GgmlType;
 use crate::kernels::level::{CpuLevel, has};
 use std::arch::x86_64::*;
@@ -10,7 +10,13 @@ const EIGHT: usize = 8;
 /// With two registers of keys or values, 12 of the 16 registers hold sums.
 pub(super) const TILES: Tiles = Tiles {
     scores: by_height!(score_tile, 1 2 3 4 5 6),
+    score_pairs: &[],
     values: by_height!(value_tile, 1 2 3 4 5 6),
+    at_once: |ty| match ty {
+        GgmlType::F32 => by_height!(at_once::<F32>, 1 2 3 4 5 6),
+        GgmlType::F16 => by_height!(at_once::<F16>, 1 2 3 4 5 6),
+        _ => by_height!(at_once::<Q8>, 1 2 3 4 5 6),
+    },
 };
 
 /// Whether this CPU has the instructions.
@@ -184,15 +190,25 @@ unsafe fn values<V: Values>(run: Run, to: *mut f32) {
         run.fetch_behind(row);
         for at in (0..run.d).step_by(WIDTH) {
             // SAFETY: values of this row, and a place for them.
-            unsafe {
-                let second = if at + EIGHT < run.d {
-                    V::eight(row, at + EIGHT)
-                } else {
-                    _mm256_setzero_ps()
-                };
-                store([V::eight(row, at), second], to.add(at * run.n + r * WIDTH));
-            }
+            unsafe { store(sixteen::<V>(row, at, run.d), to.add(at * run.n + r * WIDTH)) };
         }
+    }
+}
+
+/// Values `at` to `at + 16` of a row of `d`, filled up with zeros.
+///
+/// # Safety
+/// As for [`Values::eight`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn sixteen<V: Values>(row: *const u8, at: usize, d: usize) -> [__m256; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let second = match at + EIGHT < d {
+            true => V::eight(row, at + EIGHT),
+            false => _mm256_setzero_ps(),
+        };
+        [V::eight(row, at), second]
     }
 }
 
@@ -227,5 +243,40 @@ unsafe fn value_tile<const M: usize>(
     for (m, sum) in sums.into_iter().enumerate() {
         // SAFETY: record `m`.
         unsafe { store(sum, to.add(m * stride)) };
+    }
+}
+
+/// # Safety
+/// There must be `M` queries with weights, the values, and room for the result.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn at_once<V: Values, const M: usize>(p: *const f32, run: Run, add: bool, to: *mut f32) {
+    let stride = record(run.d);
+    for at in (0..run.d).step_by(WIDTH) {
+        let mut sums = [[_mm256_setzero_ps(); 2]; M];
+        if add {
+            for (m, sum) in sums.iter_mut().enumerate() {
+                let to = to.wrapping_add(m * stride + at);
+                // SAFETY: record `m`.
+                *sum = [0, EIGHT].map(|at| unsafe { _mm256_loadu_ps(to.add(at)) });
+            }
+        }
+        for key in 0..run.n {
+            let row = run.first.wrapping_add(key * run.row_bytes);
+            if at == 0 {
+                run.fetch_behind(row);
+            }
+            // SAFETY: this key's values, and its weight for each query.
+            unsafe {
+                let value = sixteen::<V>(row, at, run.d);
+                for (m, sum) in sums.iter_mut().enumerate() {
+                    let p = _mm256_broadcast_ss(&*p.add(m * CHUNK + key));
+                    *sum = [0, 1].map(|j| _mm256_fmadd_ps(p, value[j], sum[j]));
+                }
+            }
+        }
+        for (m, sum) in sums.into_iter().enumerate() {
+            // SAFETY: record `m`.
+            unsafe { store(sum, to.add(m * stride + at)) };
+        }
     }
 }

@@ -147,12 +147,12 @@ impl Shape {
 
     /// Values of a head with what fills up the last registers.
     fn padded(&self) -> usize {
-        self.d.next_multiple_of(WIDTH)
+        padded(self.d)
     }
 
     /// Values of a [`Record`].
     fn record(&self) -> usize {
-        self.padded() + 2
+        record(self.d)
     }
 
     /// Whether there is more to share among threads when chunks of keys are computed apart and merged in an operation of its own: with
@@ -166,6 +166,14 @@ impl Shape {
         let queries = self.t * self.group();
         [self.record() * queries, self.chunks() * self.s * self.hk]
     }
+}
+
+fn padded(d: usize) -> usize {
+    d.next_multiple_of(WIDTH)
+}
+
+fn record(d: usize) -> usize {
+    padded(d) + 2
 }
 
 /// What is known of a query after some keys: values weighted with `e^(score - max)`, [`Shape::padded`] of them, then the largest score and the sum of the
@@ -406,29 +414,48 @@ impl Attention<'_> {
         let n = tile.tokens.len() * shape.group();
         let scored = seen.start / LANES * LANES..seen.end.next_multiple_of(WIDTH);
         room(&mut scratch.p, n * CHUNK);
-        room(&mut scratch.keys, d * WIDTH);
+        room(&mut scratch.keys, 2 * d * WIDTH);
         room(&mut scratch.values, shape.padded() * VALUES);
         let rows = |c: &Cached, range: Range<usize>| {
             let range = keys.start + range.start..keys.start + range.end.min(keys.len());
             // SAFETY: the caller's promise.
             unsafe { c.run(tile.stream, tile.head, range, d) }
         };
-        for first in scored.clone().step_by(WIDTH) {
+        let mut first = scored.start;
+        while first < scored.end {
+            let panels = match arch::tiles().panels(n) {
+                2 if first + WIDTH < scored.end => 2,
+                _ => 1,
+            };
             // SAFETY: rows of the cache, and memory of these sizes (made above).
             unsafe {
-                let run = rows(&self.k, first..first + WIDTH);
-                arch::unpack_keys(run, &mut scratch.keys);
-                scores(&scratch.q, &scratch.keys, [n, d], &mut scratch.p[first..]);
+                for (i, keys) in scratch
+                    .keys
+                    .chunks_exact_mut(d * WIDTH)
+                    .take(panels)
+                    .enumerate()
+                {
+                    let first = first + i * WIDTH;
+                    arch::unpack_keys(rows(&self.k, first..first + WIDTH), keys);
+                }
+                let keys = &scratch.keys[..panels * d * WIDTH];
+                scores(&scratch.q, keys, [n, d], &mut scratch.p[first..]);
             }
+            first += panels * WIDTH;
         }
         self.weights(tile, &keys, scored, scratch, to);
         for first in seen.clone().step_by(VALUES) {
             let some = first..seen.end.min(first + VALUES);
             // SAFETY: as above.
             unsafe {
-                arch::unpack_values(rows(&self.v, some.clone()), &mut scratch.values);
+                let run = rows(&self.v, some.clone());
                 let weights = (&scratch.p[some.start..], some.len());
-                add_weighted(weights, &scratch.values, [n, d], first > seen.start, to);
+                let add = first > seen.start;
+                if add_weighted_at_once(weights, run, n, add, to) {
+                    continue;
+                }
+                arch::unpack_values(run, &mut scratch.values);
+                add_weighted(weights, &scratch.values, [n, d], add, to);
             }
         }
         true
@@ -473,20 +500,40 @@ impl Attention<'_> {
 /// Register tiles of some queries: the function for 1 query, for 2, and so on.
 struct Tiles {
     scores: &'static [ScoreTile],
+    /// With two panels of keys: a few queries alone are too few chains of sums. None where registers are too few.
+    score_pairs: &'static [ScoreTile],
     values: &'static [ValueTile],
+    /// Given the type of values in memory.
+    at_once: fn(GgmlType) -> &'static [AtOnceTile],
 }
 
-/// Products of queries, `ne = [d, queries]`, and [`WIDTH`] unpacked keys: `(queries, keys, d, scores)`. Scores of a query are [`CHUNK`] from those
+impl Tiles {
+    /// Panels of keys that `n` queries meet at a time.
+    fn panels(&self, n: usize) -> usize {
+        match n <= self.score_pairs.len() {
+            true => 2,
+            false => 1,
+        }
+    }
+}
+
+/// Products of queries, `ne = [d, queries]`, and [`WIDTH`] unpacked keys, or two panels of them: `(queries, keys, d, scores)`. Scores of a query are [`CHUNK`] from those
 /// of the next.
 type ScoreTile = unsafe fn(*const f32, *const f32, usize, *mut f32);
 
 /// Values weighted: `(weights, values, keys, add, records, record)`, as [`add_weighted`], for [`WIDTH`] values of a head.
 type ValueTile = unsafe fn(*const f32, *const f32, usize, bool, *mut f32, usize);
 
+/// Values weighted: `(weights, values, add, records)`, as [`add_weighted_at_once`].
+type AtOnceTile = unsafe fn(*const f32, Run, bool, *mut f32);
+
 /// A function for each number of queries.
 macro_rules! by_height {
     ($f:ident, $($n:literal)*) => {
         &[$($f::<$n>),*]
+    };
+    ($f:ident::<$t:tt>, $($n:literal)*) => {
+        &[$($f::<$t, $n>),*]
     };
 }
 use by_height;
@@ -516,13 +563,19 @@ fn each_tile<T: Copy>(tiles: &[T], n: usize, mut call: impl FnMut(usize, T)) {
     }
 }
 
-/// Products of `n` queries, `ne = [d, n]`, and unpacked keys: `ne = [WIDTH, n]`, rows of which are [`CHUNK`] apart.
+/// Products of `n` queries, `ne = [d, n]`, and a panel of unpacked keys, or as many as [`Tiles::panels`]: `ne = [WIDTH panels, n]`, rows of which are [`CHUNK`] apart.
 ///
 /// # Safety
 /// There must be the kernels ([`has_attention`]).
 unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
-    assert!(q.len() >= n * d && keys.len() >= WIDTH * d && s.len() >= (n - 1) * CHUNK + WIDTH);
-    each_tile(arch::tiles().scores, n, |first, tile| {
+    let panels = keys.len() / (d * WIDTH);
+    assert!(q.len() >= n * d && s.len() >= (n - 1) * CHUNK + panels * WIDTH);
+    let tiles = arch::tiles();
+    let tiles = match panels {
+        1 => tiles.scores,
+        _ => tiles.score_pairs,
+    };
+    each_tile(tiles, n, |first, tile| {
         // SAFETY: queries from `first` on, as many as the tile has.
         unsafe {
             tile(
@@ -533,6 +586,27 @@ unsafe fn scores(q: &[f32], keys: &[f32], [n, d]: [usize; 2], s: &mut [f32]) {
             )
         };
     });
+}
+
+/// [`add_weighted`] of values as they lie in memory, for so few queries that one tile holds them: unpacked values would have no other use. False for more.
+///
+/// # Safety
+/// As for [`add_weighted`]; the run must be there.
+unsafe fn add_weighted_at_once(
+    (weights, keys): (&[f32], usize),
+    values: Run,
+    n: usize,
+    add: bool,
+    to: &mut [f32],
+) -> bool {
+    let Some(tile) = (arch::tiles().at_once)(values.ty).get(n - 1) else {
+        return false;
+    };
+    assert!(weights.len() >= (n - 1) * CHUNK + keys && values.n == keys);
+    assert!(to.len() >= n * record(values.d));
+    // SAFETY: as many queries as the tile has.
+    unsafe { tile(weights.as_ptr(), values, add, to.as_mut_ptr()) };
+    true
 }
 
 /// Sets records of `n` queries to values weighted, of keys side by side, or adds these. Weights of a query are [`CHUNK`] from those of the next.
@@ -546,9 +620,8 @@ unsafe fn add_weighted(
     add: bool,
     to: &mut [f32],
 ) {
-    let padded = d.next_multiple_of(WIDTH);
-    let record = padded + 2;
-    assert!(weights.len() >= (n - 1) * CHUNK + keys && values.len() >= padded * keys);
+    let record = record(d);
+    assert!(weights.len() >= (n - 1) * CHUNK + keys && values.len() >= padded(d) * keys);
     assert!(to.len() >= n * record);
     each_tile(arch::tiles().values, n, |first, tile| {
         for at in (0..d).step_by(WIDTH) {

@@ -15,7 +15,9 @@ const EIGHT: usize = 8;
 /// With four registers of keys or values, 24 of the 32 registers hold sums.
 const TILES: Tiles = Tiles {
     scores: by_height!(score_tile, 1 2 3 4 5 6),
+    score_pairs: &[],
     values: by_height!(value_tile, 1 2 3 4 5 6),
+    at_once: |_| &[],
 };
 
 /// Whether this CPU has the instructions.
