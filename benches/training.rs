@@ -6,6 +6,8 @@
 //! shape: a `mul_mat` with the transposed matrix kept as BF16, and the forward pass. All three take turns, and the best of
 //! the rounds is what counts.
 //!
+//! The same and attention at every level of CPU that this one has, each in a process of its own, beside the naive definition.
+//!
 //! Then steps of prefix tuning on synthetic models of real shapes: time, speed and peak memory, each configuration in a
 //! process of its own. Beside them the same steps with PEFT (`scripts/peft_step.py`, in BF16), if there is a Python that has it.
 //!
@@ -13,17 +15,19 @@
 //! for ten seconds, but one counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures all rows that
 //! docs/BENCHMARKS.md shows, four steps each. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
-//! Environment: `GGRAFT_BENCH_WHAT` (products,steps), `GGRAFT_BENCH_PYTHON` (python3), `GGRAFT_BENCH_TYPES` (q4_k,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
+//! Environment: `GGRAFT_BENCH_WHAT` (products,levels,steps), `GGRAFT_BENCH_PYTHON` (python3), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0,q6_k,f16), `GGRAFT_BENCH_ROWS`
 //! (8,64,512), `GGRAFT_BENCH_SHAPES` (smollm-135m,llama-1b), `GGRAFT_BENCH_STEP_TYPES` (q4_k,q8_0),
 //! `GGRAFT_BENCH_THREADS` (physical cores), `GGRAFT_BENCH_ROUNDS` (of products, 3, full: 10), `GGRAFT_BENCH_SECONDS` (10 for a
 //! row of steps, full: no limit), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
 
 use ggraft::adapter::AdapterKind;
 use ggraft::file::types::GgmlType;
-use ggraft::measure::{Seconds, mul_mat_back_seconds};
+use ggraft::measure::{
+    AttentionShape, Seconds, attention_seconds, mul_mat_back_seconds, naive_seconds,
+};
 use ggraft::train::data::Example;
 use ggraft::train::{Init, TrainOptions, Trainer};
-use ggraft::{Model, ModelOptions};
+use ggraft::{CpuLevel, Model, ModelOptions};
 use ggraft_testkit::bench::{
     Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types, var,
     weight_types,
@@ -54,7 +58,10 @@ fn setup() -> Setup {
     let rows = var("GGRAFT_BENCH_ROWS", either("8,64,512", "8"));
     let rows = rows.split(',').map(parsed);
     Setup {
-        types: types("GGRAFT_BENCH_TYPES", either("q4_k,q8_0,q6_k,f16", "q4_k")),
+        types: types(
+            "GGRAFT_BENCH_TYPES",
+            either("q4_k,q4_0,q8_0,q6_k,f16", "q4_k"),
+        ),
         matrices: match quick {
             true => MATRICES.map(|ne| ne.map(|n| n / 8)),
             false => MATRICES,
@@ -120,6 +127,143 @@ fn products(s: &Setup, progress: &Progress) {
                 );
             }
         }
+    }
+}
+
+/// Holds `kind;type;numbers` in the process that measures kernels of one level of CPU.
+const CASE: &str = "GGRAFT_BENCH_CASE";
+
+/// Kernels at every level that this CPU has, in processes of their own.
+fn levels(s: &Setup, progress: &Progress) {
+    let levels: Vec<_> = CpuLevel::available().collect();
+    let names: Vec<_> = levels.iter().map(|level| level.name()).collect();
+    println!(
+        "\nKernels at each level of CPU on {} threads, GFLOP/s, best of {} rounds; naive: as defined, on one thread\n\n\
+         | what | type | T | {} | ggml | naive |\n| --- | --- | --- |{} --- | --- |",
+        s.n_threads,
+        s.rounds,
+        names.join(" | "),
+        " --- |".repeat(levels.len()),
+    );
+    let [k, n] = s.matrices[0];
+    let at_all_levels = |what: &str, case: &str| -> Vec<Vec<f64>> {
+        let at = |level: &CpuLevel| {
+            progress.row(&format!("{what} at {level}"));
+            let me = std::env::current_exe().expect("this program has a path");
+            let mut command = Command::new(me);
+            command
+                .env(CASE, case)
+                .env(CpuLevel::VARIABLE, level.name());
+            let out = output(&mut command).expect("it runs");
+            out.split_whitespace().map(parsed).collect()
+        };
+        levels.iter().map(at).collect()
+    };
+    let row = |what: &str, ty: GgmlType, t: usize, ours: &[f64], ggml: f64, naive: &str| {
+        let ours = ours.iter().map(|x| match x.is_nan() {
+            true => " |".to_owned(),
+            false => format!(" {x:.0} |"),
+        });
+        println!(
+            "| {what} | {} | {t} |{} {ggml:.0} | {naive} |",
+            ty.name(),
+            ours.collect::<String>()
+        );
+    };
+    let best = |column: usize, all: &[Vec<f64>]| {
+        let column = all.iter().map(|figures| figures[column]);
+        column.fold(f64::NAN, f64::max)
+    };
+    for &(ty, t) in &level_products(s) {
+        let flop = 2e-9 * (k * n * t) as f64;
+        let numbers = format!("{k};{n};{t};{};{}", s.n_threads, s.rounds);
+        let what = format!("products of {}, {t} rows", ty.name());
+        let all = at_all_levels(&what, &format!("product;{};{numbers}", ty.name()));
+        // 14 bits or F32, and 8 bits or BF16: whichever is faster.
+        let all: Vec<Vec<_>> = all
+            .iter()
+            .map(|seconds| seconds.iter().map(|x| flop / x).collect())
+            .collect();
+        let [forward, back]: [Vec<_>; 2] = [
+            all.iter().map(|x: &Vec<f64>| x[1].max(x[2])).collect(),
+            all.iter().map(|x| x[0]).collect(),
+        ];
+        let naive = format!("{:.1}", flop / naive_seconds(ty, k, n, t));
+        row("W X", ty, t, &forward, best(3, &all), &naive);
+        row("W^T dY", ty, t, &back, best(4, &all), "");
+    }
+    for &(t, n) in &level_attentions() {
+        let [d, h, hk] = HEADS;
+        // Only the last tokens' own keys are hidden, and few of them.
+        let flop = 4e-9 * (d * h * t * n) as f64;
+        let numbers = format!("{d};{h};{hk};{t};{n};{};{}", s.n_threads, s.rounds);
+        let ty = GgmlType::F16;
+        let what = format!("attention of {t} tokens of {n}");
+        let all = at_all_levels(&what, &format!("attention;{};{numbers}", ty.name()));
+        let all: Vec<Vec<_>> = all
+            .iter()
+            .map(|seconds| seconds.iter().map(|x| flop / x).collect())
+            .collect();
+        let ours: Vec<_> = all.iter().map(|x: &Vec<f64>| x[0]).collect();
+        row(
+            &format!("attention, {n} keys"),
+            ty,
+            t,
+            &ours,
+            best(1, &all),
+            "",
+        );
+    }
+}
+
+/// Types and rows whose products are measured at each level.
+fn level_products(s: &Setup) -> Vec<(GgmlType, usize)> {
+    let types = match is_quick() {
+        true => &s.types[..1],
+        false => &[GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::F16][..],
+    };
+    let rows = match is_quick() {
+        true => &[1][..],
+        false => &[1, 8, 64],
+    };
+    let all = types
+        .iter()
+        .flat_map(|&ty| rows.iter().map(move |&t| (ty, t)));
+    all.collect()
+}
+
+/// d, H and Hk of Llama 3.2 1B.
+const HEADS: [usize; 3] = [64, 32, 8];
+
+/// Tokens, and keys in the cache, of attention at each level.
+fn level_attentions() -> Vec<(usize, usize)> {
+    match is_quick() {
+        true => vec![(1, 64)],
+        false => vec![(1, 4096), (8, 1024), (64, 1024)],
+    }
+}
+
+/// Measures one case at this process's level and prints the seconds.
+fn case(what: &str) {
+    let fields: Vec<&str> = what.split(';').collect();
+    let (kind, ty) = (fields[0], fields[1]);
+    let mut all = GgmlType::ALL.iter().copied();
+    let ty = all.find(|t| t.name() == ty).expect("a type");
+    let numbers: Vec<usize> = fields[2..].iter().map(|n| parsed(n)).collect();
+    match (kind, &numbers[..]) {
+        ("product", &[k, n, t, n_threads, rounds]) => {
+            let x = mul_mat_back_seconds(ty, k, n, t, n_threads, rounds);
+            println!(
+                "{} {} {} {} {}",
+                x.back, x.forward, x.forward_in_bytes, x.ggml_forward, x.ggml_bf16
+            );
+        }
+        ("attention", &[d, h, hk, t, n, n_threads, rounds]) => {
+            let shape = AttentionShape { d, h, hk, t, n };
+            let [own, ggml] = attention_seconds(ty, shape, n_threads, rounds);
+            println!("{own} {ggml}");
+        }
+        _ => panic!("{CASE}={what}"),
     }
 }
 
@@ -368,8 +512,11 @@ fn main() {
     if let Ok(what) = std::env::var(STEP) {
         return step(&what);
     }
+    if let Ok(what) = std::env::var(CASE) {
+        return case(&what);
+    }
     let s = setup();
-    let what = var("GGRAFT_BENCH_WHAT", "products,steps");
+    let what = var("GGRAFT_BENCH_WHAT", "products,levels,steps");
     let wanted = |name: &str| what.contains(name);
     let n_products = s.types.len() * s.matrices.len() * s.rows.len();
     let measured = s.shapes.iter().map(|shape| configurations(shape).len());
@@ -379,11 +526,20 @@ fn main() {
         true => 0,
         false => of_peft.filter(|c| is_peft_able(c)).count(),
     };
-    let rows = [("products", n_products), ("steps", n_steps + n_of_peft)];
+    let n_levels = CpuLevel::available().count();
+    let n_levels = n_levels * (level_products(&s).len() + level_attentions().len());
+    let rows = [
+        ("products", n_products),
+        ("levels", n_levels),
+        ("steps", n_steps + n_of_peft),
+    ];
     let rows = rows.iter().filter(|(name, _)| wanted(name)).map(|(_, n)| n);
     let progress = Progress::new(rows.sum(), &what);
     if wanted("products") {
         products(&s, &progress);
+    }
+    if wanted("levels") {
+        levels(&s, &progress);
     }
     if wanted("steps") {
         steps(&s, &progress);

@@ -16,9 +16,14 @@ const ALL_THREADS: i32 = -1;
 
 /// Parts that so many elements are worth, of a few instructions each.
 pub(super) fn small_parts(elements: usize) -> Parts {
+    small_parts_of(usize::MAX, elements)
+}
+
+/// The same where a part is at least one of `n` rows.
+pub(super) fn small_parts_of(n: usize, elements: usize) -> Parts {
     /// A thread computes so many in the time that it takes to call for help.
     const ELEMENTS: usize = 8192;
-    Parts::AtMost(elements / ELEMENTS)
+    Parts::AtMost(n.min(elements / ELEMENTS))
 }
 
 /// What computes an operation: [`Kernel::run`] is called once for each part of it, by the threads of the pool or of a [team](super::team).

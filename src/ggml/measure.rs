@@ -64,6 +64,25 @@ pub fn mul_mat_back_seconds(
     }
 }
 
+/// Seconds of a product `W X` as it is defined, on one thread: weights become F32 row by row, and each element is a sum in order. W is of type `ty` (`ne = [k, n]`), X `ne = [k, t]`.
+///
+/// # Panics
+/// As [`mul_mat_back_seconds`].
+pub fn naive_seconds(ty: GgmlType, k: usize, n: usize, t: usize) -> f64 {
+    let (w, x) = (weights(ty, k, n), values(k * t));
+    let (mut row, mut y) = (vec![0.0f32; k], vec![0.0f32; n * t]);
+    let start = Instant::now();
+    for (i, bytes) in w.chunks_exact(w.len() / n).enumerate() {
+        // SAFETY: a row of the type, and room for its values.
+        unsafe { row_to_f32(ty, bytes.as_ptr(), row.as_mut_ptr(), k) };
+        for (j, x) in x.chunks_exact(k).enumerate() {
+            y[j * n + i] = row.iter().zip(x).map(|(w, x)| w * x).sum();
+        }
+    }
+    std::hint::black_box(&y);
+    start.elapsed().as_secs_f64()
+}
+
 /// The least seconds of each of `N` things in some rounds; not a number for what is not there.
 fn best_of<const N: usize>(
     rounds: usize,
@@ -290,6 +309,7 @@ mod tests {
         );
         let available = available_bits(GgmlType::Q8_0, 64).map(|bits| bits.is_some());
         assert_eq!([s.forward, s.forward_in_bytes].map(|t| t > 0.0), available);
+        assert!(naive_seconds(GgmlType::Q8_0, 64, 96, 3) > 0.0);
         let shape = AttentionShape {
             d: 32,
             h: 2,

@@ -1,7 +1,7 @@
 //! Products with frozen weights and their derivative.
 
 use crate::ggml::context::Context;
-use crate::ggml::custom::{Kernel, Op, Output, Parts};
+use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts_of};
 use crate::ggml::quant::row_to_f32;
 use crate::ggml::tensor::Tensor;
 use crate::kernels::{Bits, MulMat, MulMatBack, pack_row, packed_words};
@@ -22,7 +22,8 @@ impl Kernel for Pack {
     }
 
     fn parts(&self, op: &Op<'_>) -> Parts {
-        Parts::AtMost(op.ne()[1])
+        let [words, t, ..] = op.ne();
+        small_parts_of(t, words * t)
     }
 }
 

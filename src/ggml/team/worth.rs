@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 /// Time saved that is remembered, to be lost again before help is done without: a helper is stopped now and then on any machine.
 const CREDIT: Duration = Duration::from_millis(5);
+/// A wait for a helper that was not stopped: small tasks must not talk large ones out of help.
+const USUAL: Duration = Duration::from_micros(20);
 /// For how long help is done without at first,
 const FIRST: Duration = Duration::from_millis(10);
 /// and at most: it is twice as long each time that help, asked again, is not worth it either.
@@ -13,7 +15,7 @@ const LONGEST: Duration = Duration::from_millis(320);
 /// What help has saved and cost of late.
 #[derive(Debug)]
 pub(super) struct Worth {
-    /// Nanoseconds saved, less those waited: at most [`CREDIT`].
+    /// Nanoseconds saved, less those waited beyond what is [`USUAL`]: at most [`CREDIT`].
     credit: i64,
     /// Until then help is done without.
     alone: Option<Instant>,
@@ -42,6 +44,7 @@ impl Worth {
     /// Takes into account a task that was over at `now`: helpers did what would have taken `saved`, and were waited for at its end.
     pub(super) fn judge(&mut self, now: Instant, saved: Duration, waited: Duration) {
         let most = CREDIT.as_nanos() as i64;
+        let waited = waited.saturating_sub(USUAL);
         let change = saved.as_nanos() as i64 - waited.as_nanos() as i64;
         self.credit = most.min(self.credit + change);
         if self.credit == most {
@@ -83,6 +86,16 @@ mod tests {
         worth.judge(now, NONE, 6 * MS);
         assert!(!worth.is_worth(|| now));
         assert!(worth.is_worth(|| now + FIRST));
+    }
+
+    #[test]
+    fn small_tasks_do_not_talk_large_ones_out_of_help() {
+        let now = Instant::now();
+        let mut worth = Worth::new();
+        for _ in 0..1000 {
+            worth.judge(now, NONE, USUAL);
+            assert!(worth.is_worth(|| now));
+        }
     }
 
     #[test]
