@@ -427,8 +427,8 @@ typedef void (*ggraft_log_callback)(int32_t level, const char *target, const cha
 typedef struct {
   // Size of the struct, set by the init function.
   size_t struct_size;
-  // Not 0: copy matrices into layouts that are faster on this CPU, for a second copy of the weights in memory and seconds
-  // at start. Default 0: nothing is copied.
+  // Not 0: copy matrices into layouts for ggml's kernels, for a second copy of the weights in memory and seconds
+  // at start; slower than ggraft's own with AVX-512 VNNI. Default 0: nothing is copied.
   int32_t repack;
   // Not 0: the text of control tokens ("<|im_end|>") inside messages becomes those tokens. Default 0: whoever may write a message
   // could otherwise end it, and speak for somebody else.

@@ -28,8 +28,8 @@ const _: fn() = || {
 pub struct ggraft_model_params {
     /// Size of the struct, set by the init function.
     pub struct_size: usize,
-    /// Not 0: copy matrices into layouts that are faster on this CPU, for a second copy of the weights in memory and seconds
-    /// at start. Default 0: nothing is copied.
+    /// Not 0: copy matrices into layouts for ggml's kernels, for a second copy of the weights in memory and seconds
+    /// at start; slower than ggraft's own with AVX-512 VNNI. Default 0: nothing is copied.
     pub repack: i32,
     /// Not 0: the text of control tokens ("<|im_end|>") inside messages becomes those tokens. Default 0: whoever may write a message
     /// could otherwise end it, and speak for somebody else.

@@ -155,7 +155,7 @@ struct Loader<'a> {
 }
 
 impl Weights {
-    /// Claims every tensor of `file`. With [`ModelOptions::repack`], matrices are copied into ggml's faster layouts where it has them.
+    /// Claims every tensor of `file`. With [`ModelOptions::repack`], matrices are copied into ggml's layouts where it has them.
     pub(crate) fn load(
         file: &Arc<MappedGguf>,
         hp: &HParams,
@@ -239,7 +239,7 @@ impl Weights {
         layers.chain([&mut self.output])
     }
 
-    /// Copies matrices into ggml's faster layouts, one buffer for each, where it has one; returns the bytes that they take.
+    /// Copies matrices into ggml's layouts, one buffer for each, where it has one; returns the bytes that they take.
     fn repack(&mut self) -> Result<usize, ModelError> {
         let mut todo: Vec<_> = self
             .linears()

@@ -9,7 +9,7 @@ use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
-use ggraft::{Adapter, Kernels, Model, ModelOptions, Session, SessionOptions};
+use ggraft::{Adapter, CpuLevel, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub(crate) struct ModelArgs {
     /// The base model, a GGUF file (of a split model: any part)
     #[arg(short, long, value_name = "FILE")]
     pub(crate) model: PathBuf,
-    /// Copy the weights into layouts that are faster on this CPU: more speed for more memory and a slower start
+    /// Copy the weights into layouts for ggml's kernels: more memory and a slower start, and more speed at most on CPUs without AVX-512 VNNI or Arm's dot products
     #[arg(
         long,
         value_name = "on|off",
@@ -60,6 +60,19 @@ impl ModelArgs {
     pub(crate) fn open_with(&self, chat: &ChatArgs) -> Result<Model> {
         let options = self.options().chat(chat.options()?);
         Ok(Model::open(&self.model, &options)?)
+    }
+
+    /// Whose kernels compute, and for what CPU they are made.
+    pub(crate) fn kernels(&self) -> Result<String> {
+        let level = CpuLevel::current()?;
+        Ok(match (self.kernels, self.repack) {
+            (KernelsArg::Ggml, _) => "ggml's".to_owned(),
+            (KernelsArg::Own, _) => format!("ggraft's, {level}"),
+            (KernelsArg::Auto, Switch::Off) => format!("the faster ones, {level}"),
+            (KernelsArg::Auto, Switch::On) => {
+                format!("ggml's for products, ggraft's for the rest, {level}")
+            }
+        })
     }
 
     fn options(&self) -> ModelOptions {

@@ -272,7 +272,7 @@ impl Bench {
         if let Some(adapter) = adapter {
             out += &format!("\nadapter: {adapter}\n");
         }
-        out += &format!("\nkernels: {}\n", CpuLevel::current()?);
+        out += &format!("\nkernels: {}\n", self.model.kernels()?);
         if let (Some(peak), Some(anon)) = (memory.peak_rss, memory.rss_anon) {
             out += &format!(
                 "memory: peak resident {:.1} MiB, anonymous {:.1} MiB (KV cache reserved {:.1} MiB)\n",
