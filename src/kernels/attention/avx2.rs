@@ -1,6 +1,6 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{CHUNK, Run, Tiles, WIDTH, avx512, by_height, by_type, record};
+use super::{CHUNK, Run, Tiles, WIDTH, at_once_by_type, avx512, by_height, by_type, record};
 use crate::file::types::GgmlType;
 use crate::kernels::level::{CpuLevel, has};
 use std::arch::x86_64::*;
@@ -12,11 +12,7 @@ pub(super) const TILES: Tiles = Tiles {
     scores: by_height!(score_tile, 1 2 3 4 5 6),
     score_pairs: &[],
     values: by_height!(value_tile, 1 2 3 4 5 6),
-    at_once: |ty| match ty {
-        GgmlType::F32 => by_height!(at_once::<F32>, 1 2 3 4 5 6),
-        GgmlType::F16 => by_height!(at_once::<F16>, 1 2 3 4 5 6),
-        _ => by_height!(at_once::<Q8>, 1 2 3 4 5 6),
-    },
+    at_once: at_once_by_type!(at_once),
 };
 
 /// Whether this CPU has the instructions.

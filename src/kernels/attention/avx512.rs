@@ -1,7 +1,7 @@
 //! Register tiles on CPUs with AVX-512: one register of keys or values instead of two, and twice as many queries. The same operations on
 //! each element as with AVX2, so the same bits.
 
-use super::{CHUNK, Run, Tiles, WIDTH, by_height, record};
+use super::{CHUNK, Run, Tiles, WIDTH, at_once_by_type, by_height, record};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -10,11 +10,7 @@ pub(super) const TILES: Tiles = Tiles {
     scores: by_height!(score_tile, 1 2 3 4 5 6 7 8 9 10 11 12),
     score_pairs: by_height!(score_pair, 1 2 3 4 5 6),
     values: by_height!(value_tile, 1 2 3 4 5 6 7 8 9 10 11 12),
-    at_once: |ty| match ty {
-        GgmlType::F32 => by_height!(at_once::<F32>, 1 2 3 4 5 6),
-        GgmlType::F16 => by_height!(at_once::<F16>, 1 2 3 4 5 6),
-        _ => by_height!(at_once::<Q8>, 1 2 3 4 5 6),
-    },
+    at_once: at_once_by_type!(at_once),
 };
 
 /// # Safety

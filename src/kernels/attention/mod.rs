@@ -553,6 +553,21 @@ macro_rules! by_type {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use by_type;
 
+/// Tiles of a function for values of a type in memory and so many queries.
+#[cfg(target_arch = "x86_64")]
+macro_rules! at_once_by_type {
+    ($f:ident) => {
+        |ty| match ty {
+            GgmlType::F32 => by_height!($f::<F32>, 1 2 3 4 5 6),
+            GgmlType::F16 => by_height!($f::<F16>, 1 2 3 4 5 6),
+            GgmlType::Q8_0 => by_height!($f::<Q8>, 1 2 3 4 5 6),
+            ty => unreachable!("{ty:?} is not a cache's type"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use at_once_by_type;
+
 /// Cuts `n` queries into tiles of at most `tiles` of them and of almost equal height: a small last one would leave the multipliers waiting for its
 /// few chains. Calls with the first of each, and its function.
 fn each_tile<T: Copy>(tiles: &[T], n: usize, mut call: impl FnMut(usize, T)) {
