@@ -168,12 +168,15 @@ fn tables(
     };
     let mut all = ["open", "prefill", "decode"].to_vec();
     all.retain(|what| wanted(what));
-    let mut tables = vec![Table {
-        title: shape.name.to_owned(),
-        subjects: of_types(types),
-        what: all,
-        repack: &REPACK,
-    }];
+    let mut tables = Vec::new();
+    if !all.is_empty() {
+        tables.push(Table {
+            title: shape.name.to_owned(),
+            subjects: of_types(types),
+            what: all,
+            repack: &REPACK,
+        });
+    }
     if wanted("more") {
         tables.push(Table {
             title: format!("{}, further types", shape.name),
@@ -190,7 +193,6 @@ fn tables(
             repack: &REPACK[..MAPPED],
         });
     }
-    tables.retain(|table| !table.what.is_empty());
     tables
 }
 
