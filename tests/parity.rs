@@ -160,6 +160,11 @@ fn theirs(llama: &mut Llama, tokens: &[i32], prompt: usize) -> Vec<f32> {
     rows.concat()
 }
 
+/// ggml is compiled for it wherever the CPU has it.
+fn ggml_has_avx2() -> bool {
+    CpuLevel::available().any(|level| level == CpuLevel::Avx2)
+}
+
 /// Both sides on the bare model.
 fn compare(spec: &FixtureSpec, path: &Path, setup: Setup) -> Result<(), String> {
     let tokens = tokens();
@@ -167,7 +172,7 @@ fn compare(spec: &FixtureSpec, path: &Path, setup: Setup) -> Result<(), String> 
     let model = setup.model(path);
     // Which types have a layout for this CPU is ggml's business; these two have one on every CPU with AVX2.
     if setup.repack
-        && cfg!(target_feature = "avx2")
+        && ggml_has_avx2()
         && matches!(spec.weight_type, GgmlType::Q4_0 | GgmlType::Q4_K)
     {
         assert!(model.repacked_bytes() > 0);
@@ -390,7 +395,7 @@ fn q8_0_cache() {
 
 #[test]
 fn repacked_weights() {
-    if !cfg!(target_feature = "avx2") {
+    if !ggml_has_avx2() {
         skipped("that Q4_0 and Q4_K are repacked (needs AVX2); results are compared");
     }
     let variants = [
