@@ -29,8 +29,8 @@ use ggraft::train::data::Example;
 use ggraft::train::{Init, TrainOptions, Trainer};
 use ggraft::{CpuLevel, Model, ModelOptions};
 use ggraft_testkit::bench::{
-    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types, var,
-    weight_types,
+    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, type_called, types,
+    var, weight_types,
 };
 use ggraft_testkit::{process_size, synth};
 use std::path::Path;
@@ -146,16 +146,14 @@ fn levels(s: &Setup, progress: &Progress) {
         " --- |".repeat(levels.len()),
     );
     let [k, n] = s.matrices[0];
-    let at_all_levels = |what: &str, case: &str| -> Vec<Vec<f64>> {
+    // The speeds at each level, given how much work a case is.
+    let at_all_levels = |what: &str, case: &str, flop: f64| -> Vec<Vec<f64>> {
         let at = |level: &CpuLevel| {
             progress.row(&format!("{what} at {level}"));
-            let me = std::env::current_exe().expect("this program has a path");
-            let mut command = Command::new(me);
-            command
-                .env(CASE, case)
-                .env(CpuLevel::VARIABLE, level.name());
-            let out = output(&mut command).expect("it runs");
-            out.split_whitespace().map(parsed).collect()
+            let mut command = again(CASE, case);
+            let out = output(command.env(CpuLevel::VARIABLE, level.name())).expect("it runs");
+            let seconds = out.split_whitespace().map(parsed::<f64>);
+            seconds.map(|seconds| flop / seconds).collect()
         };
         levels.iter().map(at).collect()
     };
@@ -178,16 +176,10 @@ fn levels(s: &Setup, progress: &Progress) {
         let flop = 2e-9 * (k * n * t) as f64;
         let numbers = format!("{k};{n};{t};{};{}", s.n_threads, s.rounds);
         let what = format!("products of {}, {t} rows", ty.name());
-        let all = at_all_levels(&what, &format!("product;{};{numbers}", ty.name()));
+        let all = at_all_levels(&what, &format!("product;{};{numbers}", ty.name()), flop);
         // 14 bits or F32, and 8 bits or BF16: whichever is faster.
-        let all: Vec<Vec<_>> = all
-            .iter()
-            .map(|seconds| seconds.iter().map(|x| flop / x).collect())
-            .collect();
-        let [forward, back]: [Vec<_>; 2] = [
-            all.iter().map(|x: &Vec<f64>| x[1].max(x[2])).collect(),
-            all.iter().map(|x| x[0]).collect(),
-        ];
+        let forward: Vec<_> = all.iter().map(|x| x[1].max(x[2])).collect();
+        let back: Vec<_> = all.iter().map(|x| x[0]).collect();
         let naive = format!("{:.1}", flop / naive_seconds(ty, k, n, t));
         row("W X", ty, t, &forward, best(3, &all), &naive);
         row("W^T dY", ty, t, &back, best(4, &all), "");
@@ -199,12 +191,8 @@ fn levels(s: &Setup, progress: &Progress) {
         let numbers = format!("{d};{h};{hk};{t};{n};{};{}", s.n_threads, s.rounds);
         let ty = GgmlType::F16;
         let what = format!("attention of {t} tokens of {n}");
-        let all = at_all_levels(&what, &format!("attention;{};{numbers}", ty.name()));
-        let all: Vec<Vec<_>> = all
-            .iter()
-            .map(|seconds| seconds.iter().map(|x| flop / x).collect())
-            .collect();
-        let ours: Vec<_> = all.iter().map(|x: &Vec<f64>| x[0]).collect();
+        let all = at_all_levels(&what, &format!("attention;{};{numbers}", ty.name()), flop);
+        let ours: Vec<_> = all.iter().map(|x| x[0]).collect();
         row(
             &format!("attention, {n} keys"),
             ty,
@@ -247,8 +235,7 @@ fn level_attentions() -> Vec<(usize, usize)> {
 fn case(what: &str) {
     let fields: Vec<&str> = what.split(';').collect();
     let (kind, ty) = (fields[0], fields[1]);
-    let mut all = GgmlType::ALL.iter().copied();
-    let ty = all.find(|t| t.name() == ty).expect("a type");
+    let ty = type_called(ty).expect("a type");
     let numbers: Vec<usize> = fields[2..].iter().map(|n| parsed(n)).collect();
     match (kind, &numbers[..]) {
         ("product", &[k, n, t, n_threads, rounds]) => {
@@ -373,8 +360,7 @@ fn in_a_process(s: &Setup, file: &Path, (t, targets, bytes): Configuration) -> S
         s.steps,
         budget().as_secs()
     );
-    let me = std::env::current_exe().expect("this program has a path");
-    let out = output(Command::new(me).env(STEP, what)).expect("it runs");
+    let out = output(&mut again(STEP, &what)).expect("it runs");
     let fields: Vec<f64> = out.split_whitespace().map(parsed).collect();
     let &[seconds, recomputed_layers, anonymous, resident, counted] = &fields[..] else {
         panic!("{out}");
@@ -386,6 +372,14 @@ fn in_a_process(s: &Setup, file: &Path, (t, targets, bytes): Configuration) -> S
         resident: resident as u64,
         counted: counted as usize,
     }
+}
+
+/// This program once more, to do what the environment variable `name` says.
+fn again(name: &str, what: &str) -> Command {
+    let me = std::env::current_exe().expect("this program has a path");
+    let mut command = Command::new(me);
+    command.env(name, what);
+    command
 }
 
 /// What a program prints; what it complains of if it fails, or why it does not run.

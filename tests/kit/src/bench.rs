@@ -72,16 +72,19 @@ impl Progress {
     }
 }
 
+/// The type of that name, in capital letters or small ones.
+pub fn type_called(name: &str) -> Option<GgmlType> {
+    let mut all = GgmlType::ALL.iter().copied();
+    all.find(|t| t.name().eq_ignore_ascii_case(name))
+}
+
 /// The types in the environment variable `name`, or `default`, separated by commas.
 ///
 /// # Panics
 /// If one is unknown.
 pub fn types(name: &str, default: &str) -> Vec<GgmlType> {
-    let called = |wanted: &str| {
-        let mut all = GgmlType::ALL.iter().copied();
-        let found = all.find(|t| t.name().eq_ignore_ascii_case(wanted));
-        found.unwrap_or_else(|| panic!("{name}: no type '{wanted}'"))
-    };
+    let called =
+        |wanted: &str| type_called(wanted).unwrap_or_else(|| panic!("{name}: no type '{wanted}'"));
     var(name, default).split(',').map(called).collect()
 }
 
