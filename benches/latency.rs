@@ -11,17 +11,16 @@
 //! compiling, attaching and swapping adapters, beside a prefill of as many tokens.
 //!
 //! Some minutes by default: no round begins in a row that was measured for ten seconds, but one
-//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures a context of 16384 as well, and all
-//! rounds. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
+//! counts in any case; each row says how many did. `GGRAFT_BENCH_FULL=1` measures all rounds. `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k,q4_0,q8_0), `GGRAFT_BENCH_MORE_TYPES` (of prompts only: q6_k,q5_k,q3_k,iq4_xs),
 //! `GGRAFT_REAL_MODELS` (a folder of models, models/real), `GGRAFT_BENCH_THREADS` (physical cores),
 //! `GGRAFT_BENCH_PREFILL` (512), `GGRAFT_BENCH_ROUNDS` (5), `GGRAFT_BENCH_SECONDS` (10 for a row, full: no limit),
-//! `GGRAFT_BENCH_DEPTHS` (4096, full: 4096,16384), `GGRAFT_BENCH_WHAT` (open,prefill,decode,more,real,depth,busy,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
+//! `GGRAFT_BENCH_DEPTHS` (4096 of each type, 16384 of the first one), `GGRAFT_BENCH_WHAT` (open,prefill,decode,more,real,depth,busy,swap,adapters), `GGRAFT_BENCH_DIR` (where the synthetic models are kept,
 //! target/bench-models).
 
 use criterion::{BatchSize, Criterion};
-use ggraft::adapter::{AdapterKind, BaseSignature, Matrix, Parts, Payload, Precision, PrefixLayer};
+use ggraft::adapter::Precision;
 use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
@@ -29,7 +28,7 @@ use ggraft_testkit::bench::{
     Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types as types_of,
     var, weight_types,
 };
-use ggraft_testkit::{oracle, synth};
+use ggraft_testkit::{adapters, oracle, synth};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -56,8 +55,8 @@ struct Setup {
     n_threads: usize,
     /// Tokens of a prefill.
     prefill: usize,
-    /// Of long contexts.
-    depths: Vec<usize>,
+    /// Long contexts: types of weights and tokens.
+    depths: Vec<(GgmlType, usize)>,
     /// Of one row at most, as long as there is time.
     rounds: usize,
     budget: Duration,
@@ -85,18 +84,6 @@ fn setup() -> Setup {
         (1..=MAX_PREFILL).contains(&prefill),
         "GGRAFT_BENCH_PREFILL: 1 to {MAX_PREFILL}"
     );
-    let depths = match (quick, is_full()) {
-        (true, _) => "64",
-        (false, false) => "4096",
-        (false, true) => "4096,16384",
-    };
-    let depths = var("GGRAFT_BENCH_DEPTHS", depths);
-    let depth = |n: &str| {
-        n.trim()
-            .parse()
-            .expect("GGRAFT_BENCH_DEPTHS: numbers of tokens")
-    };
-    let depths: Vec<usize> = depths.split(',').map(depth).collect();
     let what = var(
         "GGRAFT_BENCH_WHAT",
         "open,prefill,decode,more,real,depth,busy,swap,adapters",
@@ -104,17 +91,14 @@ fn setup() -> Setup {
     let shape = shapes("GGRAFT_BENCH_SHAPE", shape)[0];
     let types = types_of("GGRAFT_BENCH_TYPES", types_);
     let more = types_of("GGRAFT_BENCH_MORE_TYPES", more);
+    let depths = long_contexts(&types, quick);
     let wanted = |name: &str| what.contains(name);
     let tables = tables(shape, &types, &more, wanted);
     let compared = tables
         .iter()
         .map(|t| t.subjects.len() * t.what.len() * t.repack.len());
     let rows = compared.sum::<usize>()
-        + if wanted("depth") {
-            2 * depths.len() * types.len()
-        } else {
-            0
-        }
+        + if wanted("depth") { 2 * depths.len() } else { 0 }
         + if wanted("busy") { BUSY } else { 0 }
         + if wanted("swap") { SWAPS } else { 0 }
         + if wanted("adapters") { ADAPTERS } else { 0 };
@@ -136,6 +120,31 @@ fn setup() -> Setup {
         what,
         settle: Duration::from_millis(settle),
     }
+}
+
+/// What `GGRAFT_BENCH_DEPTHS` asks for, of all types. Libllama's prompts of 16384 tokens take ten minutes: unless asked
+/// for, of the first type only.
+fn long_contexts(types: &[GgmlType], quick: bool) -> Vec<(GgmlType, usize)> {
+    let asked = var("GGRAFT_BENCH_DEPTHS", "");
+    let of_all = match (asked.as_str(), quick) {
+        ("", true) => "64",
+        ("", false) => "4096",
+        (asked, _) => asked,
+    };
+    let depth = |n: &str| {
+        n.trim()
+            .parse()
+            .expect("GGRAFT_BENCH_DEPTHS: numbers of tokens")
+    };
+    let depths: Vec<usize> = of_all.split(',').map(depth).collect();
+    let mut contexts: Vec<_> = types
+        .iter()
+        .flat_map(|&ty| depths.iter().map(move |&depth| (ty, depth)))
+        .collect();
+    if asked.is_empty() && !quick {
+        contexts.push((types[0], 16384));
+    }
+    contexts
 }
 
 /// A file, and how it is called.
@@ -233,51 +242,6 @@ type Repack = (bool, bool, &'static str);
 /// Token ids that differ from position to position.
 fn tokens(n: usize) -> Vec<i32> {
     (0..n as i32).map(|i| 1000 + i * 37 % 5000).collect()
-}
-
-/// A prefix adapter of small random rows.
-fn prefix(model: &Model) -> Adapter {
-    let shape = model.shape();
-    let mut state = 1u32;
-    let mut rows = |width| {
-        let values = (0..P * width)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-            })
-            .collect();
-        Matrix::from_f32(width, values).expect("whole rows")
-    };
-    let layers = (0..shape.n_layer)
-        .map(|il| PrefixLayer {
-            k: rows(shape.kv_width(il)),
-            v: rows(shape.kv_width(il)),
-        })
-        .collect();
-    adapter(model, AdapterKind::Prefix, Payload::Prefix { layers })
-}
-
-/// A prompt adapter of small random rows.
-fn prompt(model: &Model) -> Adapter {
-    let width = model.shape().n_embd;
-    let values = (0..P * width)
-        .map(|i| ((i * 7919) % 1000) as f32 / 25_000.0 - 0.02)
-        .collect();
-    let rows = Matrix::from_f32(width, values).expect("whole rows");
-    adapter(model, AdapterKind::Prompt, Payload::VirtualTokens(rows))
-}
-
-fn adapter(model: &Model, kind: AdapterKind, payload: Payload) -> Adapter {
-    Adapter::new(Parts {
-        kind,
-        payload,
-        template: None,
-        name: None,
-        fingerprint: Some(model.fingerprint()),
-        base: BaseSignature::from(model.shape()),
-        provenance: Default::default(),
-    })
-    .expect("a well-formed adapter")
 }
 
 fn options(n_ctx: usize, n_threads: usize) -> SessionOptions {
@@ -529,7 +493,7 @@ fn compare(
         let what = format!("decode at depth {P}");
         progress(&what);
         ours.reset();
-        ours.attach(&prefix(&model), ExistingText::Drop)
+        ours.attach(&adapters::prefix(&model, P, 1), ExistingText::Drop)
             .expect("fits");
         let fill = tokens(P);
         let figures = duel(
@@ -564,54 +528,52 @@ fn depths(s: &Setup) {
     println!(
         "\n| what | type | ggraft | libllama | ratio | rounds |\n| --- | --- | --- | --- | --- | --- |"
     );
-    for &ty in &s.types {
+    for &(ty, depth) in &s.depths {
         let path = model_file(s.shape, ty);
         let model = open(&path, false);
-        for &depth in &s.depths {
-            // The text grows by a turn's tokens in each round, also in the one that does not count.
-            let n_ctx = depth + (s.rounds + 1) * DECODE;
-            let mut ours = Session::new(&model, &options(n_ctx, s.n_threads)).expect("a session");
-            let their_options = oracle_options(n_ctx, s.n_threads, true);
-            let mut theirs = oracle::Llama::load(&path, &their_options).expect("loads");
-            let text = tokens(depth);
-            // Pages of the file and of the cache are there.
-            ours.feed(&text[..P]).expect("room");
-            ours.reset();
-            theirs.prefill(&text[..P]).expect("room");
-            theirs.clear();
-            let what = format!("prefill {depth}");
-            s.progress.row(&format!("{what}, {}", ty.name()));
-            let [a, b] = [
-                timed(|| ours.feed(&text).expect("room")),
-                timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len)))),
-            ]
-            .map(|t| t.as_secs_f64());
-            let figures = Figures {
-                unit: Unit::Tokens(depth),
-                ours: a,
-                theirs: b,
-                ratio: b / a,
-                rounds: 1,
-            };
-            row(&what, ty.name(), &figures);
-            let what = format!("decode at depth {depth}");
-            s.progress.row(&format!("{what}, {}", ty.name()));
-            let next = &text[..DECODE.min(depth)];
-            let figures = duel(
-                s,
-                s.rounds,
-                Unit::Tokens(next.len()),
-                || timed(|| next.iter().for_each(|&t| ours.feed(&[t]).expect("room"))),
-                || {
-                    timed(|| {
-                        for &t in next {
-                            black_box(theirs.step(t).expect("room").len());
-                        }
-                    })
-                },
-            );
-            row(&what, ty.name(), &figures);
-        }
+        // The text grows by a turn's tokens in each round, also in the one that does not count.
+        let n_ctx = depth + (s.rounds + 1) * DECODE;
+        let mut ours = Session::new(&model, &options(n_ctx, s.n_threads)).expect("a session");
+        let their_options = oracle_options(n_ctx, s.n_threads, true);
+        let mut theirs = oracle::Llama::load(&path, &their_options).expect("loads");
+        let text = tokens(depth);
+        // Pages of the file and of the cache are there.
+        ours.feed(&text[..P]).expect("room");
+        ours.reset();
+        theirs.prefill(&text[..P]).expect("room");
+        theirs.clear();
+        let what = format!("prefill {depth}");
+        s.progress.row(&format!("{what}, {}", ty.name()));
+        let [a, b] = [
+            timed(|| ours.feed(&text).expect("room")),
+            timed(|| drop(black_box(theirs.prefill(&text).map(<[f32]>::len)))),
+        ]
+        .map(|t| t.as_secs_f64());
+        let figures = Figures {
+            unit: Unit::Tokens(depth),
+            ours: a,
+            theirs: b,
+            ratio: b / a,
+            rounds: 1,
+        };
+        row(&what, ty.name(), &figures);
+        let what = format!("decode at depth {depth}");
+        s.progress.row(&format!("{what}, {}", ty.name()));
+        let next = &text[..DECODE.min(depth)];
+        let figures = duel(
+            s,
+            s.rounds,
+            Unit::Tokens(next.len()),
+            || timed(|| next.iter().for_each(|&t| ours.feed(&[t]).expect("room"))),
+            || {
+                timed(|| {
+                    for &t in next {
+                        black_box(theirs.step(t).expect("room").len());
+                    }
+                })
+            },
+        );
+        row(&what, ty.name(), &figures);
     }
 }
 
@@ -718,7 +680,10 @@ fn swaps(s: &Setup) {
     let ty = s.types[0];
     let path = model_file(s.shape, ty);
     let model = open(&path, false);
-    let adapters = [prefix(&model), prefix(&model)];
+    let adapters = [
+        adapters::prefix(&model, P, 1),
+        adapters::prefix(&model, P, 1),
+    ];
     let mut ours = Session::new(&model, &options(N_CTX, s.n_threads)).expect("a session");
     let mut theirs =
         oracle::Llama::load(&path, &oracle_options(N_CTX, s.n_threads, false)).expect("loads");
@@ -819,7 +784,11 @@ fn adapters(c: &mut Criterion, s: &Setup) {
     let model = open(&path, false);
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("prefix.gguf");
-    let (a, b, soft) = (prefix(&model), prefix(&model), prompt(&model));
+    let (a, b, soft) = (
+        adapters::prefix(&model, P, 1),
+        adapters::prefix(&model, P, 1),
+        adapters::prompt(&model, P, 1),
+    );
     a.save(&file, Precision::F16).expect("room for an adapter");
 
     let mut group = c.benchmark_group(format!("{}-{}", s.shape.name, s.types[0].name()));
@@ -860,7 +829,7 @@ fn adapters(c: &mut Criterion, s: &Setup) {
     s.progress.row("compile prompt adapter");
     group.bench_function("compile prompt adapter", |bench| {
         bench.iter_batched(
-            || prompt(&model),
+            || adapters::prompt(&model, P, 1),
             |fresh| session.swap(&fresh, ExistingText::Drop).expect("fits"),
             BatchSize::SmallInput,
         )
