@@ -60,11 +60,13 @@ doc: setup
 
 check-c: setup ## the C examples against the shared library, compiled by cc
 	$(CARGO) build --package ggraft-c
-	for example in swap train; do \
+	for example in swap train users; do \
 		cc -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude examples/c/$$example.c \
 			-Ltarget/debug -lggraft -Wl,-rpath,$(CURDIR)/target/debug -o target/debug/c-$$example || exit 1; \
 	done
 	target/debug/c-swap models/tinylm-q8_0.gguf \
+		models/peft/persona_pirate-prefix models/peft/persona_butler-prefix_proj
+	target/debug/c-users models/tinylm-q8_0.gguf \
 		models/peft/persona_pirate-prefix models/peft/persona_butler-prefix_proj
 	target/debug/c-train models/tinylm-q8_0.gguf models/tasks/persona_pirate/train.jsonl target/debug/c-train.gguf
 

@@ -401,8 +401,14 @@ typedef int32_t ggraft_train_state;
 // An immutable adapter in memory. May be used by any number of threads and sessions at once.
 typedef struct ggraft_adapter ggraft_adapter;
 
+// Serves many requests at once, each with its own adapter, on a thread of its own. For any number of threads at the same time.
+typedef struct ggraft_engine ggraft_engine;
+
 // A frozen base model, mapped from its file. May be used by any number of threads at once.
 typedef struct ggraft_model ggraft_model;
+
+// The answer to a request, as it comes. For one thread at a time, except for `ggraft_reply_cancel`, which any thread may call at any time.
+typedef struct ggraft_reply ggraft_reply;
 
 // Chooses tokens. For one thread at a time.
 typedef struct ggraft_sampler ggraft_sampler;
@@ -591,7 +597,7 @@ typedef struct {
 // free it, and no exception and no longjmp may leave it.
 typedef int32_t (*ggraft_token_callback)(const char *text, size_t length, void *user_data);
 
-// What `ggraft_session_generate` did.
+// What `ggraft_session_generate` did, or an engine.
 typedef struct {
   // Tokens that were generated, one that ends the text included.
   uint64_t n_tokens;
@@ -602,6 +608,36 @@ typedef struct {
   // A `ggraft_stop_reason`.
   int32_t reason;
 } ggraft_generate_result;
+
+// How an engine computes, and for how many. Fill it with `ggraft_engine_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Bytes of keys and values at most. Default 0: as much as it takes.
+  uint64_t kv_bytes;
+  // Bytes of them that are kept of texts that are over, for those that begin with the same under the same adapter. Default 256 MiB.
+  uint64_t prefix_bytes;
+  // Positions of one text, the adapter's included. Default 0: what the model was trained on.
+  uint32_t n_ctx;
+  // Threads that compute. Default 0: one for each physical core that this process may use.
+  uint32_t n_threads;
+  // Texts at most that are computed at a time. Default 64.
+  uint32_t max_running;
+  // Requests at most that wait. Default 1024.
+  uint32_t max_waiting;
+  // Tokens of prompts at most in a step that nobody waits for. Default 512.
+  uint32_t n_batch;
+  // The same beside texts that are being written. Default 0: as many as about double the time between their tokens.
+  uint32_t n_batch_beside;
+  // A `ggraft_kv_type`. Default GGRAFT_KV_F16.
+  int32_t kv_type;
+  // A `ggraft_flash_attention`. Default GGRAFT_FLASH_ATTENTION_AUTO.
+  int32_t flash_attention;
+  // Not 0: when memory is short the youngest text ends with an error, instead of waiting and being computed anew. Default 0.
+  int32_t refuse_when_full;
+  // Not 0: take adapters whose fingerprint names another base of the same shape. Default 0.
+  int32_t accept_other_base;
+} ggraft_engine_params;
 
 // What to train, and how. Fill it with `ggraft_train_params_init`. Texts are copied.
 typedef struct {
@@ -1028,6 +1064,72 @@ ggraft_status ggraft_session_generate(ggraft_session *session,
                                       void *user_data,
                                       ggraft_generate_result *result,
                                       size_t result_size);
+
+// Fills `params` with the defaults: `ggraft_engine_params_init(&params, sizeof params)`.
+//
+// # Safety
+// `params` is NULL (an error) or valid for writes of `size` bytes.
+ggraft_status ggraft_engine_params_init(ggraft_engine_params *params, size_t size);
+
+// An engine on `model`, with a thread of its own. `params` may be NULL.
+//
+// # Safety
+// `model` is a live handle, `params` NULL or an initialised struct, `out` valid for a write.
+ggraft_status ggraft_engine_new(const ggraft_model *model, const ggraft_engine_params *params, ggraft_engine **out);
+
+// Frees the engine; NULL is allowed. Requests that are not over end with GGRAFT_ERROR_STATE; replies stay until they are freed.
+//
+// # Safety
+// `engine` is NULL or a live handle that no thread uses now or later.
+void ggraft_engine_free(ggraft_engine *engine);
+
+// Takes a request to complete `prompt` behind `adapter` (NULL: none), and returns at once. `params` may be NULL. Who waits with a higher `priority` begins first.
+// The engine holds the adapter: its handle may be freed. GGRAFT_ERROR_BUSY if as many wait as may; what is wrong with the request itself is said here, too.
+//
+// # Safety
+// `engine` is a live handle, `prompt` a NUL-terminated string, `adapter` NULL or a live handle, `params` NULL or an initialised struct whose pointers are
+// valid, `out` valid for a write.
+ggraft_status ggraft_engine_submit(const ggraft_engine *engine,
+                                   const char *prompt,
+                                   const ggraft_adapter *adapter,
+                                   const ggraft_generate_params *params,
+                                   int32_t priority,
+                                   ggraft_reply **out);
+
+// Shows what has come of the answer since the last call, without waiting. `*done` becomes not 0 when it is over, and `result` is filled then; a request that failed
+// gives its error once. After that, GGRAFT_ERROR_STATE. Otherwise as `ggraft_reply_wait`.
+//
+// # Safety
+// As for `ggraft_reply_wait`; `done` is valid for a write.
+ggraft_status ggraft_reply_poll(ggraft_reply *reply,
+                                ggraft_token_callback callback,
+                                void *user_data,
+                                int32_t *done,
+                                ggraft_generate_result *result,
+                                size_t result_size);
+
+// Waits for all of the answer. `callback` gets its text as it comes, and ends it by returning anything but 0; it and `result` may be NULL. Pass `sizeof *result` as
+// `result_size`.
+//
+// # Safety
+// `reply` is a live handle, `result` NULL or valid for writes of `result_size` bytes; `callback` may be called with `user_data` until this function returns.
+ggraft_status ggraft_reply_wait(ggraft_reply *reply,
+                                ggraft_token_callback callback,
+                                void *user_data,
+                                ggraft_generate_result *result,
+                                size_t result_size);
+
+// Ends the request as soon as the step that is being computed is over: `ggraft_reply_wait` returns GGRAFT_ERROR_CANCELLED. Any thread may call it.
+//
+// # Safety
+// `reply` is a live handle.
+ggraft_status ggraft_reply_cancel(ggraft_reply *reply);
+
+// Frees the reply; NULL is allowed. A request that is not over is cancelled.
+//
+// # Safety
+// `reply` is NULL or a live handle that no thread uses now or later, not even to cancel.
+void ggraft_reply_free(ggraft_reply *reply);
 
 // Fills `params` with the defaults: `ggraft_sampler_params_init(&params, sizeof params)`.
 //

@@ -4,6 +4,7 @@ use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
 use crate::infer::SessionError;
+use crate::infer::engine::EngineError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
 use crate::kernels::CpuError;
@@ -52,6 +53,9 @@ pub enum Error {
     /// A session refused.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// An engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// Sampling failed.
     #[error(transparent)]
     Sampler(#[from] SamplerError),

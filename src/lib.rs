@@ -49,6 +49,11 @@ pub mod train;
 #[doc = include_str!("../docs/TRAINING.md")]
 struct TrainingPage;
 
+/// The code in docs/SERVING.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/SERVING.md")]
+struct ServingPage;
+
 /// Lifetimes that users rely on. Of each pair of programs the first compiles, the second is the same with one use too late.
 ///
 /// What a session lends is gone with its next step:

@@ -73,6 +73,7 @@ fn generate_header() -> String {
         "model",
         "adapter",
         "session",
+        "engine",
         "sampler",
         "stream",
         "train/params",
@@ -130,6 +131,7 @@ fn every_error_has_its_status() {
     for (file, name) in [
         ("src/error.rs", "Error"),
         ("src/infer/error.rs", "SessionError"),
+        ("src/infer/engine/error.rs", "EngineError"),
         ("src/infer/sampler.rs", "SamplerError"),
         ("src/infer/text.rs", "StopError"),
         ("src/train/data/error.rs", "DataError"),
@@ -639,6 +641,7 @@ fn null_is_an_error() {
         let mut sa = null_mut();
         let mut st = null_mut();
         let mut tr = null_mut();
+        let (mut en, mut re, mut done) = (null_mut(), null_mut(), 0);
         let mut report = MaybeUninit::<ggraft_train_report>::uninit();
         let trainer = trainer(model, &train_params(), None);
         macro_rules! null_is_noticed {
@@ -647,6 +650,15 @@ fn null_is_an_error() {
         null_is_noticed!(
             ggraft_model_params_init(null_mut(), size_of::<ggraft_model_params>()),
             ggraft_session_params_init(null_mut(), size_of::<ggraft_session_params>()),
+            ggraft_engine_params_init(null_mut(), size_of::<ggraft_engine_params>()),
+            ggraft_engine_new(null(), null(), &mut en),
+            ggraft_engine_new(model, null(), null_mut()),
+            ggraft_engine_submit(null(), text, null(), null(), 0, &mut re),
+            ggraft_engine_submit(null(), text, null(), null(), 0, null_mut()),
+            ggraft_reply_poll(null_mut(), None, null_mut(), &mut done, null_mut(), 0),
+            ggraft_reply_poll(null_mut(), None, null_mut(), null_mut(), null_mut(), 0),
+            ggraft_reply_wait(null_mut(), None, null_mut(), null_mut(), 0),
+            ggraft_reply_cancel(null_mut()),
             ggraft_sampler_params_init(null_mut(), size_of::<ggraft_sampler_params>()),
             ggraft_generate_params_init(null_mut(), size_of::<ggraft_generate_params>()),
             ggraft_import_params_init(null_mut(), size_of::<ggraft_import_params>()),
@@ -1241,5 +1253,102 @@ fn log_lines_reach_the_callback() {
         ok(ggraft_log_set(None, null_mut(), 0));
         log();
         assert_eq!(take(), []);
+    }
+}
+
+/// A request to an engine.
+fn submit(
+    engine: *const ggraft_engine,
+    text: &str,
+    adapter: *const ggraft_adapter,
+    n: u32,
+) -> *mut ggraft_reply {
+    let (text, sampler) = (c(text), greedy());
+    let mut generate = params(ggraft_generate_params_init);
+    (generate.sampler, generate.max_tokens, generate.ignore_end) = (&sampler, n, 1);
+    let mut reply = null_mut();
+    // SAFETY: live handles, initialised structs.
+    ok(unsafe { ggraft_engine_submit(engine, text.as_ptr(), adapter, &generate, 0, &mut reply) });
+    reply
+}
+
+#[test]
+fn an_engine_serves_several_at_once() {
+    // SAFETY: handles that live until they are freed, buffers of the sizes given.
+    unsafe {
+        let model = open(&model_path());
+        let pirate = load(model, &peft(PIRATE));
+        let mut p = params(ggraft_engine_params_init);
+        (p.n_ctx, p.n_threads) = (256, 1);
+        let mut engine = null_mut();
+        ok(ggraft_engine_new(model, &p, &mut engine));
+        let one = submit(engine, PROMPT, pirate, 24);
+        let other = submit(engine, PROMPT, null(), 24);
+        ggraft_adapter_free(pirate);
+        for (reply, adapter) in [(one, Some(PIRATE)), (other, None)] {
+            let (mut shown, mut result) = (Shown::default(), ggraft_generate_result::default());
+            let size = size_of_val(&result);
+            let to = (&raw mut shown).cast();
+            ok(ggraft_reply_wait(
+                reply,
+                Some(collect),
+                to,
+                &mut result,
+                size,
+            ));
+            let limit = ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS as i32;
+            assert_eq!((result.n_tokens, result.reason), (24, limit));
+            let want = rust_answer(adapter, PROMPT);
+            assert_eq!(shown.text, want);
+            fails(
+                ggraft_reply_wait(reply, None, null_mut(), null_mut(), 0),
+                GGRAFT_ERROR_STATE,
+                "over",
+            );
+            ggraft_reply_free(reply);
+        }
+        // The callback ends it.
+        let reply = submit(engine, PROMPT, null(), 200);
+        let mut shown = Shown {
+            stop_at: Some(3),
+            ..Shown::default()
+        };
+        let to = (&raw mut shown).cast();
+        ok(ggraft_reply_wait(reply, Some(collect), to, null_mut(), 0));
+        assert_eq!(shown.calls, 3);
+        ggraft_reply_free(reply);
+        // Another thread cancels.
+        let reply = submit(engine, PROMPT, null(), 200);
+        let address = reply as usize;
+        let cancel =
+            std::thread::spawn(move || ok(ggraft_reply_cancel(address as *mut ggraft_reply)));
+        let end = ggraft_reply_wait(reply, None, null_mut(), null_mut(), 0);
+        assert!(
+            matches!(end, GGRAFT_ERROR_CANCELLED | GGRAFT_OK),
+            "{}",
+            last_error()
+        );
+        cancel.join().unwrap();
+        ggraft_reply_free(reply);
+        // What is wrong is said at once.
+        let mut none = null_mut();
+        let bad = ggraft_engine_submit(engine, null(), null(), null(), 0, &mut none);
+        fails(bad, GGRAFT_ERROR_NULL, "prompt");
+        let long = c("word ".repeat(400));
+        let bad = ggraft_engine_submit(engine, long.as_ptr(), null(), null(), 0, &mut none);
+        fails(bad, GGRAFT_ERROR_CONTEXT_FULL, "context");
+        assert!(none.is_null());
+        // An engine that is freed leaves nobody waiting.
+        let reply = submit(engine, PROMPT, null(), 200);
+        ggraft_engine_free(engine);
+        let mut done = 0;
+        let end = ggraft_reply_poll(reply, None, null_mut(), &mut done, null_mut(), 0);
+        assert!(
+            end == GGRAFT_ERROR_STATE || (end == GGRAFT_OK && done != 0),
+            "{}",
+            last_error()
+        );
+        ggraft_reply_free(reply);
+        ggraft_model_free(model);
     }
 }

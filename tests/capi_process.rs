@@ -58,6 +58,40 @@ fn c_example_swaps_adapters() {
     assert!(stderr.contains("swap to B: "), "{stderr}");
 }
 
+#[test]
+fn c_users_example() {
+    let (a, b) = (
+        file("peft/persona_pirate-prefix"),
+        file("peft/persona_butler-prefix_proj"),
+    );
+    let code = ggraft_c_example::users(&[&file("tinylm-q8_0.gguf"), &a, &b]);
+    assert_eq!(code, 0);
+}
+
+/// Four users in the same steps: those with the same adapter and prompt are told what the program that swaps is told.
+#[test]
+fn c_example_serves_four_users() {
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let (users, swap) = (text(run("c_users_example")), text(run("c_example")));
+    let line = |of: &str, start: &str| {
+        let found = of.lines().find_map(|l| l.strip_prefix(start));
+        found
+            .unwrap_or_else(|| panic!("{start} in {of}"))
+            .to_owned()
+    };
+    for (i, adapter) in ["A", "B", "A", "B"].iter().enumerate() {
+        let said = line(&users, &format!("[user {}, adapter {adapter}] ", i + 1));
+        if i < 2 {
+            // Which one ends with the line.
+            assert!(
+                said.starts_with(line(&swap, &format!("[{adapter}] ")).trim_end()),
+                "{users}{swap}"
+            );
+        }
+        assert!(said.starts_with('"'), "{users}");
+    }
+}
+
 /// Names the folder of the next test to its child process.
 const TRAIN_DIR: &str = "GGRAFT_TEST_TRAIN_DIR";
 

@@ -2,7 +2,7 @@
 
 use ggraft::{Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::command::{stderr, stdout};
-use ggraft_testkit::skipped;
+use ggraft_testkit::metrics::nmse;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -879,16 +879,12 @@ fn options_without_effect_are_mentioned() {
 }
 
 /// A context whose memory the system does not grant.
+/// Keys and values take memory as the context fills.
 #[test]
-fn a_context_without_memory_says_what_to_lower() {
-    let line = format!("run -t 1 -n 1 -p a -m {MODEL} -c 2147483647");
-    let output = ggraft(&words(&line));
-    if output.status.success() {
-        skipped("what a context says that memory does not hold (the system grants any)");
-        return;
-    }
-    let text = failure(&output);
-    assert!(text.contains("lower --ctx"), "{text}");
+fn a_long_context_costs_nothing_before_it_is_used() {
+    ok(&words(&format!(
+        "run -t 1 -n 1 -p a -m {MODEL} -c 2147483647"
+    )));
 }
 
 #[test]
@@ -911,7 +907,8 @@ fn a_byte_order_mark_is_no_text() {
 #[test]
 fn help_explains_every_command() {
     let overview = ok(&["--help"]);
-    for name in words("run chat train logits eval predict import export concat inspect bench") {
+    for name in words("run chat train logits eval predict batch import export concat inspect bench")
+    {
         assert!(overview.contains(&format!("\n  {name} ")), "{name}");
         let help = ok(&[name, "--help"]);
         assert!(
@@ -932,7 +929,8 @@ fn help_fits_into_100_columns() {
         stdout(&command.env("COLUMNS", columns).output().unwrap())
     };
     let mut checked = 0;
-    for name in words("run chat train logits eval predict import export concat inspect bench") {
+    for name in words("run chat train logits eval predict batch import export concat inspect bench")
+    {
         assert!(help(name, "100").lines().all(|l| l.chars().count() <= 100));
         let wide = help(name, "1000");
         let example = wide.rfind(&format!("  ggraft {name} ")).unwrap();
@@ -1208,7 +1206,20 @@ fn logits_of_templates_have_rows_for_real_tokens_only() {
     let compute = |adapter: &str, ids: &str| {
         let out = out.to_str().unwrap();
         ok(&[
-            "logits", "-t", "1", "-m", MODEL, "-a", adapter, "--ids", ids, "-o", out,
+            "logits",
+            "-t",
+            "1",
+            "-m",
+            MODEL,
+            // Keys in front of a text are summed apart from those in it, in another order: a rounding that 8 bits would make much of.
+            "--kernels",
+            "own",
+            "-a",
+            adapter,
+            "--ids",
+            ids,
+            "-o",
+            out,
         ]);
         read_logits(Path::new(out))
     };
@@ -1216,8 +1227,8 @@ fn logits_of_templates_have_rows_for_real_tokens_only() {
     for given in ["0,50,60", "50,60"] {
         let (ids, values, _) = compute(template("{v:20} {bos} {prompt}").to_str().unwrap(), given);
         assert_eq!(ids, [0, 50, 60]);
-        let difference = values.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        assert!(difference.fold(0.0, f32::max) < 1e-3);
+        let error = nmse(&values, &expected);
+        assert!(error < 1e-7, "{error:e}");
     }
     let text = model.vocab().tokenize("Review:", false, true).unwrap();
     let (ids, values, shape) = compute(
@@ -2076,5 +2087,93 @@ fn conversations_take_the_chosen_template() {
         &["--chat-template", "zephyr"],
     ] {
         assert_eq!(run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+/// Rows with adapters of their own, in one go: each answer is the one that `run` gives.
+#[test]
+fn batch_serves_rows_with_their_own_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    let [data, out] = ["requests.jsonl", "answers.jsonl"].map(|n| folder.path().join(n));
+    let prompts = [
+        "The rain has not stopped for three days.\n",
+        "Linhaven lies in",
+    ];
+    let mut rows = Vec::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        for adapter in [None, Some(SENTIMENT)] {
+            rows.push(serde_json::json!({"id": i, "prompt": prompt, "adapter": adapter, "max_tokens": 12}));
+        }
+    }
+    rows.push(serde_json::json!({"prompt": "a", "max_tokens": 3, "logprobs": 2, "stop": "zzz", "priority": 5}));
+    let text: Vec<_> = rows.iter().map(|row| row.to_string()).collect();
+    fs::write(&data, text.join("\n")).unwrap();
+    let [data, out] = [data, out].map(|path| path.to_str().unwrap().to_owned());
+    let batch = |more: &[&str]| {
+        let base = [
+            "batch", "-m", MODEL, "--data", &data, "-o", &out, "--temp", "0", "-t", "1",
+        ];
+        ggraft(&[&base[..], more].concat())
+    };
+    let output = batch(&["--parallel", "3"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let read = || -> Vec<Value> {
+        let text = fs::read_to_string(&out).unwrap();
+        text.lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect()
+    };
+    let answers = read();
+    assert_eq!(answers.len(), rows.len());
+    for (answer, row) in answers.iter().zip(&rows).take(4) {
+        let mut run = vec![
+            "run", "-q", "-t", "1", "--temp", "0", "-n", "12", "-m", MODEL,
+        ];
+        run.extend(["-p", row["prompt"].as_str().unwrap()]);
+        if let Some(adapter) = row["adapter"].as_str() {
+            run.extend(["-a", adapter]);
+        }
+        assert_eq!(answer["text"], ok(&run), "{row}");
+        assert_eq!(
+            (&answer["id"], &answer["stop_reason"]),
+            (&row["id"], &"max_tokens".into())
+        );
+    }
+    let last = &answers[4];
+    assert_eq!(last["tokens"], 3);
+    let first = &last["logprobs"][0];
+    assert_eq!(first["top"][0]["id"], first["id"]);
+    assert!(first["logprob"].as_f64().unwrap() >= first["top"][1]["logprob"].as_f64().unwrap());
+    // A row that cannot be served says why, and the others are.
+    fs::write(
+        &data,
+        "{\"prompt\": \"a\", \"max_tokens\": 100000}\n{\"prompt\": \"b\", \"max_tokens\": 2}",
+    )
+    .unwrap();
+    let text = failure(&batch(&["-c", "64"]));
+    assert!(text.contains("1 of 2 rows could not be served"), "{text}");
+    let answers = read();
+    assert!(
+        answers[0]["error"]
+            .as_str()
+            .unwrap()
+            .contains("context is full")
+    );
+    assert_eq!(answers[1]["tokens"], 2);
+    // One that is no request ends it before anything is computed.
+    for (row, why) in [
+        ("{\"prompt\": \"a\", \"max_tokens\": -2}", "max_tokens"),
+        ("{\"prompt\": \"a\", \"top_p\": \"much\"}", "top_p"),
+        (
+            "{\"prompt\": \"a\", \"adapter\": \"nowhere.gguf\"}",
+            "nowhere.gguf",
+        ),
+        ("[1]", "object"),
+    ] {
+        fs::write(&data, row).unwrap();
+        fs::remove_file(&out).ok();
+        let text = failure(&batch(&[]));
+        assert!(text.contains(why), "{text}");
+        assert!(!Path::new(&out).exists());
     }
 }

@@ -50,10 +50,6 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("capi/", "the C interface"),
     ("model/vocab/native.rs", "libllama's tokenizer"),
     ("infer/sampler.rs", "libllama's samplers"),
-    (
-        "infer/kv_cache.rs",
-        "memory that graphs write and sessions copy into",
-    ),
     ("bin/ggraft/interrupt.rs", "asks which signals are ignored"),
     (
         "model/weights.rs",

@@ -629,9 +629,10 @@ fn one_graph_serves_many_tokens() {
     s.prompt(PROMPT).unwrap();
     greedy(&mut s, 100);
     assert_eq!(s.graphs_built(), built);
-    // Attention reads cells in steps of 256: one more graph beyond that.
+    // Our own attention reads keys where they lie; ggml's side by side, in steps of 256: one more graph beyond that.
     greedy(&mut s, 200);
-    assert_eq!(s.graphs_built(), built + 1);
+    let own = cfg!(target_arch = "aarch64") || CpuLevel::current().unwrap() >= CpuLevel::Avx2;
+    assert_eq!(s.graphs_built(), built + usize::from(!own));
 }
 
 fn greedy_options(n: usize) -> GenerateOptions {

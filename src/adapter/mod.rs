@@ -205,6 +205,11 @@ struct Inner {
 }
 
 impl Adapter {
+    /// Whether both are clones of one.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Checks `parts` and makes an adapter with a new id.
     ///
     /// # Errors

@@ -7,12 +7,13 @@
 //!   panic leaves a function. A null pointer that is not allowed is an error, not a crash.
 //! - Structs that cross the boundary begin with, or come with, their size, so that they can grow: see `params.rs`.
 //! - Enumerations come in as `i32`: C may pass any number.
-//! - Handles that change (session, sampler, text stream, trainer) lock themselves without waiting: use from two threads at once, or from
+//! - Handles that change (session, sampler, text stream, trainer, reply) lock themselves without waiting: use from two threads at once, or from
 //!   a callback of the same handle, is [`ggraft_status::GGRAFT_ERROR_BUSY`].
 
 #![allow(non_camel_case_types)]
 
 mod adapter;
+mod engine;
 mod exclusive;
 mod log;
 mod model;
@@ -25,6 +26,7 @@ mod stream;
 mod train;
 
 pub use adapter::*;
+pub use engine::*;
 pub use log::*;
 pub use model::*;
 pub use sampler::*;

@@ -8,8 +8,8 @@ use super::pointer::{array, fill, give, handle, place, take_back, text};
 use super::sampler::{self, ggraft_sampler_params};
 use super::status::{Failure, call, call_number, ggraft_status};
 use ggraft::infer::{
-    CancelToken, ExistingText, FlashAttention, GenerateOptions, KvType, Session, SessionOptions,
-    StopReason,
+    CancelToken, ExistingText, FlashAttention, GenerateOptions, Generated, KvType, Session,
+    SessionOptions, StopReason,
 };
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
@@ -146,7 +146,7 @@ unsafe impl Params for ggraft_generate_params {
     }
 }
 
-/// What `ggraft_session_generate` did.
+/// What `ggraft_session_generate` did, or an engine.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ggraft_generate_result {
@@ -168,7 +168,7 @@ pub struct ggraft_generate_result {
 pub type ggraft_token_callback =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user_data: *mut c_void) -> i32>;
 
-fn kv_type(value: i32) -> Result<KvType, Failure> {
+pub(crate) fn kv_type(value: i32) -> Result<KvType, Failure> {
     choose!(value, ggraft_kv_type {
         GGRAFT_KV_F16 => KvType::F16,
         GGRAFT_KV_F32 => KvType::F32,
@@ -176,7 +176,7 @@ fn kv_type(value: i32) -> Result<KvType, Failure> {
     })
 }
 
-fn flash_attention(value: i32) -> Result<FlashAttention, Failure> {
+pub(crate) fn flash_attention(value: i32) -> Result<FlashAttention, Failure> {
     choose!(value, ggraft_flash_attention {
         GGRAFT_FLASH_ATTENTION_AUTO => FlashAttention::On,
         GGRAFT_FLASH_ATTENTION_ON => FlashAttention::On,
@@ -531,47 +531,73 @@ pub unsafe extern "C" fn ggraft_session_generate(
     call(|| {
         // SAFETY: the caller's promise.
         let options = unsafe { generate_options(params)? };
-        let mut piece = Vec::new();
-        let each = |text: &str| {
-            let Some(callback) = callback else {
-                return ControlFlow::Continue(());
-            };
-            piece.clear();
-            piece.extend_from_slice(text.as_bytes());
-            piece.push(0);
-            // SAFETY: the caller's function with the caller's data; the text lives until it returns.
-            match unsafe { callback(piece.as_ptr().cast(), text.len(), user_data) } {
-                0 => ControlFlow::Continue(()),
-                _ => ControlFlow::Break(()),
-            }
-        };
+        let each = show(callback, user_data);
         // SAFETY: the caller's promise.
         let generated = unsafe { with(session, |s| Ok(s.generate(&options, each)?))? };
-        if result.is_null() {
-            return Ok(());
-        }
-        let reason = match generated.reason {
-            StopReason::EndOfGeneration => ggraft_stop_reason::GGRAFT_STOP_END,
-            StopReason::MaxTokens => ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS,
-            StopReason::StopString => ggraft_stop_reason::GGRAFT_STOP_STRING,
-            StopReason::Callback => ggraft_stop_reason::GGRAFT_STOP_CALLBACK,
-        };
-        let value = ggraft_generate_result {
-            n_tokens: generated.tokens.len() as u64,
-            decode_tokens: generated.timings.decode_tokens as u64,
-            decode_seconds: generated.timings.decode.as_secs_f64(),
-            reason: reason as i32,
-        };
         // SAFETY: the caller's promise.
-        unsafe { params::write(result, result_size, value) }
+        unsafe { write_result(result, result_size, generate_result(&generated)) }
     })
+}
+
+/// Hands text to the caller's function, if there is one.
+pub(crate) fn show(
+    callback: ggraft_token_callback,
+    user_data: *mut c_void,
+) -> impl FnMut(&str) -> ControlFlow<()> {
+    let mut piece = Vec::new();
+    move |text| {
+        let Some(callback) = callback else {
+            return ControlFlow::Continue(());
+        };
+        piece.clear();
+        piece.extend_from_slice(text.as_bytes());
+        piece.push(0);
+        // SAFETY: the caller's function with the caller's data; the text lives until it returns.
+        match unsafe { callback(piece.as_ptr().cast(), text.len(), user_data) } {
+            0 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
+    }
+}
+
+/// What is told of a generation.
+pub(crate) fn generate_result(generated: &Generated) -> ggraft_generate_result {
+    ggraft_generate_result {
+        n_tokens: generated.tokens.len() as u64,
+        decode_tokens: generated.timings.decode_tokens as u64,
+        decode_seconds: generated.timings.decode.as_secs_f64(),
+        reason: reason(generated.reason) as i32,
+    }
+}
+
+pub(crate) fn reason(reason: StopReason) -> ggraft_stop_reason {
+    match reason {
+        StopReason::EndOfGeneration => ggraft_stop_reason::GGRAFT_STOP_END,
+        StopReason::MaxTokens => ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS,
+        StopReason::StopString => ggraft_stop_reason::GGRAFT_STOP_STRING,
+        StopReason::Callback => ggraft_stop_reason::GGRAFT_STOP_CALLBACK,
+    }
+}
+
+/// # Safety
+/// `result` is null or valid for writes of `size` bytes.
+pub(crate) unsafe fn write_result(
+    result: *mut ggraft_generate_result,
+    size: usize,
+    value: ggraft_generate_result,
+) -> Result<(), Failure> {
+    if result.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    unsafe { params::write(result, size, value) }
 }
 
 /// The caller's struct as the Rust API has it.
 ///
 /// # Safety
 /// `params` is null or an initialised struct whose pointers are valid.
-unsafe fn generate_options(
+pub(crate) unsafe fn generate_options(
     params: *const ggraft_generate_params,
 ) -> Result<GenerateOptions, Failure> {
     // SAFETY: the caller's promise.

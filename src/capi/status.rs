@@ -3,6 +3,7 @@
 use ggraft::Error;
 use ggraft::adapter::AdapterError;
 use ggraft::infer::SessionError;
+use ggraft::infer::engine::EngineError;
 use ggraft::infer::sampler::SamplerError;
 use ggraft::infer::text::StopError;
 use ggraft::model::ModelError;
@@ -147,6 +148,15 @@ fn class(error: &Error) -> ggraft_status {
             | SessionError::NotAttached
             | SessionError::NoVirtualTokens
             | SessionError::NoLogits => GGRAFT_ERROR_STATE,
+            _ => GGRAFT_ERROR_INTERNAL,
+        },
+        Error::Engine(e) => match e {
+            EngineError::Busy { .. } => GGRAFT_ERROR_BUSY,
+            EngineError::TooLarge { .. }
+            | EngineError::OutOfPages
+            | EngineError::NoThread { .. } => GGRAFT_ERROR_MEMORY,
+            EngineError::Late => GGRAFT_ERROR_CANCELLED,
+            EngineError::Ended => GGRAFT_ERROR_STATE,
             _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Sampler(e) => match e {

@@ -6,7 +6,6 @@ use super::team::share_out;
 use super::tensor::Tensor;
 use crate::file::types::GgmlType;
 use ggml_sys as sys;
-use half::f16;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
@@ -149,19 +148,9 @@ impl<'a> Op<'a> {
         self.dst.src.iter().take_while(|t| !t.is_null()).count()
     }
 
-    /// Operand `i`, contiguous I64.
-    pub(super) fn indices(&self, i: usize) -> &'a [i64] {
-        self.contiguous(i, sys::GGML_TYPE_I64)
-    }
-
     /// Operand `i`, contiguous I32.
     pub(super) fn ids(&self, i: usize) -> &'a [i32] {
         self.contiguous(i, sys::GGML_TYPE_I32)
-    }
-
-    /// Operand `i`, contiguous F16.
-    pub(super) fn halves(&self, i: usize) -> &'a [f16] {
-        self.contiguous(i, sys::GGML_TYPE_F16)
     }
 
     /// Operand `i`, contiguous and of type `ty`, whose values are `T`s.
@@ -279,7 +268,7 @@ impl Context {
     /// `a`, the others follow.
     ///
     /// # Panics
-    /// If `a` is in memory that is mapped to be read.
+    /// If `a` is a stored tensor.
     pub(crate) fn custom_inplace(
         &self,
         kernel: impl Kernel,

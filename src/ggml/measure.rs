@@ -1,10 +1,12 @@
 //! How long the kernels take, beside ggml's on matrices of the same shape. For `cargo bench`.
 
+use super::kv::{KvLayout, KvPart, KvRows, KvSequence, KvStep};
 use super::quant::row_to_f32;
 use super::{Context, Graph, GraphMemory, Operations, Scoring, Tensor, ThreadPool, quantize_rows};
 use crate::file::types::GgmlType;
-use crate::kernels::{Bits, MulMatBack, available_bits, has_attention};
+use crate::kernels::{Bits, Heads, MulMatBack, PAGE, available_bits, has_attention};
 use half::f16;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -122,8 +124,8 @@ pub fn attention_seconds(
     rounds: usize,
 ) -> [f64; 2] {
     let pool = ThreadPool::new(n_threads);
-    let mut own = has_attention(ty, shape.d).then(|| Measured::attention(ty, shape, true));
-    let mut ggml = Measured::attention(ty, shape, false);
+    let mut own = has_attention(ty, shape.d).then(|| Measured::own_attention(ty, shape));
+    let mut ggml = Measured::ggml_attention(ty, shape);
     best_of(rounds, || {
         [
             own.as_mut().map(|own| own.compute(&pool)),
@@ -149,6 +151,14 @@ fn weights(ty: GgmlType, width: usize, rows: usize) -> Vec<u8> {
 /// What is measured takes at least so long, by repetition.
 const LEAST: Duration = Duration::from_millis(5);
 
+/// Of heads of `d` values.
+fn scoring(d: usize) -> Scoring {
+    Scoring {
+        scale: (d as f32).powf(-0.5),
+        softcap: 0.0,
+    }
+}
+
 /// One operation in a graph.
 struct Measured {
     graph: Graph,
@@ -166,24 +176,49 @@ impl Measured {
         Self { graph }
     }
 
-    /// The last tokens of a text read all of it.
-    fn attention(ty: GgmlType, shape: AttentionShape, own: bool) -> Self {
+    /// The last tokens of a text read all of it, in pages.
+    fn own_attention(ty: GgmlType, shape: AttentionShape) -> Self {
+        let AttentionShape { d, h, hk, t, n } = shape;
+        let layout = KvLayout::new(ty, [(Heads { d, h, hk }, None)]);
+        let rows = weights(ty, d, PAGE);
+        let page = |_| {
+            let mut page = KvRows::new(layout.token_bytes(0), PAGE).expect("memory");
+            for (part, head) in KvPart::BOTH
+                .iter()
+                .flat_map(|part| (0..hk).map(move |h| (part, h)))
+            {
+                let to = page.head_mut(layout.layer(0).1, *part, head, 0..PAGE);
+                to.copy_from_slice(&rows[..to.len()]);
+            }
+            Some(Arc::new(page))
+        };
+        let mut pages = [(0..n.div_ceil(PAGE)).map(page).collect()];
+        let step = Arc::new(KvStep::default());
+        step.begin(
+            &layout,
+            &mut [KvSequence {
+                prefix: None,
+                pages: &mut pages,
+                position: n - t,
+                n: t,
+            }],
+        );
+        let ctx = Context::new(Operations::Ggml);
+        let q = ctx.input(GgmlType::F32, &[d, h, t], "q");
+        let y = ctx.cached_attention(&step, &layout, 0, &q, scoring(d));
+        let queries = values(d * h * t);
+        Self::new(ctx, y, &[(&q, bytemuck::cast_slice(&queries))])
+    }
+
+    /// The same, rows of all heads of a token side by side.
+    fn ggml_attention(ty: GgmlType, shape: AttentionShape) -> Self {
         let AttentionShape { d, h, hk, t, n } = shape;
         let ctx = Context::new(Operations::Ggml);
         let q = ctx.input(GgmlType::F32, &[d, h, t], "q");
         let [k, v] = ["k", "v"].map(|name| ctx.input(ty, &[d, hk, n], name));
         let mask = ctx.input(GgmlType::F16, &[n, t], "mask");
-        let scoring = Scoring {
-            scale: (d as f32).powf(-0.5),
-            softcap: 0.0,
-        };
-        let y = match own {
-            true => ctx.cached_attention(&q, &k, &v, &mask, scoring),
-            false => {
-                let [q, k, v] = [&q, &k, &v].map(|x| ctx.permute(x, [0, 2, 1, 3]));
-                ctx.flash_attn(&q, &k, &v, &mask, scoring)
-            }
-        };
+        let heads = [&q, &k, &v].map(|x| ctx.permute(x, [0, 2, 1, 3]));
+        let y = ctx.flash_attn(&heads[0], &heads[1], &heads[2], &mask, scoring(d));
         let seen = |i: usize| i % n <= n - t + i / n;
         let visible = (0..n * t).map(|i| match seen(i) {
             true => f16::ZERO,

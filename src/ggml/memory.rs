@@ -1,4 +1,4 @@
-//! Memory that stored tensors point into: the mapped file, anonymous pages, ggml's own.
+//! Memory that stored tensors point into: the mapped file, ggml's own.
 
 use super::arena::Arena;
 use crate::file::types::GgmlType;
@@ -13,7 +13,6 @@ pub(crate) struct Buffer {
     raw: NonNull<sys::ggml_backend_buffer>,
     base: *mut u8,
     size: usize,
-    writable: bool,
     /// Added to under the lock. What is in it is complete and read without.
     descriptions: Mutex<Arena>,
     /// Owner of the memory; `None` when ggml owns it.
@@ -43,47 +42,16 @@ impl Buffer {
         size: usize,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Arc<Self> {
-        // SAFETY: the caller's promise.
-        unsafe { Self::wrap(base.cast_mut(), size, false, owner) }
-    }
-
-    /// As [`Buffer::read_only`], for bytes that graphs may write.
-    ///
-    /// # Safety
-    /// The bytes must stay valid as long as `owner` lives. While a graph runs that writes some of them, nobody else may use
-    /// these.
-    pub(crate) unsafe fn writable(
-        base: *mut u8,
-        size: usize,
-        owner: Arc<dyn Any + Send + Sync>,
-    ) -> Arc<Self> {
-        // SAFETY: the caller's promise.
-        unsafe { Self::wrap(base, size, true, owner) }
-    }
-
-    /// # Safety
-    /// As for [`Buffer::read_only`] or [`Buffer::writable`].
-    unsafe fn wrap(
-        base: *mut u8,
-        size: usize,
-        writable: bool,
-        owner: Arc<dyn Any + Send + Sync>,
-    ) -> Arc<Self> {
+        let base = base.cast_mut();
         // SAFETY: the caller's promise.
         let raw = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(base.cast(), size) };
         Arc::new(Self {
             raw: NonNull::new(raw).expect("wrapping memory does not fail"),
             base,
             size,
-            writable,
             descriptions: Mutex::default(),
             _owner: Some(owner),
         })
-    }
-
-    /// Whether graphs may write its bytes.
-    pub(super) fn is_writable(&self) -> bool {
-        self.writable
     }
 
     /// `size` bytes of ggml's for copies in the layout `buft`, which graphs cannot write. `None` when memory runs out.
@@ -103,7 +71,6 @@ impl Buffer {
             raw,
             base: base.cast(),
             size,
-            writable: false,
             descriptions: Mutex::default(),
             _owner: None,
         };

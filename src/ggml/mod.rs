@@ -13,6 +13,7 @@ mod cores;
 mod cpu;
 mod custom;
 mod graph;
+mod kv;
 pub(crate) mod log;
 pub mod measure;
 mod memory;
@@ -28,11 +29,14 @@ pub(crate) use context::{Context, Operations};
 pub use cores::default_threads;
 pub(crate) use cpu::faster_than_ggml;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
+pub(crate) use kv::{KvFull, KvLayout, KvPart, KvPool, KvRows, KvSequence, KvStep};
 pub(crate) use memory::Buffer;
-pub(crate) use ops::{Activation, Gate, Rope, RopeKind, Scoring, Spans, Targets, rotate, visible};
+pub(crate) use ops::{Activation, Gate, Rope, RopeKind, Scoring, Spans, Targets, rotate};
 pub(crate) use quant::quantize_rows;
 #[cfg(test)]
 pub(crate) use quant::row_to_f32;
 pub(crate) use repack::RepackLayout;
 pub(crate) use tensor::Tensor;
 pub(crate) use threadpool::ThreadPool;
+
+pub(crate) use crate::kernels::{Heads, PAGE as KV_PAGE};

@@ -89,7 +89,7 @@ impl Tensor {
     /// # Panics
     /// If it is not stored, or in memory that graphs may write.
     pub(super) fn read_stored(&self) -> (GgmlType, String, &[u8]) {
-        assert!(self.buffer().is_some_and(|b| !b.is_writable()));
+        assert!(self.buffer().is_some());
         // SAFETY: a complete description, whose name is NUL-terminated, and bytes that nobody writes; the buffer keeps both.
         unsafe {
             let t = self.0.raw.as_ref();

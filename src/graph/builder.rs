@@ -10,17 +10,6 @@ use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// How attention over a cache is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AttentionKernel {
-    /// Fused, by our own kernel.
-    Own,
-    /// Fused, by ggml's.
-    Ggml,
-    /// As scores, softmax and values one after the other.
-    InSteps,
-}
-
 /// Builds one graph.
 pub(crate) struct Builder {
     ctx: Context,
@@ -28,6 +17,8 @@ pub(crate) struct Builder {
     outputs: Vec<Tensor>,
     /// While recording.
     tape: RefCell<Option<Tape>>,
+    /// Bits of a row must not depend on how many there are.
+    invariant: bool,
     /// The last tensor that was packed, and what it was packed to.
     packed: RefCell<Option<(Tensor, Bits, Tensor)>>,
 }
@@ -39,7 +30,16 @@ impl Builder {
             ctx: Context::new(operations),
             outputs: Vec::new(),
             tape: RefCell::new(None),
+            invariant: false,
             packed: RefCell::new(None),
+        }
+    }
+
+    /// The same, and bits of a row do not depend on how many there are.
+    pub(crate) fn invariant(self) -> Self {
+        Self {
+            invariant: true,
+            ..self
         }
     }
 
@@ -96,7 +96,7 @@ impl Builder {
 
     /// `W x + b`: x `ne = [K, T]` -> `ne = [N, T]`.
     pub(crate) fn linear(&self, l: &Linear, x: &Tensor) -> Tensor {
-        let y = match l.own(x.ne()[1]) {
+        let y = match l.own(x.ne()[1], self.invariant) {
             Some(bits) => (self.ctx).mul_mat_packed(l.mapped(), &self.pack(x, bits), bits),
             None => self.ctx.mul_mat(&l.w, x),
         };
@@ -307,32 +307,23 @@ impl Builder {
         y
     }
 
-    /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads, each of S streams on its own:
-    /// q `ne = [d, H, T, S]`, k and v `ne = [d, Hk, N, S]`, mask F16 `ne = [N, T, 1, S]` -> `ne = [H d, T S]`.
-    /// For inference only: it is not recorded.
+    /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads by ggml: q `ne = [d, H, T]`, k and v `ne = [d, Hk, N]`,
+    /// mask F16 `ne = [N, T]` -> `ne = [H d, T]`. Either fused, or as scores, softmax and values one after the other. For inference only: it is
+    /// not recorded.
     pub(crate) fn attention(
         &self,
         q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [k, v]: [&Tensor; 2],
         mask: &Tensor,
         scoring: Scoring,
-        kernel: AttentionKernel,
+        fused: bool,
     ) -> Tensor {
         const BY_HEAD: [i32; 4] = [0, 2, 1, 3];
         let c = &self.ctx;
-        let [d, h, t, s] = q.ne();
-        if kernel == AttentionKernel::Own {
-            let heads = c.cached_attention(q, k, v, mask, scoring);
-            return c.reshape(&heads, &[d * h, t * s]);
-        }
-        let (q, k, v) = (
-            c.permute(q, BY_HEAD),
-            c.permute(k, BY_HEAD),
-            c.permute(v, BY_HEAD),
-        );
-        if kernel == AttentionKernel::Ggml {
-            return c.reshape(&c.flash_attn(&q, &k, &v, mask, scoring), &[d * h, t * s]);
+        let [d, h, t, _] = q.ne();
+        let [q, k, v] = [q, k, v].map(|x| c.permute(x, BY_HEAD));
+        if fused {
+            return c.reshape(&c.flash_attn(&q, &k, &v, mask, scoring), &[d * h, t]);
         }
         let scores = c.mul_mat_f32(&k, &q);
         let Scoring { scale, softcap } = scoring;
@@ -342,7 +333,7 @@ impl Builder {
             c.soft_max(&self.scale_capped(&scores, scale, softcap), mask, 1.0)
         };
         let values = c.mul_mat(&c.cont(&c.transpose(&v)), &weights);
-        c.reshape(&c.cont(&c.permute(&values, BY_HEAD)), &[d * h, t * s])
+        c.reshape(&c.cont(&c.permute(&values, BY_HEAD)), &[d * h, t])
     }
 }
 

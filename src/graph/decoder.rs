@@ -1,7 +1,7 @@
 //! The decoder of every supported architecture.
 
 use super::builder::Builder;
-use super::input::{Entry, Inputs, Topology};
+use super::input::Inputs;
 use crate::ggml::Tensor;
 use crate::model::{HParams, Qkv, Weights};
 
@@ -42,35 +42,31 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Everything from inputs to logits F32 `ne = [V, n_outputs]`; `None` if no logits are wanted.
+    /// Everything from inputs to logits F32 `ne = [V, n_outputs]`; `None` if none are wanted.
     pub(crate) fn run(
         &self,
         b: &mut Builder,
-        topology: &Topology,
+        n_outputs: usize,
         kv: &mut impl KeyValues,
     ) -> Option<Tensor> {
-        let mut x = self.embed(b, topology.entry);
+        let mut x = self.embed(b);
         let last = self.hp.n_layer() - 1;
         for il in 0..last {
             x = self.layer(b, il, &x, None, kv);
         }
-        if topology.n_outputs == 0 {
+        if n_outputs == 0 {
             self.last_keys(b, &x, kv);
             return None;
         }
         x = self.layer(b, last, &x, self.inp.outputs.as_ref(), kv);
-        debug_assert!(topology.n_tokens >= topology.n_outputs);
         let logits = b.named("result_output", None, self.head(b, &x));
         Some(b.output(logits))
     }
 
     /// What enters the first layer, `ne = [D, T]`.
-    pub(crate) fn embed(&self, b: &Builder, entry: Entry) -> Tensor {
+    pub(crate) fn embed(&self, b: &Builder) -> Tensor {
         let (hp, w, inp) = (self.hp, self.w, self.inp);
-        let mut x = match entry {
-            Entry::Tokens => b.scale(&b.get_rows(&w.token_embd, &inp.entry), hp.token_scale),
-            Entry::Embeddings => inp.entry.clone(),
-        };
+        let mut x = b.scale(&b.get_rows(&w.token_embd, &inp.tokens), hp.token_scale);
         if let Some(rows) = &inp.virtual_tokens {
             x = b.place_rows(&x, &rows.values, &rows.slots);
         }

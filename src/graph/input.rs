@@ -1,33 +1,22 @@
 //! Typed inputs of a decoder graph, and the one place where masks are computed.
 
 use crate::file::types::GgmlType;
-use crate::ggml::{Context, Tensor, visible};
+use crate::ggml::{Context, Tensor};
+use crate::kernels::visible;
 use crate::model::HParams;
 use half::f16;
 
-/// What enters the first layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Entry {
-    /// Token ids.
-    Tokens,
-    /// Virtual tokens: vectors in place of embeddings.
-    Embeddings,
-}
-
-/// What decides a graph's topology. Two steps with equal topology share a graph, whatever adapter is attached.
+/// What decides a graph's topology. Steps with equal topology share a graph, whatever texts and adapters take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Topology {
-    pub(crate) entry: Entry,
-    /// T, all streams together.
+    /// T, of all texts together.
     pub(crate) n_tokens: usize,
-    /// N, cells that attention reads.
-    pub(crate) n_kv: usize,
+    /// Of these, virtual ones.
+    pub(crate) n_virtual: usize,
     /// Rows of logits.
     pub(crate) n_outputs: usize,
-    /// First of the cache's streams that take part.
-    pub(crate) stream: usize,
-    /// S, streams that take part; T is a multiple of it.
-    pub(crate) n_streams: usize,
+    /// N, keys that attention reads side by side; `None`: it reads them where they lie.
+    pub(crate) n_kv: Option<usize>,
 }
 
 /// Virtual tokens among real ones.
@@ -40,30 +29,21 @@ pub(crate) struct VirtualTokens {
 
 /// What the decoder itself reads.
 pub(crate) struct Inputs {
-    /// I32 `ne = [T]` (tokens) or F32 `ne = [D, T]` (virtual tokens).
-    pub(crate) entry: Tensor,
+    /// I32 `ne = [T]`; at virtual tokens any that there is.
+    pub(crate) tokens: Tensor,
     /// I32 `ne = [T]`.
     pub(crate) positions: Tensor,
     /// I32 `ne = [n_outputs]`: which tokens need logits; `None` if all do.
     pub(crate) outputs: Option<Tensor>,
-    /// Virtual tokens that replace embeddings at some positions (training; sessions run them in steps of their own).
+    /// Virtual tokens that replace embeddings at some positions.
     pub(crate) virtual_tokens: Option<VirtualTokens>,
 }
 
 impl Inputs {
-    /// Inputs for `n_tokens` at once, `n_outputs` of which need logits.
-    pub(crate) fn new(
-        ctx: &Context,
-        hp: &HParams,
-        entry: Entry,
-        n_tokens: usize,
-        n_outputs: usize,
-    ) -> Self {
+    /// Inputs for `n_tokens` at once, none of them virtual, `n_outputs` of which need logits.
+    pub(crate) fn new(ctx: &Context, n_tokens: usize, n_outputs: usize) -> Self {
         Self {
-            entry: match entry {
-                Entry::Tokens => ctx.input(GgmlType::I32, &[n_tokens], "inp_tokens"),
-                Entry::Embeddings => ctx.input(GgmlType::F32, &[hp.n_embd, n_tokens], "inp_embd"),
-            },
+            tokens: ctx.input(GgmlType::I32, &[n_tokens], "inp_tokens"),
             positions: ctx.input(GgmlType::I32, &[n_tokens], "inp_pos"),
             outputs: (n_outputs > 0 && n_outputs < n_tokens)
                 .then(|| ctx.input(GgmlType::I32, &[n_outputs], "inp_outputs")),
@@ -72,47 +52,43 @@ impl Inputs {
     }
 }
 
-/// What attention over a KV cache reads besides.
-pub(crate) struct CacheInputs {
-    /// I64 `ne = [T]`: rows of the KV cache that the tokens' keys and values are written to.
-    pub(crate) cells: Tensor,
-    /// For each of the windows that layers have, F16 `ne = [N, T/S, 1, S]`: 0 or -inf.
-    pub(crate) masks: Vec<(Option<usize>, Tensor)>,
+impl VirtualTokens {
+    /// `n` of them among `n_tokens`.
+    pub(crate) fn new(ctx: &Context, hp: &HParams, n: usize, n_tokens: usize) -> Self {
+        Self {
+            values: ctx.input(GgmlType::F32, &[hp.n_embd, n], "inp_embd"),
+            slots: ctx.input(GgmlType::I32, &[n_tokens], "inp_slots"),
+        }
+    }
 }
 
-impl CacheInputs {
-    /// Inputs for a graph of this topology.
-    pub(crate) fn new(ctx: &Context, hp: &HParams, topology: &Topology) -> Self {
-        let Topology {
-            n_tokens: t,
-            n_kv,
-            n_streams: s,
-            ..
-        } = *topology;
+/// What attention over keys side by side reads besides: for each of the windows that layers have, F16 `ne = [N, T]`: 0 or -inf.
+pub(crate) struct Masks(pub(crate) Vec<(Option<usize>, Tensor)>);
+
+impl Masks {
+    /// For `n_tokens` queries and `n_kv` keys.
+    pub(crate) fn new(ctx: &Context, hp: &HParams, n_tokens: usize, n_kv: usize) -> Self {
         let mask = |window: Option<usize>| {
             let name = match window {
                 None => "inp_mask",
                 Some(_) => "inp_window_mask",
             };
-            (window, ctx.input(GgmlType::F16, &[n_kv, t / s, 1, s], name))
+            (window, ctx.input(GgmlType::F16, &[n_kv, n_tokens], name))
         };
-        Self {
-            cells: ctx.input(GgmlType::I64, &[t], "inp_cells"),
-            masks: hp.windows().into_iter().map(mask).collect(),
-        }
+        Self(hp.windows().into_iter().map(mask).collect())
     }
 
     /// The mask of layers with this window.
     ///
     /// # Panics
     /// If no layer has it.
-    pub(crate) fn mask(&self, window: Option<usize>) -> &Tensor {
-        let found = self.masks.iter().find(|(w, _)| *w == window);
+    pub(crate) fn of(&self, window: Option<usize>) -> &Tensor {
+        let found = self.0.iter().find(|(w, _)| *w == window);
         &found.expect("made for every window of the model").1
     }
 }
 
-/// Fills `mask` `ne = [n_kv, positions.len()]` for a stream whose cell i holds position i; who sees whom is [`visible`]'s to say.
+/// Fills `mask` `ne = [n_kv, positions.len()]` for a text whose key i has position i; who sees whom is [`visible`]'s to say.
 pub(crate) fn causal_mask(mask: &mut [f16], n_kv: usize, positions: &[i32], window: Option<usize>) {
     for (row, &p) in mask.chunks_exact_mut(n_kv).zip(positions) {
         let seen = visible(p as usize, window);

@@ -5,7 +5,7 @@ mod decoder;
 mod input;
 mod tape;
 
-pub(crate) use builder::{AttentionKernel, Builder};
+pub(crate) use builder::Builder;
 pub(crate) use decoder::{Decoder, KeyValues};
-pub(crate) use input::{CacheInputs, Entry, Inputs, Topology, VirtualTokens, causal_mask};
+pub(crate) use input::{Inputs, Masks, Topology, VirtualTokens, causal_mask};
 pub(crate) use tape::{Gradients, Tape};

@@ -1,9 +1,10 @@
 //! Text out of logits: sampling, end of generation, stop strings, streaming, timings.
 
-use super::sampler::{Sampler, SamplerParams};
+use super::sampler::{Sampler, SamplerError, SamplerParams};
 use super::session::Session;
-use super::text::StopMatcher;
+use super::text::{StopMatcher, Utf8Stream};
 use crate::error::Result;
+use crate::model::vocab::Vocab;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Go on behind an end-of-generation token (it is part of the text then).
     pub ignore_eog: bool,
+    /// Say how likely each token was, and so many of the most likely ones; `None`: do not.
+    pub logprobs: Option<usize>,
 }
 
 impl GenerateOptions {
@@ -31,6 +34,12 @@ impl GenerateOptions {
     /// Sets [`GenerateOptions::sampler`].
     pub fn sampler(mut self, params: SamplerParams) -> Self {
         self.sampler = params;
+        self
+    }
+
+    /// Sets [`GenerateOptions::logprobs`].
+    pub fn logprobs(mut self, n: usize) -> Self {
+        self.logprobs = Some(n);
         self
     }
 
@@ -70,6 +79,38 @@ impl Timings {
     }
 }
 
+/// How likely a token was, by the model's logits as they are: natural logarithms of probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the token that was taken.
+    pub logprob: f32,
+    /// The most likely tokens, the most likely one first.
+    pub top: Vec<(i32, f32)>,
+}
+
+impl TokenLogprobs {
+    /// Of token `id` and the `n` most likely ones.
+    fn new(logits: &[f32], id: i32, n: usize) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exp = |x: &f32| f64::from(x - max).exp();
+        let log_sum = logits.iter().map(exp).sum::<f64>().ln() + f64::from(max);
+        let logprob = |id: usize| (f64::from(logits[id]) - log_sum) as f32;
+        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        let n = n.min(ids.len());
+        // Of equally likely ones the lowest ids.
+        let order = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
+        if n > 0 && n < ids.len() {
+            ids.select_nth_unstable_by(n - 1, order);
+        }
+        ids.truncate(n);
+        ids.sort_unstable_by(order);
+        Self {
+            logprob: logprob(id as usize),
+            top: ids.into_iter().map(|id| (id as i32, logprob(id))).collect(),
+        }
+    }
+}
+
 /// What was generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
@@ -77,6 +118,8 @@ pub struct Generated {
     pub text: String,
     /// The tokens, an end-of-generation token included.
     pub tokens: Vec<i32>,
+    /// How likely each of them was; empty unless [`GenerateOptions::logprobs`] asks for it.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Why it ended.
     pub reason: StopReason,
     /// How long it took.
@@ -102,76 +145,155 @@ impl Session {
         mut each: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let model = self.model().clone();
-        let vocab = model.vocab();
         if self.is_empty() {
             return Err(super::SessionError::NoLogits.into());
         }
-        let mut sampler = Sampler::new(&options.sampler, model.weights().n_vocab())?;
-        for id in self.tokens() {
-            sampler.accept(id);
-        }
-        let mut stops = StopMatcher::new(options.stop.iter().cloned())?;
-        let mut utf8 = self.take_unfinished();
-        let mut out = Generated {
-            text: String::new(),
-            tokens: Vec::new(),
-            reason: StopReason::MaxTokens,
-            timings: Timings::default(),
-        };
+        let n_vocab = model.weights().n_vocab();
+        let mut answer = Answer::new(options, n_vocab, &self.tokens())?;
+        answer.utf8 = self.take_unfinished();
         let begin = Instant::now();
-        let mut emit = |text: &mut String, piece: &str| {
-            text.push_str(piece);
-            if piece.is_empty() {
-                ControlFlow::Continue(())
-            } else {
-                each(piece)
-            }
-        };
         let mut failure = None;
-        while options.max_tokens.is_none_or(|max| out.tokens.len() < max) {
-            let id = match self.sample(&mut sampler, &mut out.timings) {
-                Ok(id) => id,
+        while answer.reason().is_none() {
+            let before = self.positions_computed();
+            let id = match self.logits() {
+                Ok(logits) => answer.sample(logits).map_err(Into::into),
+                Err(e) => Err(e.into()),
+            };
+            answer.out.timings.decode_tokens += self.positions_computed() - before;
+            match id {
+                Ok(id) => {
+                    if answer.push(id, model.vocab(), &mut each) {
+                        self.append(id);
+                    }
+                }
                 Err(e) => {
                     failure = Some(e);
                     break;
                 }
-            };
-            sampler.accept(id);
-            out.tokens.push(id);
-            if vocab.is_eog(id) && !options.ignore_eog {
-                out.reason = StopReason::EndOfGeneration;
-                break;
             }
-            let piece = stops.push(&utf8.push(&vocab.token_bytes(id, false)));
-            if emit(&mut out.text, &piece).is_break() {
-                out.reason = StopReason::Callback;
-                break;
-            }
-            if stops.matched().is_some() {
-                out.reason = StopReason::StopString;
-                break;
-            }
-            self.append(id);
         }
-        if out.reason != StopReason::StopString && out.reason != StopReason::Callback {
-            // The generation has ended, perhaps by a failure: all of the text is shown, and there is nothing to break off.
-            let _ = emit(&mut out.text, &stops.finish());
-        }
-        if out.reason == StopReason::MaxTokens {
+        let (out, unfinished) = answer.finish(&mut each);
+        if let Some(utf8) = unfinished {
             self.keep_unfinished(utf8);
         }
         if let Some(e) = failure {
             return Err(e);
         }
-        out.timings.decode = begin.elapsed();
-        Ok(out)
+        Ok(Generated {
+            timings: Timings {
+                decode: begin.elapsed(),
+                ..out.timings
+            },
+            ..out
+        })
+    }
+}
+
+/// An answer in the making: from logits to text.
+pub(super) struct Answer {
+    options: GenerateOptions,
+    sampler: Sampler,
+    stops: StopMatcher,
+    utf8: Utf8Stream,
+    /// Why it has ended.
+    ended: Option<StopReason>,
+    out: Generated,
+}
+
+/// Takes text that is complete, and may end the generation.
+type EachPiece<'a> = &'a mut dyn FnMut(&str) -> ControlFlow<()>;
+
+impl Answer {
+    /// Nothing yet, behind a text of these tokens.
+    ///
+    /// # Errors
+    /// If the sampler's parameters are out of range, or a stop string is empty.
+    pub(super) fn new(options: &GenerateOptions, n_vocab: usize, behind: &[i32]) -> Result<Self> {
+        let mut sampler = Sampler::new(&options.sampler, n_vocab)?;
+        for &id in behind {
+            sampler.accept(id);
+        }
+        Ok(Self {
+            sampler,
+            stops: StopMatcher::new(options.stop.iter().cloned())?,
+            utf8: Utf8Stream::new(),
+            ended: (options.max_tokens == Some(0)).then_some(StopReason::MaxTokens),
+            options: options.clone(),
+            out: Generated {
+                text: String::new(),
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                reason: StopReason::MaxTokens,
+                timings: Timings::default(),
+            },
+        })
     }
 
-    /// The next token. The one before it is computed now, if it has not been.
-    fn sample(&mut self, sampler: &mut Sampler, timings: &mut Timings) -> Result<i32> {
-        let before = self.positions_computed();
-        let id = sampler.sample(self.logits()?)?;
-        timings.decode_tokens += self.positions_computed() - before;
+    /// Why it has ended, if it has.
+    pub(super) fn reason(&self) -> Option<StopReason> {
+        self.ended
+    }
+
+    /// The next token.
+    pub(super) fn sample(&mut self, logits: &[f32]) -> Result<i32, SamplerError> {
+        let id = self.sampler.sample(logits)?;
+        if let Some(n) = self.options.logprobs {
+            self.out.logprobs.push(TokenLogprobs::new(logits, id, n));
+        }
         Ok(id)
+    }
+
+    /// Takes the next token. Whether it belongs to the text: the one that ends it does not.
+    pub(super) fn push(&mut self, id: i32, vocab: &Vocab, each: EachPiece<'_>) -> bool {
+        self.sampler.accept(id);
+        self.out.tokens.push(id);
+        if vocab.is_eog(id) && !self.options.ignore_eog {
+            self.ended = Some(StopReason::EndOfGeneration);
+            return false;
+        }
+        let bytes = vocab.token_bytes(id, false);
+        let piece = self.stops.push(&self.utf8.push(&bytes));
+        if self.show(&piece, each).is_break() {
+            self.ended = Some(StopReason::Callback);
+            return false;
+        }
+        if self.stops.matched().is_some() {
+            self.ended = Some(StopReason::StopString);
+            return false;
+        }
+        let max = self.options.max_tokens;
+        self.ended = (max == Some(self.out.tokens.len())).then_some(StopReason::MaxTokens);
+        true
+    }
+
+    fn show(&mut self, piece: &str, each: EachPiece<'_>) -> ControlFlow<()> {
+        self.out.text.push_str(piece);
+        match piece.is_empty() {
+            true => ControlFlow::Continue(()),
+            false => each(piece),
+        }
+    }
+
+    /// So long ago its first token was there.
+    pub(super) fn timed(&mut self, decode: Duration) {
+        self.out.timings = Timings {
+            decode_tokens: self.out.tokens.len() - 1,
+            decode,
+        };
+    }
+
+    /// All of it, and the beginning of a character that the text goes on with, if it can.
+    pub(super) fn finish(mut self, each: EachPiece<'_>) -> (Generated, Option<Utf8Stream>) {
+        let reason = self.ended.unwrap_or(StopReason::MaxTokens);
+        if !matches!(reason, StopReason::StopString | StopReason::Callback) {
+            // The generation has ended, perhaps by a failure: all of the text is shown, and there is nothing to break off.
+            let rest = self.stops.finish();
+            let _ = self.show(&rest, each);
+        }
+        self.out.reason = reason;
+        (
+            self.out,
+            (reason == StopReason::MaxTokens).then_some(self.utf8),
+        )
     }
 }

@@ -1,17 +1,19 @@
-//! What an adapter is at run time: K and V rows of every layer in the cache's own type and layout, ready to be copied.
+//! What an adapter is at run time: K and V rows of every layer in the cache's own type, which all texts behind it read.
 
-use super::engine::{Core, Mode};
-use super::kv_cache::{KvCache, KvPart, KvType};
+use super::core::{Core, Input, Mode, Part};
+use super::error::SessionError;
+use super::kv::{KvText, KvType};
 use crate::adapter::{Adapter, Matrix, Payload, PrefixLayer};
 use crate::error::Result;
+use crate::ggml::{KvLayout, KvPart, KvPool, KvRows};
 use crate::model::{HParams, Model};
 use std::sync::Arc;
 
-/// P rows of K and V per layer, as they lie in a cache of type `ty`.
+/// P rows of K and V per layer.
 pub(crate) struct KvBlock {
     n_rows: usize,
-    /// K then V, layer by layer.
-    halves: Vec<[Vec<u8>; 2]>,
+    /// Of each class.
+    rows: Vec<Arc<KvRows>>,
 }
 
 impl KvBlock {
@@ -24,7 +26,7 @@ impl KvBlock {
     ) -> Result<Arc<Self>> {
         adapter.compiled((model.id(), mode.key()), || {
             Ok(Arc::new(match adapter.payload() {
-                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty, model.hparams()),
+                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty, model.hparams())?,
                 Payload::VirtualTokens(rows) => {
                     Self::from_virtual_tokens(rows, model, mode, n_threads)?
                 }
@@ -32,25 +34,42 @@ impl KvBlock {
         })
     }
 
-    fn from_prefix(layers: &[PrefixLayer], ty: KvType, hp: &HParams) -> Self {
-        let encode = |part, layer, rows: &Matrix| match (ty, rows.as_f16()) {
-            (KvType::F16, Some(values)) => bytemuck::cast_slice(values).to_vec(),
-            _ => ty.encode(part, layer, rows.to_f32()),
-        };
-        let halves = layers
-            .iter()
-            .zip(&hp.layers)
-            .map(|(l, shape)| {
-                [
-                    encode(KvPart::K, shape, &l.k),
-                    encode(KvPart::V, shape, &l.v),
-                ]
-            })
-            .collect();
-        Self {
-            n_rows: layers[0].k.n_rows(),
-            halves,
+    /// From what `bytes(il, part)` gives of each layer, rows of heads `ne = [d, Hk, P]`.
+    fn new(
+        layout: &KvLayout,
+        n_rows: usize,
+        bytes: impl Fn(usize, KvPart) -> Vec<u8>,
+    ) -> Result<Self> {
+        let memory = |class| KvRows::new(layout.token_bytes(class), n_rows);
+        let rows: Option<Vec<_>> = (0..layout.n_classes()).map(memory).collect();
+        let mut rows = rows.ok_or(SessionError::OutOfMemory)?;
+        for il in 0..layout.n_layers() {
+            let (class, layer) = layout.layer(il);
+            for part in KvPart::BOTH {
+                let bytes = bytes(il, part);
+                let head_bytes = bytes.len() / (n_rows * layer.heads.hk);
+                for (i, row) in bytes.chunks_exact(head_bytes).enumerate() {
+                    let (head, token) = (i % layer.heads.hk, i / layer.heads.hk);
+                    let to = rows[class].head_mut(layer, part, head, token..token + 1);
+                    to.copy_from_slice(row);
+                }
+            }
         }
+        let rows = rows.into_iter().map(Arc::new).collect();
+        Ok(Self { n_rows, rows })
+    }
+
+    fn from_prefix(layers: &[PrefixLayer], ty: KvType, hp: &HParams) -> Result<Self> {
+        Self::new(&ty.layout(hp), layers[0].k.n_rows(), |il, part| {
+            let rows = match part {
+                KvPart::K => &layers[il].k,
+                KvPart::V => &layers[il].v,
+            };
+            match (ty, rows.as_f16()) {
+                (KvType::F16, Some(values)) => bytemuck::cast_slice(values).to_vec(),
+                _ => ty.encode(part, &hp.layers[il], rows.to_f32()),
+            }
+        })
     }
 
     /// Virtual tokens at the start of the text: attention is causal, so their K and V depend on nothing that follows.
@@ -62,14 +81,26 @@ impl KvBlock {
         n_threads: usize,
     ) -> Result<Self> {
         let n_rows = rows.n_rows();
-        let mut core = Core::new(model, mode, n_rows, model.pool(n_threads))?;
-        core.run_embeddings(&rows.to_f32(), 0)?;
-        let halves = (0..model.hparams().n_layer())
-            .map(|il| {
-                [KvPart::K, KvPart::V].map(|part| core.cache.rows(part, il, 0, 0, n_rows).to_vec())
-            })
-            .collect();
-        Ok(Self { n_rows, halves })
+        let mut core = Core::new(model, mode, model.pool(n_threads));
+        let mut text = KvText::new(KvPool::new(core.layout().clone(), usize::MAX));
+        let values = rows.to_f32();
+        for (input, _) in Input::Virtual(&values).pieces(core.n_batch, rows.width()) {
+            core.step(&mut [Part {
+                text: &mut text,
+                input,
+                outputs: 0..0,
+            }])?;
+        }
+        let layout = core.layout();
+        Self::new(layout, n_rows, |il, part| {
+            let heads: Vec<_> = (0..layout.layer(il).1.heads.hk)
+                .map(|head| text.head(il, part, head, n_rows))
+                .collect();
+            let row_bytes = heads[0].len() / n_rows;
+            let row =
+                |i: usize| &heads[i % heads.len()][i / heads.len() * row_bytes..][..row_bytes];
+            (0..n_rows * heads.len()).flat_map(row).copied().collect()
+        })
     }
 
     /// P.
@@ -77,15 +108,8 @@ impl KvBlock {
         self.n_rows
     }
 
-    /// Puts the rows into the first cells of `stream`.
-    pub(crate) fn copy_into(&self, cache: &mut KvCache, stream: usize) {
-        for (il, [k, v]) in self.halves.iter().enumerate() {
-            cache
-                .rows_mut(KvPart::K, il, stream, 0, self.n_rows)
-                .copy_from_slice(k);
-            cache
-                .rows_mut(KvPart::V, il, stream, 0, self.n_rows)
-                .copy_from_slice(v);
-        }
+    /// Of each class.
+    pub(crate) fn rows(&self) -> &[Arc<KvRows>] {
+        &self.rows
     }
 }

@@ -83,10 +83,20 @@ vectorized! {
         const LANES: usize = 32;
         let mut most = [f32::NEG_INFINITY; LANES];
         let (chunks, rest) = row.as_chunks::<LANES>();
-        for chunk in chunks.iter().map(|c| &c[..]).chain([rest]) {
+        for chunk in chunks {
             for (most, &x) in most.iter_mut().zip(chunk) {
                 *most = if x > *most { x } else { *most };
             }
+        }
+        // Scores of attention are whole halves.
+        let (halves, rest) = rest.as_chunks::<{ LANES / 2 }>();
+        for half in halves {
+            for (most, &x) in most.iter_mut().zip(half) {
+                *most = if x > *most { x } else { *most };
+            }
+        }
+        for &x in rest {
+            most[0] = if x > most[0] { x } else { most[0] };
         }
         most.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }

@@ -18,12 +18,14 @@ mod mul_mat_back;
 mod neon;
 mod packed;
 
-pub(crate) use attention::{Attention, Cached, Shape, has_attention, merge_records};
+pub(crate) use attention::{Attention, Heads, Layer, PAGE, Rows, Text, has_attention, visible};
 pub(crate) use exp::{exp, exp_sub_sum, largest, tanh};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
 pub(crate) use level::vectorized;
 pub use level::{CpuError, CpuLevel};
-pub(crate) use mul_mat::{GgmlBuild, MulMat, available_bits, faster_than, has_mul_mat, sensible};
+pub(crate) use mul_mat::{
+    GgmlBuild, MulMat, available_bits, faster_than, has_mul_mat, invariant, sensible,
+};
 pub(crate) use mul_mat_back::MulMatBack;
 pub(crate) use packed::{Bits, pack_row, packed_words};
 

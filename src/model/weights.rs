@@ -8,7 +8,7 @@ use crate::file::gguf::TensorInfo;
 use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
 use crate::ggml::{Buffer, RepackLayout, Tensor, faster_than_ggml};
-use crate::kernels::{Bits, has_mul_mat, sensible};
+use crate::kernels::{Bits, has_mul_mat, invariant, sensible};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ pub(crate) struct Linear {
     mapped: Option<Tensor>,
     /// F32 `ne = [outputs]`.
     pub(crate) b: Option<Tensor>,
-    /// With how many rows the product is our own, given the weights' type.
-    own: fn(GgmlType, usize) -> Option<Bits>,
+    /// With how many rows the product is our own, given the weights' type: where it is faster, and where bits must not depend on how many rows there are.
+    own: [fn(GgmlType, usize) -> Option<Bits>; 2],
 }
 
 impl Linear {
@@ -32,7 +32,7 @@ impl Linear {
             w,
             mapped: None,
             b,
-            own: never,
+            own: [never; 2],
         }
     }
 
@@ -43,15 +43,16 @@ impl Linear {
         let available = has_mul_mat(ty, k);
         self.own = match kernels {
             // Whoever repacks has chosen ggml's kernels.
-            Kernels::Auto if self.mapped.is_none() && available => faster_than_ggml,
-            Kernels::Own if available => sensible,
-            _ => never,
+            Kernels::Auto if self.mapped.is_none() && available => [faster_than_ggml, invariant],
+            Kernels::Own if available => [sensible, invariant],
+            _ => [never; 2],
         };
     }
 
-    /// To how many bits so many rows are rounded for the product with [`Linear::mapped`], where that product is our own.
-    pub(crate) fn own(&self, rows: usize) -> Option<Bits> {
-        (self.own)(self.mapped().ty(), rows)
+    /// To how many bits so many rows are rounded for the product with [`Linear::mapped`], where that product is our own. `invariant`: the bits of a row's product
+    /// must not depend on how many there are.
+    pub(crate) fn own(&self, rows: usize, invariant: bool) -> Option<Bits> {
+        self.own[usize::from(invariant)](self.mapped().ty(), rows)
     }
 
     /// The weights as they lie in the file, `ne = [inputs, outputs]`.

@@ -3,7 +3,7 @@
 fn main() {
     let root = "../..";
     println!("cargo:rerun-if-changed={root}/include/ggraft.h");
-    for example in ["swap", "train"] {
+    for example in ["swap", "train", "users"] {
         let file = format!("{root}/examples/c/{example}.c");
         println!("cargo:rerun-if-changed={file}");
         let main = format!("ggraft_example_{example}");

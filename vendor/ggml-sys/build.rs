@@ -54,7 +54,6 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
             "ggml_set_input",
             "ggml_set_name",
             "ggml_set_output",
-            "ggml_set_rows",
             "ggml_silu",
             "ggml_soft_max_ext",
             "ggml_swiglu",

@@ -1,6 +1,7 @@
 //! The `ggraft` command: a frozen GGUF model, tiny trained adapters, one file per sub-command. Public API of the library only.
 
 mod args;
+mod batch;
 mod bench;
 mod chat;
 mod concat;
@@ -75,6 +76,7 @@ enum Command {
     Logits(logits::Logits),
     Eval(eval::Eval),
     Predict(predict::Predict),
+    Batch(Box<batch::Batch>),
     Import(import::Import),
     Export(export::Export),
     Concat(concat::Concat),
@@ -91,6 +93,7 @@ impl Command {
             Self::Logits(command) => command.execute(),
             Self::Eval(command) => command.execute(),
             Self::Predict(command) => command.execute(),
+            Self::Batch(command) => command.execute(),
             Self::Import(command) => command.execute(),
             Self::Export(command) => command.execute(),
             Self::Concat(command) => command.execute(),

@@ -229,7 +229,7 @@ fn generate(session: &mut Session, options: &GenerateOptions, show: bool) -> Res
     }
 }
 
-fn stop_reason(reason: StopReason) -> &'static str {
+pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
     match reason {
         StopReason::EndOfGeneration => "end_of_text",
         StopReason::MaxTokens => "max_tokens",

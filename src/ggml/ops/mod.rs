@@ -12,7 +12,7 @@ mod rope;
 mod rows;
 
 pub(crate) use activation::{Activation, Gate};
-pub(crate) use attention::{Scoring, Spans, visible};
+pub(crate) use attention::{Scoring, Spans};
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::Targets;
 pub(super) use rope::RopeTable;

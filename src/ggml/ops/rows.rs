@@ -1,8 +1,8 @@
-//! Picking, storing, placing, copying and padding of rows.
+//! Picking, placing, copying and padding of rows.
 
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts};
-use crate::ggml::quant::{row_from_f32, row_to_f32};
+use crate::ggml::quant::row_to_f32;
 use crate::ggml::tensor::Tensor;
 use ggml_sys as sys;
 
@@ -27,31 +27,6 @@ impl Kernel for GetRows {
                 )
             };
         }
-    }
-}
-
-/// Rows of F32 in the place of some rows of a tensor of another type. Operands: that tensor, whose memory is the result's; rows; their indices.
-struct SetRows;
-
-impl Kernel for SetRows {
-    fn run(&self, op: &Op<'_>, out: Output<'_>) {
-        let (table, x, indices) = (op.result(), op.operand(1), op.indices(2));
-        let [width, n, ..] = table.ne;
-        assert_eq!(x.ne[0], width);
-        for i in op.share(indices.len()) {
-            let row = usize::try_from(indices[i]).expect("an index");
-            assert!(row < n, "a row of the tensor");
-            // SAFETY: a row of the result, which is given once: only this part writes it.
-            unsafe {
-                let to = out.as_mut_ptr().cast::<u8>().add(row * table.nb[1]);
-                row_from_f32(table.ty, x.row(i, 0), to);
-            }
-        }
-    }
-
-    /// The result is all of the tensor, of which few rows are written.
-    fn parts(&self, op: &Op<'_>) -> Parts {
-        small_parts(op.operand(1).values.len())
     }
 }
 
@@ -136,22 +111,6 @@ impl Context {
         // SAFETY: valid descriptions; shapes were validated upstream.
         self.build(&[a, rows], |c| unsafe {
             sys::ggml_get_rows(c, a.raw(), rows.raw())
-        })
-    }
-
-    /// Writes the rows of `b` (F32 `ne = [D, T]`) into `a`, `ne = [D, N]`, at `rows` (I64 `ne = [T]`, each of them once), converting to a's type; the result
-    /// is a view of `a`.
-    ///
-    /// # Panics
-    /// If `a` is in memory that is mapped to be read.
-    pub(crate) fn set_rows(&self, a: &Tensor, b: &Tensor, rows: &Tensor) -> Tensor {
-        if self.is_own() {
-            return self.custom_inplace(SetRows, a, &[b, rows]);
-        }
-        self.check_writable(a);
-        // SAFETY: valid descriptions; shapes were validated upstream.
-        self.build(&[a, b, rows], |c| unsafe {
-            sys::ggml_set_rows(c, a.raw(), b.raw(), rows.raw())
         })
     }
 

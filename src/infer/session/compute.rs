@@ -1,10 +1,11 @@
 //! Text and virtual tokens go through the model.
 
-use super::{Attached, EachLogits, How, MAX_LOGITS, Segment, Session};
-use crate::adapter::{Item, arrange};
+use super::{EachLogits, MAX_LOGITS, Segment, Session};
+use crate::adapter::Item;
 use crate::error::Result;
 use crate::ggml::GraphMemory;
-use crate::infer::engine::Input;
+use crate::infer::attached::{Attached, arranged};
+use crate::infer::core::{Input, Part, check_logits};
 use crate::infer::error::SessionError;
 use crate::infer::text::Utf8Stream;
 use std::borrow::Cow;
@@ -72,7 +73,6 @@ impl Session {
     ) -> Result<()> {
         let first = self.history.is_empty();
         let mut items = self.arrange(self.attached.as_ref(), &tokens, first)?;
-        let width = self.core.model.hparams().n_embd;
         let n: usize = items.iter().map(Item::len).sum();
         if n == 0 {
             return Err(SessionError::EmptyPrompt.into());
@@ -98,9 +98,7 @@ impl Session {
                             each(tokens[at], row)
                         })?
                     }
-                    (Item::Virtual(rows), _) => {
-                        s.run_virtual(rows.start * width..rows.end * width, i == last)?
-                    }
+                    (Item::Virtual(rows), _) => s.run_virtual(rows.clone(), i == last)?,
                 }
             }
             Ok(())
@@ -116,14 +114,16 @@ impl Session {
     /// All of `work`, which computes the text's last token if it is not, or nothing: after an error the session stands where
     /// it stood. Logits are only replaced by the last step, so they still belong to the text.
     fn whole(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let (n_past, uncomputed) = (self.n_past, self.uncomputed);
+        let (n_past, uncomputed) = (self.text.len(), self.uncomputed);
         match work(self) {
             Ok(()) => {
                 self.uncomputed = None;
+                self.text.forget_unseen();
                 Ok(())
             }
             Err(e) => {
-                (self.n_past, self.uncomputed) = (n_past, uncomputed);
+                self.text.truncate(n_past);
+                self.uncomputed = uncomputed;
                 Err(e)
             }
         }
@@ -144,14 +144,7 @@ impl Session {
         tokens: &[i32],
         first: bool,
     ) -> Result<Vec<Item>> {
-        let template = match attached {
-            Some(Attached {
-                adapter,
-                how: How::Template(_),
-            }) if first => adapter.template(),
-            _ => None,
-        };
-        arrange(self.core.model.vocab(), template, tokens, first)
+        arranged(&self.core.model, attached, tokens, first)
     }
 
     /// Computes tokens as they are; logits of the last one are kept.
@@ -194,15 +187,18 @@ impl Session {
     pub fn trace(&mut self, tokens: &[i32], names: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
         self.check_feed(tokens)?;
         self.settle()?;
-        let (core, input) = (&self.core, Input::Tokens(tokens));
-        let topology = core.topology(input, self.n_past, tokens.len());
-        let mut built = core.build(topology, names, GraphMemory::new())?;
-        core.run(&mut built, input, self.n_past, 0..tokens.len())?;
+        let core = &self.core;
+        let mut parts = [Part {
+            text: &mut self.text,
+            input: Input::Tokens(tokens),
+            outputs: 0..tokens.len(),
+        }];
+        let mut built = core.build(core.topology(&parts), names, GraphMemory::new())?;
+        core.run(&mut built, &mut parts)?;
         let logits = built.logits.as_ref().expect("asked for");
         let n_vocab = core.model.weights().n_vocab();
         let last = (tokens.len() - 1) * n_vocab;
         self.logits = built.graph.read_f32(logits)[last..].to_vec();
-        self.n_past += tokens.len();
         self.remember(tokens);
         Ok(built
             .traced
@@ -270,7 +266,7 @@ impl Session {
         let last = pieces.len().saturating_sub(1);
         for (i, (piece, n)) in pieces.into_iter().enumerate() {
             let wanted = want_logits && i == last;
-            self.run(piece, n, if wanted { n - 1..n } else { 0..0 })?;
+            self.run(piece, if wanted { n - 1..n } else { 0..0 })?;
         }
         Ok(())
     }
@@ -285,9 +281,12 @@ impl Session {
         let n_vocab = self.core.model.weights().n_vocab();
         let size = self.core.n_batch.min((MAX_LOGITS / n_vocab).max(1));
         for (c, chunk) in tokens.chunks(size).enumerate() {
-            let logits = self
-                .core
-                .step(Input::Tokens(chunk), self.n_past, 0..chunk.len())?;
+            let logits = self.core.step(&mut [Part {
+                text: &mut self.text,
+                input: Input::Tokens(chunk),
+                outputs: 0..chunk.len(),
+            }])?;
+            check_logits(logits)?;
             for (i, row) in logits.chunks_exact(n_vocab).enumerate() {
                 each(c * size + i, row);
             }
@@ -296,37 +295,33 @@ impl Session {
                 self.logits
                     .extend_from_slice(&logits[(chunk.len() - 1) * n_vocab..]);
             }
-            self.n_past += chunk.len();
         }
         Ok(())
     }
 
-    fn run_virtual(&mut self, values: Range<usize>, want_logits: bool) -> Result<()> {
-        let Some(Attached {
-            how: How::Template(rows),
-            ..
-        }) = &self.attached
-        else {
-            unreachable!("only a template places virtual tokens")
-        };
-        let rows = rows[values].to_vec();
-        self.run_all(Input::Embeddings(&rows), want_logits)
+    fn run_virtual(&mut self, placed: Range<usize>, want_logits: bool) -> Result<()> {
+        let attached = self.attached.as_ref().expect("items are its template's");
+        let rows = attached.placed(placed).to_vec();
+        self.run_all(Input::Virtual(&rows), want_logits)
     }
 
     /// One step; on success the positions count as used.
     pub(super) fn run(
         &mut self,
         input: Input<'_>,
-        n: usize,
         outputs: Range<usize>,
     ) -> Result<(), SessionError> {
-        let wanted = !outputs.is_empty();
-        let logits = self.core.step(input, self.n_past, outputs)?;
+        let (wanted, before) = (!outputs.is_empty(), self.text.len());
+        let logits = self.core.step(&mut [Part {
+            text: &mut self.text,
+            input,
+            outputs,
+        }])?;
+        check_logits(logits).inspect_err(|_| self.text.truncate(before))?;
         if wanted {
             self.logits.clear();
             self.logits.extend_from_slice(logits);
         }
-        self.n_past += n;
         Ok(())
     }
 }

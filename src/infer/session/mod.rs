@@ -5,42 +5,18 @@ mod options;
 
 pub use options::{ExistingText, FlashAttention, SessionOptions};
 
-use super::engine::{Core, Input, Mode};
+use super::attached::Attached;
+use super::core::{Core, Input, Mode, Part, check_logits};
 use super::error::SessionError;
-use super::kv_block::KvBlock;
-use super::kv_cache::KvType;
+use super::kv::{KvText, KvType};
 use super::text::Utf8Stream;
 use crate::adapter::{Adapter, Item, Payload};
 use crate::error::Result;
-use crate::ggml::{CancelToken, default_threads};
+use crate::ggml::{CancelToken, KV_PAGE, KvPool, default_threads};
 use crate::model::Model;
-use std::sync::Arc;
 
 /// Values of one graph's logits at most: more rows are computed in several steps.
 const MAX_LOGITS: usize = 1 << 24;
-
-/// An adapter at work.
-struct Attached {
-    adapter: Adapter,
-    how: How,
-}
-
-impl Attached {
-    /// Positions in front of the text.
-    fn prefix_len(&self) -> usize {
-        match &self.how {
-            How::Block(block) => block.n_rows(),
-            How::Template(_) => 0,
-        }
-    }
-}
-
-enum How {
-    /// Rows in front of the text.
-    Block(Arc<KvBlock>),
-    /// Virtual tokens at the places that the adapter's template says, `ne = [D, P]`.
-    Template(Vec<f32>),
-}
 
 /// A run of tokens that was fed.
 struct Segment {
@@ -55,10 +31,11 @@ type EachLogits<'a> = &'a mut dyn FnMut(i32, &[f32]);
 /// One text with at most one adapter. Many sessions can work on one model at once, each from its own thread.
 pub struct Session {
     core: Core,
+    /// Keys and values of what is computed, the adapter's included.
+    text: KvText,
+    n_ctx: usize,
     attached: Option<Attached>,
     accept_other_base: bool,
-    /// Positions computed, the adapter's included.
-    n_past: usize,
     history: Vec<Segment>,
     /// The last token of `history` if it has been sampled and nothing has asked for what follows it: it is computed with the
     /// next input, and has no position until then.
@@ -73,9 +50,75 @@ impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("model", &self.core.model)
-            .field("n_past", &self.n_past)
+            .field("n_past", &self.text.len())
             .finish_non_exhaustive()
     }
+}
+
+/// How to compute, and the context length.
+///
+/// # Errors
+/// If an option is out of range.
+pub(super) fn check(model: &Model, options: &SessionOptions) -> Result<(Mode, usize)> {
+    let hp = model.hparams();
+    let bad = |option, value: String, why: &str| SessionError::BadOption {
+        option,
+        value,
+        why: why.to_owned(),
+    };
+    let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
+    let limit = if model.weights().position_embd.is_some() {
+        hp.n_ctx_train
+    } else {
+        i32::MAX as usize
+    };
+    if n_ctx == 0 || n_ctx > limit {
+        return Err(bad(
+            "context length",
+            n_ctx.to_string(),
+            &format!("must be 1 to {limit} for this model"),
+        )
+        .into());
+    }
+    let n_threads = options.n_threads.unwrap_or_else(default_threads);
+    // ggml's own limit.
+    const MAX_THREADS: usize = 512;
+    if n_threads == 0 || n_threads > MAX_THREADS {
+        return Err(bad(
+            "threads",
+            n_threads.to_string(),
+            &format!("must be 1 to {MAX_THREADS}"),
+        )
+        .into());
+    }
+    if options.n_batch == 0 || options.n_batch > 1 << 16 {
+        return Err(bad(
+            "batch size",
+            options.n_batch.to_string(),
+            "must be 1 to 65536",
+        )
+        .into());
+    }
+    let flash = match options.flash_attention {
+        FlashAttention::On => true,
+        FlashAttention::Off => false,
+    };
+    if options.kv_type == KvType::Q8_0 {
+        let head_dims = hp.layers.iter().map(|l| l.head_dim);
+        if let Some(d) = head_dims.into_iter().find(|d| !d.is_multiple_of(32)) {
+            let why = format!("needs a head size that is a multiple of 32, the model's is {d}");
+            return Err(bad("KV cache type", "q8_0".into(), &why).into());
+        }
+        if !flash {
+            return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
+        }
+    }
+    let mode = Mode {
+        ty: options.kv_type,
+        flash,
+        long_context: model.has_long_context(n_ctx),
+    };
+    Ok((mode, n_ctx))
 }
 
 impl Session {
@@ -84,71 +127,17 @@ impl Session {
     /// # Errors
     /// If an option is out of range or memory for the KV cache cannot be reserved.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
-        let hp = model.hparams();
-        let bad = |option, value: String, why: &str| SessionError::BadOption {
-            option,
-            value,
-            why: why.to_owned(),
-        };
-        let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
-        let limit = if model.weights().position_embd.is_some() {
-            hp.n_ctx_train
-        } else {
-            i32::MAX as usize
-        };
-        if n_ctx == 0 || n_ctx > limit {
-            return Err(bad(
-                "context length",
-                n_ctx.to_string(),
-                &format!("must be 1 to {limit} for this model"),
-            )
-            .into());
-        }
+        let (mode, n_ctx) = check(model, options)?;
         let n_threads = options.n_threads.unwrap_or_else(default_threads);
-        // ggml's own limit.
-        const MAX_THREADS: usize = 512;
-        if n_threads == 0 || n_threads > MAX_THREADS {
-            return Err(bad(
-                "threads",
-                n_threads.to_string(),
-                &format!("must be 1 to {MAX_THREADS}"),
-            )
-            .into());
-        }
-        if options.n_batch == 0 || options.n_batch > 1 << 16 {
-            return Err(bad(
-                "batch size",
-                options.n_batch.to_string(),
-                "must be 1 to 65536",
-            )
-            .into());
-        }
-        let flash = match options.flash_attention {
-            FlashAttention::On => true,
-            FlashAttention::Off => false,
-        };
-        if options.kv_type == KvType::Q8_0 {
-            let head_dims = hp.layers.iter().map(|l| l.head_dim);
-            if let Some(d) = head_dims.into_iter().find(|d| !d.is_multiple_of(32)) {
-                let why = format!("needs a head size that is a multiple of 32, the model's is {d}");
-                return Err(bad("KV cache type", "q8_0".into(), &why).into());
-            }
-            if !flash {
-                return Err(bad("KV cache type", "q8_0".into(), "needs flash attention").into());
-            }
-        }
-        let mode = Mode {
-            ty: options.kv_type,
-            flash,
-            long_context: model.has_long_context(n_ctx),
-        };
-        let mut core = Core::new(model, mode, n_ctx, model.pool(n_threads))?;
+        let mut core = Core::new(model, mode, model.pool(n_threads));
         core.n_batch = options.n_batch;
         Ok(Self {
+            // The context length is the limit.
+            text: KvText::new(KvPool::new(core.layout().clone(), usize::MAX)),
             core,
+            n_ctx,
             attached: None,
             accept_other_base: options.accept_other_base,
-            n_past: 0,
             history: Vec::new(),
             uncomputed: None,
             logits: Vec::new(),
@@ -163,7 +152,7 @@ impl Session {
 
     /// Positions that the session can hold.
     pub fn n_ctx(&self) -> usize {
-        self.core.cache.cells()
+        self.n_ctx
     }
 
     /// Positions in use, the adapter's included.
@@ -174,7 +163,7 @@ impl Session {
 
     /// Positions that the text takes, that of a token that is not computed yet included.
     fn taken(&self) -> usize {
-        self.n_past + usize::from(self.uncomputed.is_some())
+        self.text.len() + usize::from(self.uncomputed.is_some())
     }
 
     /// Threads that compute.
@@ -182,14 +171,16 @@ impl Session {
         self.core.pool.n_threads()
     }
 
-    /// Bytes reserved for the KV cache; they become resident as the context fills.
+    /// Bytes that keys and values of a full context take. They are allocated, and become resident, as the context fills.
     pub fn kv_bytes(&self) -> usize {
-        self.core.cache.bytes()
+        let layout = self.core.layout();
+        let token_bytes: usize = (0..layout.n_classes()).map(|c| layout.token_bytes(c)).sum();
+        token_bytes.saturating_mul(self.n_ctx.next_multiple_of(KV_PAGE))
     }
 
     /// The attached adapter.
     pub fn adapter(&self) -> Option<&Adapter> {
-        self.attached.as_ref().map(|a| &a.adapter)
+        self.attached.as_ref().map(Attached::adapter)
     }
 
     /// A handle that stops the session from another thread.
@@ -215,6 +206,7 @@ impl Session {
             return Err(SessionError::NoLogits);
         }
         self.settle()?;
+        self.text.forget_unseen();
         Ok(&self.logits)
     }
 
@@ -222,7 +214,7 @@ impl Session {
     fn settle(&mut self) -> Result<(), SessionError> {
         if let Some(id) = self.uncomputed {
             self.check_room(self.taken())?;
-            self.run(Input::Tokens(&[id]), 1, 0..1)?;
+            self.run(Input::Tokens(&[id]), 0..1)?;
             self.uncomputed = None;
         }
         Ok(())
@@ -248,16 +240,21 @@ impl Session {
     /// its virtual tokens inside the text.
     pub fn virtual_logits(&self) -> Result<Vec<f32>> {
         let attached = self.attached.as_ref().ok_or(SessionError::NotAttached)?;
-        let (Payload::VirtualTokens(rows), How::Block(_)) =
-            (attached.adapter.payload(), &attached.how)
+        let (Payload::VirtualTokens(rows), Some(_)) =
+            (attached.adapter().payload(), attached.block())
         else {
             return Err(SessionError::NoVirtualTokens.into());
         };
-        let (core, n) = (&self.core, rows.n_rows());
-        let mut core = Core::new(&core.model, core.mode, n, core.pool.clone())?;
-        Ok(core
-            .step(Input::Embeddings(&rows.to_f32()), 0, 0..n)?
-            .to_vec())
+        let n = rows.n_rows();
+        let mut core = Core::new(&self.core.model, self.core.mode, self.core.pool.clone());
+        let mut text = KvText::new(KvPool::new(core.layout().clone(), usize::MAX));
+        let logits = core.step(&mut [Part {
+            text: &mut text,
+            input: Input::Virtual(&rows.to_f32()),
+            outputs: 0..n,
+        }])?;
+        check_logits(logits)?;
+        Ok(logits.to_vec())
     }
 
     /// Forgets the text; the adapter stays.
@@ -266,7 +263,8 @@ impl Session {
         self.logits.clear();
         self.unfinished = Utf8Stream::new();
         self.uncomputed = None;
-        self.n_past = self.attached.as_ref().map_or(0, Attached::prefix_len);
+        self.text
+            .restart(self.attached.as_ref().and_then(Attached::block).cloned());
     }
 
     /// Puts `adapter` in front of the text (or, with a template, into the next prompt).
@@ -286,22 +284,10 @@ impl Session {
     /// If the adapter does not fit the base, or the text does not fit behind it; the session is then as it was. If
     /// recomputing fails or is cancelled, the new adapter is attached and the text is dropped.
     pub fn swap(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
-        let model = &self.core.model;
-        adapter.check_fits(model.shape(), &model.fingerprint(), self.accept_other_base)?;
-        let how = match (adapter.template(), adapter.payload()) {
-            (Some(_), Payload::VirtualTokens(rows)) => How::Template(rows.to_f32()),
-            _ => {
-                let (mode, n_threads) = (self.core.mode, self.core.pool.n_threads());
-                How::Block(KvBlock::of(adapter, model, mode, n_threads)?)
-            }
-        };
-        self.change(
-            Some(Attached {
-                adapter: adapter.clone(),
-                how,
-            }),
-            existing,
-        )
+        let (core, other_base) = (&self.core, self.accept_other_base);
+        let n_threads = core.pool.n_threads();
+        let attached = Attached::new(adapter, &core.model, core.mode, n_threads, other_base)?;
+        self.change(Some(attached), existing)
     }
 
     /// Takes the adapter off.
@@ -328,15 +314,8 @@ impl Session {
                 };
             }
         }
-        let virtual_tokens = attached.as_ref().map_or(0, |a| a.adapter.length());
+        let virtual_tokens = (attached.as_ref()).map_or(0, |a| a.adapter().length());
         self.check_room(needed.max(virtual_tokens))?;
-        if let Some(Attached {
-            how: How::Block(block),
-            ..
-        }) = &attached
-        {
-            block.copy_into(&mut self.core.cache, 0);
-        }
         self.attached = attached;
         let history = std::mem::take(&mut self.history);
         let unfinished = self.take_unfinished();

@@ -1,6 +1,6 @@
 //! How a session computes.
 
-use crate::infer::kv_cache::KvType;
+use crate::infer::KvType;
 
 /// What happens to text that was computed under another adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

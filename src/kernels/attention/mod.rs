@@ -1,8 +1,9 @@
-//! Attention forward over keys and values as they lie in a cache (Dao et al. 2022): nothing of size T x N is kept.
+//! Attention forward over keys and values as they lie in pages (Dao et al. 2022; Kwon et al. 2023): nothing of size T x N is kept.
 //!
-//! The queries of all heads that share keys, of some tokens, meet [`CHUNK`] keys at a time. That gives a [`Record`] for each query: its
-//! values, weighted, and what merges them with those of the next keys, always in the order of keys. So a query's output is one fixed chain
-//! of operations, whatever queries it is computed with, and whoever computes which chunk.
+//! One step has tokens of many texts, each of which sees its own keys. The queries of all heads that share keys, of some tokens of a text, meet
+//! [`CHUNK`] keys at a time. That gives a [`Record`] for each query: its values, weighted, and what merges them with those of the next keys, always in
+//! the order of keys. So a query's output is one fixed chain of operations, whatever queries and texts it is computed with, and whoever computes which
+//! chunk.
 
 // What only kernels use: there is none for other CPUs.
 #![cfg_attr(
@@ -13,10 +14,8 @@
 use super::level::{FUSED, vectorized};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::prefetch;
-use super::{exp, exp_sub_sum, room, tanh};
+use super::{exp, exp_sub_sum, largest, room, tanh};
 use crate::file::types::GgmlType;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -42,7 +41,9 @@ const QUERIES: usize = 64;
 /// Keys side by side in a tile of scores, and values of a head: two registers.
 const WIDTH: usize = 16;
 /// Keys whose values are unpacked at a time.
-const VALUES: usize = 64;
+const VALUES: usize = PAGE;
+/// Tokens of a page: as many as values are unpacked of, and a chunk has whole pages.
+pub(crate) const PAGE: usize = 64;
 /// Interleaved sums of [`exp_sub_sum`]: a row of scores begins at a multiple, so that a key has one and the same lane.
 const LANES: usize = 32;
 
@@ -53,25 +54,104 @@ pub(crate) fn has_attention(ty: GgmlType, d: usize) -> bool {
         && matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::Q8_0)
 }
 
-/// Keys or values, `ne = [d, Hk, N, S]`, as they lie in memory.
-#[derive(Clone, Copy)]
-pub(crate) struct Cached {
-    pub(crate) first: *const u8,
-    /// One that [`has_attention`].
-    pub(crate) ty: GgmlType,
-    /// Bytes from one head, token and stream to the next.
-    pub(crate) nb: [usize; 3],
+/// Positions that a token at position `at` sees: itself and everything before it, of which a sliding `window` leaves the last so many.
+/// The rows of a prefix are positions like any others.
+pub(crate) fn visible(at: usize, window: Option<usize>) -> Range<usize> {
+    window.map_or(0, |w| (at + 1).saturating_sub(w))..at + 1
 }
 
-/// A run of rows of [`Cached`]: a head of neighbouring tokens.
+/// Keys and values of tokens that follow each other, as they lie in memory: of each layer keys, then values, both `ne = [d, room, Hk]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows {
+    pub(crate) first: *const u8,
+    /// Tokens that there is room for.
+    pub(crate) room: usize,
+}
+
+impl Rows {
+    /// None.
+    pub(crate) const EMPTY: Self = Self {
+        first: std::ptr::null(),
+        room: 0,
+    };
+
+    /// Where rows of heads are, `bytes` each, that lie behind so many bytes for each token: the row of a token.
+    pub(crate) fn at(&self, behind: usize, bytes: usize, head: usize, token: usize) -> usize {
+        (behind + head * bytes) * self.room + token * bytes
+    }
+}
+
+/// A text, some of whose tokens are computed: what they see.
+#[derive(Clone, Debug)]
+pub(crate) struct Text {
+    /// Rows in front of the text's own, all of which are there: positions 0 to `prefix.room`.
+    pub(crate) prefix: Rows,
+    /// The text's own rows, [`PAGE`] tokens each. Those that no token sees may be [`Rows::EMPTY`].
+    pub(crate) pages: Vec<Rows>,
+    /// Which tokens of the step are this text's, at least one.
+    pub(crate) tokens: Range<usize>,
+    /// Of the first of them; the others follow.
+    pub(crate) position: usize,
+}
+
+impl Text {
+    /// The position of a token of the step.
+    fn position(&self, token: usize) -> usize {
+        self.position + token - self.tokens.start
+    }
+
+    /// Chunks of the prefix: those of the text do not depend on how long it is.
+    fn prefix_chunks(&self) -> usize {
+        self.prefix.room.div_ceil(CHUNK)
+    }
+
+    /// Which chunk a key is in.
+    fn chunk_of(&self, key: usize) -> usize {
+        match key.checked_sub(self.prefix.room) {
+            None => key / CHUNK,
+            Some(key) => self.prefix_chunks() + key / CHUNK,
+        }
+    }
+
+    /// Keys of a chunk, as far as the last token of the step.
+    fn keys(&self, chunk: usize) -> Range<usize> {
+        let (first, end) = match chunk.checked_sub(self.prefix_chunks()) {
+            None => (chunk * CHUNK, self.prefix.room),
+            Some(chunk) => (self.prefix.room + chunk * CHUNK, usize::MAX),
+        };
+        let end = end.min(self.position(self.tokens.end));
+        first..end.min(first + CHUNK)
+    }
+
+    /// Chunks that some of these tokens see.
+    fn chunks(&self, tokens: &Range<usize>, window: Option<usize>) -> Range<usize> {
+        let seen = visible(self.position(tokens.start), window);
+        self.chunk_of(seen.start)..self.chunk_of(self.position(tokens.end - 1)) + 1
+    }
+
+    /// Where key number `key` of `n` lies, if it is kept.
+    pub(crate) fn row(&self, key: usize, n: usize) -> Option<(Rows, usize)> {
+        let (rows, at, _) = (key < n).then(|| self.find(key))?;
+        (rows.room > 0).then_some((rows, at))
+    }
+
+    /// Where a key lies: in which rows, as which token, and how many keys are there from it on.
+    fn find(&self, key: usize) -> (Rows, usize, usize) {
+        let (rows, at) = match key.checked_sub(self.prefix.room) {
+            None => (self.prefix, key),
+            Some(key) => (self.pages[key / PAGE], key % PAGE),
+        };
+        (rows, at, rows.room.saturating_sub(at))
+    }
+}
+
+/// A head of tokens that lie behind each other.
 #[derive(Clone, Copy)]
 struct Run {
     first: *const u8,
     ty: GgmlType,
-    /// From one row to the next.
-    row_bytes: usize,
     /// Of a row.
-    bytes: usize,
+    row_bytes: usize,
     /// Rows, at least one.
     n: usize,
     /// Values of a row.
@@ -85,86 +165,42 @@ impl Run {
     fn fetch_behind(&self, row: *const u8) {
         /// Rows between the one that is read and the one that is fetched.
         const AHEAD: usize = 2 * WIDTH;
-        prefetch(row.wrapping_add(AHEAD * self.row_bytes), self.bytes);
-    }
-}
-
-impl Cached {
-    /// Tokens `tokens` of a head.
-    ///
-    /// # Safety
-    /// They must be there.
-    unsafe fn run(&self, stream: usize, head: usize, tokens: Range<usize>, d: usize) -> Run {
-        let [by_head, by_token, by_stream] = self.nb;
-        let at = head * by_head + tokens.start * by_token + stream * by_stream;
-        Run {
-            // SAFETY: the caller's promise.
-            first: unsafe { self.first.add(at) },
-            ty: self.ty,
-            row_bytes: by_token,
-            bytes: self.ty.row_bytes(d as u64).expect("whole blocks") as usize,
-            n: tokens.len(),
-            d,
-        }
+        prefetch(row.wrapping_add(AHEAD * self.row_bytes), self.row_bytes);
     }
 }
 
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
+pub(crate) struct Heads {
     /// Values of a head.
     pub(crate) d: usize,
     /// Heads of queries.
     pub(crate) h: usize,
     /// Heads of keys and values, a divisor of `h`.
     pub(crate) hk: usize,
-    /// Tokens of a stream that ask.
-    pub(crate) t: usize,
-    /// Tokens of a stream in the cache.
-    pub(crate) n: usize,
-    /// Streams.
-    pub(crate) s: usize,
 }
 
-impl Shape {
+/// What attention knows of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layer {
+    pub(crate) heads: Heads,
+    /// Of keys and values, one that [`has_attention`].
+    pub(crate) ty: GgmlType,
+    /// Bytes a token of what lies in front of the layer's keys, and of its values, see [`Rows`].
+    pub(crate) behind: [usize; 2],
+    /// See [`visible`].
+    pub(crate) window: Option<usize>,
+}
+
+impl Heads {
     /// Heads that share keys and values.
     fn group(&self) -> usize {
         self.h / self.hk
     }
 
-    /// Tokens whose queries are computed together.
+    /// Tokens at most whose queries are computed together.
     fn tile(&self) -> usize {
-        (QUERIES / self.group()).clamp(1, self.t)
-    }
-
-    fn tiles(&self) -> usize {
-        self.t.div_ceil(self.tile())
-    }
-
-    fn chunks(&self) -> usize {
-        self.n.div_ceil(CHUNK)
-    }
-
-    /// Values of a head with what fills up the last registers.
-    fn padded(&self) -> usize {
-        padded(self.d)
-    }
-
-    /// Values of a [`Record`].
-    fn record(&self) -> usize {
-        record(self.d)
-    }
-
-    /// Whether there is more to share among threads when chunks of keys are computed apart and merged in an operation of its own: with
-    /// few queries.
-    pub(crate) fn is_divided(&self) -> bool {
-        self.tiles() == 1 && self.chunks() > 1
-    }
-
-    /// Values of all records of a chunk of keys for a head of keys; and how many such there are.
-    pub(crate) fn records(&self) -> [usize; 2] {
-        let queries = self.t * self.group();
-        [self.record() * queries, self.chunks() * self.s * self.hk]
+        (QUERIES / self.group()).max(1)
     }
 }
 
@@ -176,7 +212,7 @@ fn record(d: usize) -> usize {
     padded(d) + 2
 }
 
-/// What is known of a query after some keys: values weighted with `e^(score - max)`, [`Shape::padded`] of them, then the largest score and the sum of the
+/// What is known of a query after some keys: values weighted with `e^(score - max)`, [`padded`] of them, then the largest score and the sum of the
 /// weights.
 struct Record<'a>(&'a mut [f32]);
 
@@ -210,10 +246,9 @@ impl Record<'_> {
         state[1] = state[1] * a + next_state[1] * b;
     }
 
-    /// The output: zeros if no key was seen.
+    /// The output.
     fn finish(&self, to: &mut [f32]) {
-        let sum = self.0[self.0.len() - 1];
-        let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        let factor = 1.0 / self.0[self.0.len() - 1];
         for (to, x) in to.iter_mut().zip(&*self.0) {
             *to = x * factor;
         }
@@ -227,8 +262,6 @@ struct Scratch {
     q: Vec<f32>,
     /// Scores, then weights: `ne = [CHUNK, queries]`.
     p: Vec<f32>,
-    /// A row of the mask.
-    bias: Vec<f32>,
     /// Unpacked keys, `ne = [WIDTH, d]`.
     keys: Vec<f32>,
     /// Unpacked values, `ne = [WIDTH, keys, padded / WIDTH]`.
@@ -244,14 +277,15 @@ thread_local! {
 }
 
 /// Queries that are computed together: those of some tokens of all heads that share one of keys.
-struct Tile {
-    stream: usize,
+struct Tile<'a> {
+    text: &'a Text,
     /// Of keys and values.
     head: usize,
+    /// Of the step.
     tokens: Range<usize>,
 }
 
-impl Tile {
+impl Tile<'_> {
     /// Token and head of query `r`: those of a token stand side by side.
     fn query(&self, r: usize, group: usize) -> (usize, usize) {
         (self.tokens.start + r / group, self.head * group + r % group)
@@ -260,63 +294,150 @@ impl Tile {
 
 /// Attention, its operands in memory.
 pub(crate) struct Attention<'a> {
-    pub(crate) shape: Shape,
-    /// `ne = [d, H, T, S]`, the values of a head side by side.
+    pub(crate) layer: Layer,
+    /// `ne = [d, H, T]`, the values of a head side by side.
     pub(crate) q: &'a [f32],
-    /// From one head, token and stream to the next.
-    pub(crate) q_stride: [usize; 3],
-    pub(crate) k: Cached,
-    pub(crate) v: Cached,
-    /// `ne = [N, T, S]`, added to scores; -inf hides a key.
-    pub(crate) mask: &'a [f16],
+    /// From one head and token to the next.
+    pub(crate) q_stride: [usize; 2],
+    /// In order of the step's tokens, all of which are some text's.
+    pub(crate) texts: &'a [Text],
     /// Factor of scores.
     pub(crate) scale: f32,
     /// Soft cap of scaled scores, `softcap * tanh(score / softcap)`; 0 is none.
     pub(crate) softcap: f32,
 }
 
-impl Attention<'_> {
-    /// Computes part `ith` of `nth` of the output, `ne = [d, H, T, S]`.
+/// How what is to be done for a text is divided. Its bits do not depend on it.
+enum Division {
+    /// Into tiles of tokens, so many for each head of keys.
+    Tiles(usize),
+    /// There are few tokens and many keys: records of chunks are computed apart and merged when all are there.
+    Chunks(Range<usize>),
+}
+
+impl Layer {
+    fn division(&self, text: &Text) -> Division {
+        let tiles = text.tokens.len().div_ceil(self.heads.tile());
+        let chunks = text.chunks(&text.tokens, self.window);
+        match tiles == 1 && chunks.len() > 1 {
+            true => Division::Chunks(chunks),
+            false => Division::Tiles(tiles),
+        }
+    }
+
+    /// Values of all records of a chunk for a head of keys.
+    fn records_of(&self, text: &Text) -> usize {
+        record(self.heads.d) * text.tokens.len() * self.heads.group()
+    }
+
+    /// Values of the records that are kept from [`Attention::part`] to [`Layer::merge_part`].
+    pub(crate) fn n_records(&self, texts: &[Text]) -> usize {
+        let of = |text| match self.division(text) {
+            Division::Tiles(_) => 0,
+            Division::Chunks(chunks) => self.heads.hk * chunks.len() * self.records_of(text),
+        };
+        texts.iter().map(of).sum()
+    }
+
+    /// Part `ith` of `nth` of what is merged from records.
     ///
     /// # Safety
-    /// The operands must be there, and there must be [`has_attention`] for the types; all parts together write all of `out`, each its own.
-    pub(crate) unsafe fn part(&self, ith: usize, nth: usize, out: *mut f32) {
-        let shape = &self.shape;
-        let (tiles, rows) = (shape.tiles(), shape.tile());
+    /// All parts of [`Attention::part`] are over. All parts together write what these have not written of `out`, each its own.
+    pub(crate) unsafe fn merge_part(
+        &self,
+        texts: &[Text],
+        records: &[f32],
+        ith: usize,
+        nth: usize,
+        out: *mut f32,
+    ) {
+        let Heads { d, h, hk } = self.heads;
+        let (record, group) = (record(d), self.heads.group());
+        let (mut unit, mut before) = (ith, 0);
+        let mut rest = records;
         SCRATCH.with_borrow_mut(|scratch| {
-            // Every nth one: later tokens see more keys.
-            for unit in (ith..tiles * shape.hk * shape.s).step_by(nth) {
-                let (tile, unit) = (unit % tiles, unit / tiles);
-                let tokens = tile * rows..shape.t.min((tile + 1) * rows);
-                let (head, stream) = (unit % shape.hk, unit / shape.hk);
-                let tile = Tile {
-                    stream,
-                    head,
-                    tokens,
+            let all = room(&mut scratch.all, record);
+            for text in texts {
+                let Division::Chunks(chunks) = self.division(text) else {
+                    continue;
                 };
-                // SAFETY: the caller's promise; the queries of this tile are nobody else's.
-                unsafe { self.tile(&tile, scratch, out) };
+                let len = self.records_of(text);
+                let (own, others) = rest.split_at(chunks.len() * hk * len);
+                rest = others;
+                while unit < before + text.tokens.len() * h {
+                    let (token, head) = ((unit - before) / h, (unit - before) % h);
+                    Record(all).clear();
+                    let of_head = own.chunks_exact(len).skip(head / group * chunks.len());
+                    for of_chunk in of_head.take(chunks.len()) {
+                        let at = (token * group + head % group) * record;
+                        Record(all).merge(&of_chunk[at..at + record]);
+                    }
+                    // SAFETY: this query's output.
+                    let to = unsafe {
+                        let at = ((text.tokens.start + token) * h + head) * d;
+                        std::slice::from_raw_parts_mut(out.add(at), d)
+                    };
+                    Record(all).finish(to);
+                    unit += nth;
+                }
+                before += text.tokens.len() * h;
             }
         });
     }
+}
 
-    /// Computes some of the records of [`Shape::records`], from number `first` on.
+impl Attention<'_> {
+    /// Computes part `ith` of `nth` of the output, `ne = [d, H, T]`, or of the records that it is merged from.
     ///
     /// # Safety
-    /// As for [`Attention::part`], apart from the output.
-    pub(crate) unsafe fn records(&self, first: usize, out: &mut [f32]) {
-        let shape = &self.shape;
+    /// The operands must be there, [`Layer::n_records`] values for records, and there must be [`has_attention`] for the types; all parts together write all of
+    /// `out` and the records, each its own.
+    pub(crate) unsafe fn part(&self, ith: usize, nth: usize, out: *mut f32, records: *mut f32) {
+        let Heads { hk, .. } = self.layer.heads;
+        let size = self.layer.heads.tile();
+        // Every nth unit of all texts: later tokens see more keys.
+        let (mut unit, mut before) = (ith, 0);
+        let mut records_before = 0;
         SCRATCH.with_borrow_mut(|scratch| {
-            for (unit, to) in (first..).zip(out.chunks_exact_mut(shape.records()[0])) {
-                let (chunk, unit) = (unit % shape.chunks(), unit / shape.chunks());
-                let tile = Tile {
-                    stream: unit / shape.hk,
-                    head: unit % shape.hk,
-                    tokens: 0..shape.t,
-                };
-                self.queries(&tile, scratch);
-                // SAFETY: the caller's promise.
-                unsafe { self.chunk(&tile, chunk, scratch, to) };
+            for text in self.texts {
+                match self.layer.division(text) {
+                    Division::Tiles(tiles) => {
+                        while unit < before + tiles * hk {
+                            let (head, i) = ((unit - before) / tiles, (unit - before) % tiles);
+                            let first = text.tokens.start + i * size;
+                            let tile = Tile {
+                                text,
+                                head,
+                                tokens: first..text.tokens.end.min(first + size),
+                            };
+                            // SAFETY: the caller's promise; the queries of this tile are nobody else's.
+                            unsafe { self.tile(&tile, scratch, out) };
+                            unit += nth;
+                        }
+                        before += tiles * hk;
+                    }
+                    Division::Chunks(chunks) => {
+                        let len = self.layer.records_of(text);
+                        while unit < before + chunks.len() * hk {
+                            let i = unit - before;
+                            let tile = Tile {
+                                text,
+                                head: i / chunks.len(),
+                                tokens: text.tokens.clone(),
+                            };
+                            self.queries(&tile, scratch);
+                            // SAFETY: the caller's promise; the records of this chunk and head are nobody else's.
+                            unsafe {
+                                let at = records.add(records_before + i * len);
+                                let to = std::slice::from_raw_parts_mut(at, len);
+                                self.chunk(&tile, chunks.start + i % chunks.len(), scratch, to);
+                            }
+                            unit += nth;
+                        }
+                        before += chunks.len() * hk;
+                        records_before += chunks.len() * hk * len;
+                    }
+                }
             }
         });
     }
@@ -325,9 +446,9 @@ impl Attention<'_> {
     ///
     /// # Safety
     /// As for [`Attention::part`].
-    unsafe fn tile(&self, tile: &Tile, scratch: &mut Scratch, out: *mut f32) {
-        let shape = &self.shape;
-        let (record, group) = (shape.record(), shape.group());
+    unsafe fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch, out: *mut f32) {
+        let Heads { d, h, .. } = self.layer.heads;
+        let (record, group) = (record(d), self.layer.heads.group());
         let n = tile.tokens.len() * group;
         self.queries(tile, scratch);
         let (mut all, mut next) = (
@@ -337,97 +458,84 @@ impl Attention<'_> {
         let (into, from) = (room(&mut all, n * record), room(&mut next, n * record));
         into.chunks_exact_mut(record)
             .for_each(|r| Record(r).clear());
-        for chunk in 0..shape.chunks() {
+        for chunk in tile.text.chunks(&tile.tokens, self.layer.window) {
             // SAFETY: the caller's promise.
-            if unsafe { self.chunk(tile, chunk, scratch, from) } {
-                let rows = into.chunks_exact_mut(record).zip(from.chunks_exact(record));
-                rows.for_each(|(into, next)| Record(into).merge(next));
-            }
+            unsafe { self.chunk(tile, chunk, scratch, from) };
+            let rows = into.chunks_exact_mut(record).zip(from.chunks_exact(record));
+            rows.for_each(|(into, next)| Record(into).merge(next));
         }
         for (r, record) in into.chunks_exact_mut(record).enumerate() {
             let (token, head) = tile.query(r, group);
-            let at = ((tile.stream * shape.t + token) * shape.h + head) * shape.d;
             // SAFETY: this query's output.
-            let to = unsafe { std::slice::from_raw_parts_mut(out.add(at), shape.d) };
+            let to = unsafe { std::slice::from_raw_parts_mut(out.add((token * h + head) * d), d) };
             Record(record).finish(to);
         }
         (scratch.all, scratch.next) = (all, next);
     }
 
     /// Collects a tile's queries, those of a token side by side, scaled.
-    fn queries(&self, tile: &Tile, scratch: &mut Scratch) {
-        let (d, group) = (self.shape.d, self.shape.group());
-        let [by_head, by_token, by_stream] = self.q_stride;
+    fn queries(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
+        let (d, group) = (self.layer.heads.d, self.layer.heads.group());
+        let [by_head, by_token] = self.q_stride;
         let n = tile.tokens.len() * group;
         let q = room(&mut scratch.q, n * d);
         for (r, to) in q.chunks_exact_mut(d).enumerate() {
             let (token, head) = tile.query(r, group);
-            let at = head * by_head + token * by_token + tile.stream * by_stream;
+            let at = head * by_head + token * by_token;
             for (to, x) in to.iter_mut().zip(&self.q[at..at + d]) {
                 *to = x * self.scale;
             }
         }
     }
 
-    /// The mask of a token for some keys.
-    fn mask(&self, stream: usize, token: usize, keys: &Range<usize>) -> &[f16] {
-        let Shape { t, n, .. } = self.shape;
-        &self.mask[(stream * t + token) * n..][keys.clone()]
+    /// Those of `keys`, counted from the first of them, that tokens at these positions see, some of them.
+    fn seen(&self, positions: Range<usize>, keys: &Range<usize>) -> Range<usize> {
+        let first = visible(positions.start, self.layer.window)
+            .start
+            .max(keys.start);
+        let end = positions.end.min(keys.end).max(first);
+        first - keys.start..end - keys.start
     }
 
-    /// The first and the last key of `keys` that some query of the tile sees, and all between, counted from the first of `keys`.
-    fn seen(&self, tile: &Tile, keys: &Range<usize>) -> Range<usize> {
-        let visible = |m: &f16| *m != f16::NEG_INFINITY;
-        let mut seen = keys.len()..0;
-        for token in tile.tokens.clone() {
-            let mask = self.mask(tile.stream, token, keys);
-            // What others see anyway need not be looked at.
-            if let Some(first) = mask[..seen.start].iter().position(visible) {
-                seen.start = first;
-            }
-            if let Some(last) = mask[seen.end..].iter().rposition(visible) {
-                seen.end += last + 1;
-            }
-        }
-        seen
-    }
-
-    /// Records of a tile's queries after one chunk of keys. False if none of them sees one.
+    /// Records of a tile's queries after one chunk of keys.
     ///
     /// # Safety
     /// As for [`Attention::part`]; the queries must be in `scratch`.
-    unsafe fn chunk(
-        &self,
-        tile: &Tile,
-        chunk: usize,
-        scratch: &mut Scratch,
-        to: &mut [f32],
-    ) -> bool {
-        let shape = &self.shape;
-        let (d, record) = (shape.d, shape.record());
-        let keys = chunk * CHUNK..shape.n.min((chunk + 1) * CHUNK);
-        let seen = self.seen(tile, &keys);
-        if seen.is_empty() {
-            to.chunks_exact_mut(record).for_each(|r| Record(r).clear());
-            return false;
-        }
-        let n = tile.tokens.len() * shape.group();
+    unsafe fn chunk(&self, tile: &Tile<'_>, chunk: usize, scratch: &mut Scratch, to: &mut [f32]) {
+        let d = self.layer.heads.d;
+        let text = tile.text;
+        let keys = text.keys(chunk);
+        let positions = text.position(tile.tokens.start)..text.position(tile.tokens.end);
+        let seen = self.seen(positions, &keys);
+        let n = tile.tokens.len() * self.layer.heads.group();
         let scored = seen.start / LANES * LANES..seen.end.next_multiple_of(WIDTH);
         room(&mut scratch.p, n * CHUNK);
         room(&mut scratch.keys, 2 * d * WIDTH);
-        room(&mut scratch.values, shape.padded() * VALUES);
-        let rows = |c: &Cached, range: Range<usize>| {
-            let range = keys.start + range.start..keys.start + range.end.min(keys.len());
-            // SAFETY: the caller's promise.
-            unsafe { c.run(tile.stream, tile.head, range, d) }
+        room(&mut scratch.values, padded(d) * VALUES);
+        let row_bytes = self.layer.ty.row_bytes(d as u64).expect("whole blocks") as usize;
+        // At most so many keys, of which some may be behind the last one.
+        let run = |behind: usize, first: usize, n: usize| {
+            let n = n.min(keys.len() - first);
+            let (rows, at, there) = text.find(keys.start + first);
+            assert!(n <= there, "pages are whole panels");
+            Run {
+                first: rows
+                    .first
+                    .wrapping_add(rows.at(behind, row_bytes, tile.head, at)),
+                ty: self.layer.ty,
+                row_bytes,
+                n,
+                d,
+            }
         };
+        let [behind_k, behind_v] = self.layer.behind;
         let mut first = scored.start;
         while first < scored.end {
             let panels = match arch::tiles().panels(n) {
                 2 if first + WIDTH < scored.end => 2,
                 _ => 1,
             };
-            // SAFETY: rows of the cache, and memory of these sizes (made above).
+            // SAFETY: rows of the text, and memory of these sizes (made above).
             unsafe {
                 for (i, keys) in scratch
                     .keys
@@ -435,8 +543,7 @@ impl Attention<'_> {
                     .take(panels)
                     .enumerate()
                 {
-                    let first = first + i * WIDTH;
-                    arch::unpack_keys(rows(&self.k, first..first + WIDTH), keys);
+                    arch::unpack_keys(run(behind_k, first + i * WIDTH, WIDTH), keys);
                 }
                 let keys = &scratch.keys[..panels * d * WIDTH];
                 scores(&scratch.q, keys, [n, d], &mut scratch.p[first..]);
@@ -444,42 +551,41 @@ impl Attention<'_> {
             first += panels * WIDTH;
         }
         self.weights(tile, &keys, scored, scratch, to);
-        for first in seen.clone().step_by(VALUES) {
-            let some = first..seen.end.min(first + VALUES);
+        let mut first = seen.start;
+        while first < seen.end {
+            // As far as a page goes.
+            let end = seen.end.min((first + 1).next_multiple_of(VALUES));
+            let run = run(behind_v, first, end - first);
+            let weights = (&scratch.p[first..], end - first);
+            let add = first > seen.start;
             // SAFETY: as above.
             unsafe {
-                let run = rows(&self.v, some.clone());
-                let weights = (&scratch.p[some.start..], some.len());
-                let add = first > seen.start;
-                if add_weighted_at_once(weights, run, n, add, to) {
-                    continue;
+                if !add_weighted_at_once(weights, run, n, add, to) {
+                    arch::unpack_values(run, &mut scratch.values);
+                    add_weighted(weights, &scratch.values, [n, d], add, to);
                 }
-                arch::unpack_values(run, &mut scratch.values);
-                add_weighted(weights, &scratch.values, [n, d], add, to);
             }
+            first = end;
         }
-        true
     }
 
-    /// Replaces scores by `e^(score - max)`, and notes max and sum in the records.
+    /// Replaces scores by `e^(score - max)`, and notes max and sum in the records. A query that sees none of the keys has weights of 0.
     fn weights(
         &self,
-        tile: &Tile,
+        tile: &Tile<'_>,
         keys: &Range<usize>,
         scored: Range<usize>,
         scratch: &mut Scratch,
         to: &mut [f32],
     ) {
-        let (record, group) = (self.shape.record(), self.shape.group());
-        room(&mut scratch.bias, CHUNK);
+        let (record, group) = (record(self.layer.heads.d), self.layer.heads.group());
         let p = scratch.p.chunks_exact_mut(CHUNK * group);
         let records = to.chunks_exact_mut(record * group);
         for ((token, p), records) in tile.tokens.clone().zip(p).zip(records) {
-            let mask = &self.mask(tile.stream, token, keys)[scored.start..];
-            let mask = &mask[..mask.len().min(scored.len())];
-            let bias = &mut scratch.bias[..scored.len()];
-            bias[mask.len()..].fill(f32::NEG_INFINITY);
-            mask.convert_to_f32_slice(&mut bias[..mask.len()]);
+            let position = tile.text.position(token);
+            let seen = self.seen(position..position + 1, keys);
+            let [hidden, end] = [seen.start, seen.end]
+                .map(|key| key.clamp(scored.start, scored.end) - scored.start);
             for (p, record) in p
                 .chunks_exact_mut(CHUNK)
                 .zip(records.chunks_exact_mut(record))
@@ -488,8 +594,10 @@ impl Attention<'_> {
                 if self.softcap > 0.0 {
                     cap(p, self.softcap);
                 }
-                let max = masked_max(p, bias);
-                // Of a query that sees no key all weights are 0.
+                // Also scores that are no numbers.
+                p[..hidden].fill(f32::NEG_INFINITY);
+                p[end..].fill(f32::NEG_INFINITY);
+                let max = largest(p);
                 let sum = exp_sub_sum(p, if max == f32::NEG_INFINITY { 0.0 } else { max });
                 Record(record).set(max, sum);
             }
@@ -672,40 +780,6 @@ vectorized! {
         for score in scores {
             *score = softcap * tanh::<FUSED>(*score / softcap);
         }
-    }
-}
-
-vectorized! {
-    /// Adds `bias` to scores, of which there are a multiple of 16, and gives the largest. What the mask hides is -inf even if the score is not a number.
-    fn masked_max(scores: &mut [f32], bias: &[f32]) -> f32 {
-        let mut max = [f32::NEG_INFINITY; WIDTH];
-        let scores = scores.as_chunks_mut::<WIDTH>().0;
-        for (s, b) in scores.iter_mut().zip(bias.as_chunks::<WIDTH>().0) {
-            for ((s, b), max) in s.iter_mut().zip(b).zip(&mut max) {
-                *s = if *b == f32::NEG_INFINITY { *b } else { *s + *b };
-                *max = if *s > *max { *s } else { *max };
-            }
-        }
-        max.into_iter().fold(f32::NEG_INFINITY, f32::max)
-    }
-}
-
-/// The output of queries, given all [`Shape::records`]: those of some pairs of a token and a head, `ne = [d, H, T, S]`, from number `first` on.
-pub(crate) fn merge_records(shape: &Shape, records: &[f32], first: usize, out: &mut [f32]) {
-    let (record, group) = (shape.record(), shape.group());
-    let [chunk, _] = shape.records();
-    let mut all = vec![0.0; record];
-    for (query, to) in (first..).zip(out.chunks_exact_mut(shape.d)) {
-        let (head, token) = (query % shape.h, query / shape.h);
-        let (token, stream) = (token % shape.t, token / shape.t);
-        let chunks = (stream * shape.hk + head / group) * shape.chunks();
-        let mut all = Record(&mut all);
-        all.clear();
-        for i in chunks..chunks + shape.chunks() {
-            let at = i * chunk + (token * group + head % group) * record;
-            all.merge(&records[at..at + record]);
-        }
-        all.finish(to);
     }
 }
 

@@ -2,122 +2,154 @@ use super::super::{Exact, values};
 use super::*;
 use crate::ggml::{quantize_rows, row_to_f32};
 use ggraft_testkit::metrics::nmse;
+use half::f16;
 use proptest::prelude::*;
+
+/// A text and the memory of its keys and values.
+struct Stored {
+    /// Rows in front, a prefix.
+    prefix: Option<Exact>,
+    /// Room of each is no more than what is there.
+    pages: Vec<Exact>,
+    /// Tokens of the prefix.
+    p: usize,
+    /// Keys, the prefix's included.
+    n: usize,
+    /// Tokens that ask, the last ones.
+    t: usize,
+}
 
 /// An attention and the memory of its operands.
 struct Case {
-    shape: Shape,
-    q: Vec<f32>,
+    heads: Heads,
     ty: GgmlType,
-    /// `ne = [d, Hk, N, S]`, a row of each head behind the one of the head before.
-    k: Exact,
-    v: Exact,
-    mask: Vec<f16>,
+    window: Option<usize>,
     softcap: f32,
+    q: Vec<f32>,
+    texts: Vec<Stored>,
 }
 
 const SCALE: f32 = 0.3;
 const TYPES: [GgmlType; 3] = [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0];
 
+/// Sizes of a text: rows of a prefix, keys behind them, of which the last ask.
+type Sizes = [usize; 3];
+
 impl Case {
-    /// The tokens that ask are the last of the cache, and see a window, if there is one.
-    fn new(ty: GgmlType, shape: Shape, window: Option<usize>) -> Self {
-        let Shape { d, h, hk, t, n, s } = shape;
-        let cache = |seed| {
+    fn new(ty: GgmlType, [d, h, hk]: [usize; 3], texts: &[Sizes], window: Option<usize>) -> Self {
+        let heads = Heads { d, h, hk };
+        let mut seed = 1;
+        let mut rows = |room: usize| {
             let mut bytes = Vec::new();
-            quantize_rows(ty, &values(d * hk * n * s, seed), d, &mut bytes);
+            seed += 1;
+            quantize_rows(ty, &values(2 * d * hk * room, seed), d, &mut bytes);
             Exact::new(ty, &bytes)
         };
-        let at = |i: usize| (i % n, i / n % t + n - t);
-        let seen =
-            |(key, token): (usize, usize)| key <= token && window.is_none_or(|w| key + w > token);
-        let mask = |i| match seen(at(i)) {
-            true => f16::ZERO,
-            false => f16::NEG_INFINITY,
+        let stored = |&[p, n, t]: &Sizes| Stored {
+            prefix: (p > 0).then(|| rows(p)),
+            pages: (0..n)
+                .step_by(PAGE)
+                .map(|i| rows(PAGE.min(n - i)))
+                .collect(),
+            p,
+            n: p + n,
+            t,
         };
+        let stored: Vec<_> = texts.iter().map(stored).collect();
+        let tokens: usize = stored.iter().map(|s| s.t).sum();
         Self {
-            shape,
-            q: values(d * h * t * s, 1)
+            heads,
+            ty,
+            window,
+            softcap: 0.0,
+            q: values(d * h * tokens, 1)
                 .into_iter()
                 .map(|x| 5.0 * x)
                 .collect(),
-            ty,
-            k: cache(2),
-            v: cache(3),
-            mask: (0..n * t * s).map(mask).collect(),
-            softcap: 0.0,
+            texts: stored,
         }
     }
 
     fn row_bytes(&self) -> usize {
-        self.ty.row_bytes(self.shape.d as u64).unwrap() as usize
+        self.ty.row_bytes(self.heads.d as u64).unwrap() as usize
     }
 
-    fn attention(&self) -> Attention<'_> {
-        let Shape { d, h, hk, t, n, .. } = self.shape;
-        let row = self.row_bytes();
-        let cached = |bytes: &Exact| Cached {
-            first: bytes.as_ptr(),
+    fn layer(&self) -> Layer {
+        Layer {
+            heads: self.heads,
             ty: self.ty,
-            nb: [row, row * hk, row * hk * n],
-        };
-        Attention {
-            shape: self.shape,
-            q: &self.q,
-            q_stride: [d, d * h, d * h * t],
-            k: cached(&self.k),
-            v: cached(&self.v),
-            mask: &self.mask,
-            scale: SCALE,
-            softcap: self.softcap,
+            behind: [0, self.heads.hk * self.row_bytes()],
+            window: self.window,
         }
+    }
+
+    /// The part of [`Case::q`] and the output that is a token's.
+    fn width(&self) -> usize {
+        self.heads.d * self.heads.h
+    }
+
+    fn texts(&self) -> Vec<Text> {
+        let rows = |bytes: &Exact| Rows {
+            first: bytes.as_ptr(),
+            room: bytes.len() / (2 * self.heads.hk * self.row_bytes()),
+        };
+        let mut first = 0;
+        let text = |s: &Stored| {
+            first += s.t;
+            Text {
+                prefix: s.prefix.as_ref().map_or(Rows::EMPTY, rows),
+                pages: s.pages.iter().map(rows).collect(),
+                tokens: first - s.t..first,
+                position: s.n - s.t,
+            }
+        };
+        self.texts.iter().map(text).collect()
     }
 
     /// By so many threads, one after the other.
-    fn whole(&self, nth: usize) -> Vec<f32> {
-        let mut out = vec![f32::NAN; self.q.len()];
-        for ith in 0..nth {
-            // SAFETY: the operands have these sizes.
-            unsafe { self.attention().part(ith, nth, out.as_mut_ptr()) };
-        }
-        out
+    fn computed(&self, nth: usize) -> Vec<f32> {
+        self.computed_from(&self.texts(), nth)
     }
 
-    /// The records first, in `parts` runs, then what they are together.
-    fn divided(&self, parts: usize) -> Vec<f32> {
-        assert_eq!(self.shape.tiles(), 1);
-        let [len, n] = self.shape.records();
-        let mut records = vec![f32::NAN; len * n];
-        for part in 0..parts {
-            let range = n * part / parts..n * (part + 1) / parts;
-            let to = &mut records[range.start * len..range.end * len];
-            // SAFETY: the operands have these sizes.
-            unsafe { self.attention().records(range.start, to) };
-        }
-        let mut out = vec![f32::NAN; self.q.len()];
-        let (first, second) = out.split_at_mut(self.q.len() / self.shape.d / 2 * self.shape.d);
-        merge_records(&self.shape, &records, 0, first);
-        merge_records(&self.shape, &records, first.len() / self.shape.d, second);
-        out
-    }
-
-    /// Token `token` of each stream alone.
-    fn alone(&self, token: usize) -> Self {
-        let Shape { d, h, t, n, s, .. } = self.shape;
-        let of_streams = |width: usize| {
-            (0..s).flat_map(move |stream| {
-                let at = (stream * t + token) * width;
-                at..at + width
-            })
+    fn computed_from(&self, texts: &[Text], nth: usize) -> Vec<f32> {
+        let attention = Attention {
+            layer: self.layer(),
+            q: &self.q,
+            q_stride: [self.heads.d, self.width()],
+            texts,
+            scale: SCALE,
+            softcap: self.softcap,
         };
-        Self {
-            shape: Shape { t: 1, ..self.shape },
-            q: of_streams(d * h).map(|i| self.q[i]).collect(),
-            mask: of_streams(n).map(|i| self.mask[i]).collect(),
-            k: Exact::new(self.ty, &self.k),
-            v: Exact::new(self.ty, &self.v),
-            ..*self
+        let mut records = vec![f32::NAN; self.layer().n_records(texts)];
+        let mut out = vec![f32::NAN; self.q.len()];
+        // SAFETY: the operands have these sizes.
+        unsafe {
+            for ith in 0..nth {
+                attention.part(ith, nth, out.as_mut_ptr(), records.as_mut_ptr());
+            }
+            for ith in 0..nth {
+                (self.layer()).merge_part(texts, &records, ith, nth, out.as_mut_ptr());
+            }
         }
+        out
+    }
+
+    /// Token `token` of text `text` alone, by so many threads.
+    fn alone(&self, text: usize, token: usize, nth: usize) -> Vec<f32> {
+        let mut texts = self.texts();
+        let all = texts.swap_remove(text);
+        let at = (all.tokens.start + token) * self.width();
+        let one = Text {
+            tokens: 0..1,
+            position: all.position + token,
+            ..all
+        };
+        let case = Self {
+            q: self.q[at..at + self.width()].to_vec(),
+            texts: Vec::new(),
+            ..*self
+        };
+        case.computed_from(&[one], nth)
     }
 
     /// In F64, on the values that keys and values stand for.
@@ -126,63 +158,71 @@ impl Case {
         naive.into_iter().map(|(value, _)| value as f32).collect()
     }
 
+    /// Row `key` of a head.
+    fn unpacked(&self, s: &Stored, part: usize, head: usize, key: usize) -> Vec<f32> {
+        let (bytes, at) = match (&s.prefix, key.checked_sub(s.p)) {
+            (Some(prefix), None) => (prefix, key),
+            (_, Some(key)) => (&s.pages[key / PAGE], key % PAGE),
+            (None, None) => unreachable!(),
+        };
+        let row = self.row_bytes();
+        let room = bytes.len() / (2 * self.heads.hk * row);
+        let first = ((part * self.heads.hk + head) * room + at) * row;
+        let mut to = vec![0.0; self.heads.d];
+        // SAFETY: a row of `d` values.
+        unsafe { row_to_f32(self.ty, bytes[first..].as_ptr(), to.as_mut_ptr(), to.len()) };
+        to
+    }
+
     /// The same, and by how much the kernel may differ from it at most.
     fn naive(&self) -> Vec<(f64, f64)> {
-        let Shape { d, h, hk, t, n, s } = self.shape;
-        let unpack = |bytes: &[u8]| {
-            let mut rows = vec![0.0f32; d * hk * n * s];
-            for (row, to) in bytes.chunks(self.row_bytes()).zip(rows.chunks_mut(d)) {
-                // SAFETY: a row of `d` values.
-                unsafe { row_to_f32(self.ty, row.as_ptr(), to.as_mut_ptr(), d) };
-            }
-            rows
-        };
-        let (k, v) = (unpack(&self.k), unpack(&self.v));
+        let Heads { d, h, hk } = self.heads;
         let mut out = Vec::new();
-        for query in 0..h * t * s {
-            let (head, token, stream) = (query % h, query / h % t, query / h / t);
-            let q = &self.q[query * d..][..d];
-            let row = |key: usize| ((stream * n + key) * hk + head / (h / hk)) * d;
-            let scores = (0..n).map(|key| {
-                let dot = q.iter().zip(&k[row(key)..][..d]);
-                let dot = dot.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-                let (score, cap) = (dot * f64::from(SCALE), f64::from(self.softcap));
-                let score = if cap > 0.0 {
-                    cap * (score / cap).tanh()
-                } else {
-                    score
+        let mut queries = self.q.chunks_exact(d);
+        for s in &self.texts {
+            let unpacked = |part, head| {
+                let row = |key| self.unpacked(s, part, head, key);
+                (0..s.n).map(row).collect::<Vec<_>>()
+            };
+            let unpacked: Vec<_> = (0..hk)
+                .map(|head| [unpacked(0, head), unpacked(1, head)])
+                .collect();
+            for (position, head) in (s.n - s.t..s.n).flat_map(|p| (0..h).map(move |h| (p, h))) {
+                let (q, [k, v]) = (queries.next().unwrap(), &unpacked[head / (h / hk)]);
+                let seen = visible(position, self.window);
+                let (k, v) = (&k[seen.clone()], &v[seen.clone()]);
+                let score = |k: &Vec<f32>| {
+                    let dot = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                    let (score, cap) =
+                        (dot.sum::<f64>() * f64::from(SCALE), f64::from(self.softcap));
+                    match cap > 0.0 {
+                        true => cap * (score / cap).tanh(),
+                        false => score,
+                    }
                 };
-                score + self.mask[(stream * t + token) * n + key].to_f64()
-            });
-            let scores: Vec<_> = scores.collect();
-            let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
-            let weights = scores.iter().map(|s| (s - max).exp());
-            let sum: f64 = weights.clone().sum();
-            // Scores are off by what F32 does to sums of d products and to the cap, weights by so many parts of them, and then by what it does to e^x.
-            let product = |(a, b): (&f32, &f32)| f64::from((a * b).abs());
-            let seen = (0..n).filter(|key| weights.clone().nth(*key) != Some(0.0));
-            let most = seen.clone().map(|key| {
-                let dot = q.iter().zip(&k[row(key)..][..d]);
-                dot.map(product).sum::<f64>() * f64::from(SCALE)
-            });
-            let most = most.fold(f64::from(self.softcap), f64::max);
-            let of_scores = (d + 8) as f64 * f64::from(f32::EPSILON) * most;
-            let values = seen.flat_map(|key| &v[row(key)..][..d]);
-            let largest = values.fold(0.0, |m: f64, v| m.max(f64::from(v.abs())));
-            let of_sums = (n + 32) as f64 * f64::from(f32::EPSILON);
-            let bound = (2.0 * of_scores + of_sums) * largest;
-            out.extend((0..d).map(|i| {
-                let sums = weights.clone().enumerate();
-                let sums = sums.map(|(key, w)| w * f64::from(v[row(key) + i]));
-                (sums.sum::<f64>() / sum, bound)
-            }));
+                let scores: Vec<_> = k.iter().map(score).collect();
+                let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+                let weights: Vec<_> = scores.iter().map(|s| (s - max).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                // Scores are off by what F32 does to sums of d products and to the cap, weights by so many parts of them, and then by what it does to e^x.
+                let most = k.iter().map(|k| {
+                    let dot = q.iter().zip(k).map(|(a, b)| f64::from((a * b).abs()));
+                    dot.sum::<f64>() * f64::from(SCALE)
+                });
+                let most = most.fold(f64::from(self.softcap), f64::max);
+                let of_scores = (d + 8) as f64 * f64::from(f32::EPSILON) * most;
+                let values = v.iter().flatten();
+                let largest = values.fold(0.0, |m: f64, v| m.max(f64::from(v.abs())));
+                let of_sums = (seen.len() + 32) as f64 * f64::from(f32::EPSILON);
+                let bound = (2.0 * of_scores + of_sums) * largest;
+                out.extend((0..d).map(|i| {
+                    let sums = weights.iter().zip(v).map(|(w, v)| w * f64::from(v[i]));
+                    (sums.sum::<f64>() / sum, bound)
+                }));
+            }
         }
         out
     }
-}
-
-fn shape([d, h, hk, t, n, s]: [usize; 6]) -> Shape {
-    Shape { d, h, hk, t, n, s }
 }
 
 /// Whether this CPU has the kernel; says so if not.
@@ -194,16 +234,18 @@ fn available() -> bool {
     available
 }
 
-/// Tokens and keys that fill no tile, register or chunk, one of each, many; groups of heads; streams.
-const SHAPES: [[usize; 6]; 8] = [
-    [32, 1, 1, 1, 1, 1],
-    [32, 2, 1, 3, 17, 2],
-    [64, 9, 3, 1, 300, 1],
-    [64, 9, 3, 30, 300, 2],
-    [64, 4, 4, 70, 70, 1],
-    [96, 6, 1, 7, 513, 1],
-    [128, 8, 2, 33, 256, 1],
-    [256, 4, 1, 20, 600, 1],
+/// Heads; texts whose tokens and keys fill no tile, register, page or chunk, one of each, many; with and without a prefix, one longer than a chunk; alone and
+/// with others, of one token and of many.
+const CASES: [([usize; 3], &[Sizes]); 9] = [
+    ([32, 1, 1], &[[0, 1, 1]]),
+    ([32, 2, 1], &[[0, 17, 3], [5, 17, 3]]),
+    ([64, 9, 3], &[[0, 300, 1]]),
+    ([64, 9, 3], &[[20, 300, 30], [0, 1, 1], [20, 700, 1]]),
+    ([64, 4, 4], &[[0, 70, 70]]),
+    ([96, 6, 1], &[[13, 513, 7]]),
+    ([128, 8, 2], &[[300, 256, 33], [0, 64, 64]]),
+    ([256, 4, 1], &[[0, 600, 20], [1, 64, 1], [2, 65, 2]]),
+    ([64, 32, 8], &[[20, 1, 1], [20, 200, 1], [7, 600, 1]]),
 ];
 
 #[test]
@@ -211,14 +253,14 @@ fn it_is_what_the_definition_says() {
     if !available() {
         return;
     }
-    for (ty, sizes) in TYPES.into_iter().flat_map(|ty| SHAPES.map(|s| (ty, s))) {
+    for (ty, (heads, texts)) in TYPES.into_iter().flat_map(|ty| CASES.map(|c| (ty, c))) {
         for (window, softcap) in [(None, 0.0), (Some(40), 0.0), (None, 3.0)] {
-            let mut case = Case::new(ty, shape(sizes), window);
+            let mut case = Case::new(ty, heads, texts, window);
             case.softcap = softcap;
-            let error = nmse(&case.whole(2), &case.exact());
+            let error = nmse(&case.computed(2), &case.exact());
             assert!(
                 error < 1e-11,
-                "{ty:?} {sizes:?} {window:?} {softcap}: {error:e}"
+                "{ty:?} {heads:?} {texts:?} {window:?} {softcap}: {error:e}"
             );
         }
     }
@@ -231,8 +273,8 @@ fn heads_of_any_multiple_of_eight_are_computed() {
     }
     for d in [8, 24, 40, 72, 80, 120] {
         for ty in [GgmlType::F32, GgmlType::F16] {
-            let case = Case::new(ty, shape([d, 2, 1, 5, 37, 1]), None);
-            let error = nmse(&case.whole(1), &case.exact());
+            let case = Case::new(ty, [d, 2, 1], &[[3, 37, 5]], None);
+            let error = nmse(&case.computed(1), &case.exact());
             assert!(error < 1e-11, "{d} {ty:?}: {error:e}");
         }
     }
@@ -243,37 +285,32 @@ fn bits_depend_on_neither_batch_nor_threads_nor_division() {
     if !available() {
         return;
     }
-    for (ty, sizes) in TYPES.into_iter().flat_map(|ty| SHAPES.map(|s| (ty, s))) {
+    let mut divided = 0;
+    for (ty, (heads, texts)) in TYPES.into_iter().flat_map(|ty| CASES.map(|c| (ty, c))) {
         for window in [None, Some(40)] {
-            let case = Case::new(ty, shape(sizes), window);
-            let Shape { d, h, t, s, .. } = case.shape;
-            let want = case.whole(1);
+            let case = Case::new(ty, heads, texts, window);
+            let want = case.computed(1);
             for nth in [2, 3, 64] {
-                assert!(case.whole(nth) == want, "{ty:?} {sizes:?}: {nth} threads");
+                assert!(
+                    case.computed(nth) == want,
+                    "{ty:?} {texts:?}: {nth} threads"
+                );
             }
-            if case.shape.tiles() == 1 {
-                for parts in [1, 2, 5] {
-                    assert!(
-                        case.divided(parts) == want,
-                        "{ty:?} {sizes:?}: {parts} parts"
-                    );
+            let mut first = 0;
+            for (i, &[.., t]) in texts.iter().enumerate() {
+                divided += usize::from(case.layer().n_records(&case.texts()[i..=i]) > 0);
+                for token in [0, t / 2, t - 1] {
+                    let of_token = &want[(first + token) * case.width()..][..case.width()];
+                    for nth in [1, 2] {
+                        let alone = case.alone(i, token, nth);
+                        assert!(alone == of_token, "{ty:?} {texts:?}: {i}, token {token}");
+                    }
                 }
-            }
-            for token in [0, t / 2, t - 1] {
-                let alone = case.alone(token);
-                let of_token = (0..s).flat_map(|s| &want[(s * t + token) * d * h..][..d * h]);
-                let of_token: Vec<_> = of_token.copied().collect();
-                assert!(
-                    alone.whole(1) == of_token,
-                    "{ty:?} {sizes:?}: token {token}"
-                );
-                assert!(
-                    alone.divided(2) == of_token,
-                    "{ty:?} {sizes:?}: token {token}"
-                );
+                first += t;
             }
         }
     }
+    assert!(divided > 10, "{divided} were merged from records");
 }
 
 proptest! {
@@ -282,10 +319,13 @@ proptest! {
     #[test]
     fn attentions_are_what_the_definition_says(
         ty in prop::sample::select(&TYPES[..]),
-        [eights, hk, group, s] in [1..17usize, 1..4usize, 1..6usize, 1..3usize],
-        (t, before) in (prop_oneof![1..3usize, 1..80usize], prop_oneof![0..20usize, 0..600usize]),
+        [eights, hk, group] in [1..17usize, 1..4usize, 1..6usize],
+        texts in prop::collection::vec(
+            (prop_oneof![Just(0usize), 1..300usize], prop_oneof![0..20usize, 0..600usize], prop_oneof![1..3usize, 1..80usize]),
+            1..4,
+        ),
         (window, softcap) in (prop::option::of(1..100usize), prop_oneof![Just(0.0f32), 1.0..50.0f32]),
-        (nth, token) in (1..100usize, any::<prop::sample::Index>()),
+        (nth, text, token) in (1..100usize, any::<prop::sample::Index>(), any::<prop::sample::Index>()),
     ) {
         if !arch::available() {
             return Ok(());
@@ -294,56 +334,56 @@ proptest! {
             GgmlType::Q8_0 => 32 * eights.div_ceil(4),
             _ => 8 * eights,
         };
-        let mut case = Case::new(ty, shape([d, group * hk, hk, t, before + t, s]), window);
+        let texts: Vec<_> = texts.into_iter().map(|(p, before, t)| [p, before + t, t]).collect();
+        let mut case = Case::new(ty, [d, group * hk, hk], &texts, window);
         case.softcap = softcap;
-        let got = case.whole(nth);
+        let got = case.computed(nth);
         for (i, (got, (want, bound))) in got.iter().zip(case.naive()).enumerate() {
             let error = (f64::from(*got) - want).abs();
             prop_assert!(error <= bound, "at {}: {} for {}, {:e} more than {:e}", i, got, want, error, bound);
         }
-        let alone = case.alone(token.index(t));
-        let width = d * group * hk;
-        let of_token = (0..s).flat_map(|s| &got[(s * t + token.index(t)) * width..][..width]);
-        let of_token: Vec<_> = of_token.copied().collect();
-        prop_assert_eq!(&alone.whole(nth), &of_token);
-        prop_assert_eq!(&alone.divided(nth), &of_token);
+        let text = text.index(texts.len());
+        let token = token.index(texts[text][2]);
+        let before: usize = texts[..text].iter().map(|t| t[2]).sum();
+        let of_token = &got[(before + token) * case.width()..][..case.width()];
+        prop_assert_eq!(&case.alone(text, token, nth), of_token);
     }
 }
 
-/// Room in the cache that no token sees yet changes nothing, whatever stands there.
+/// Room in pages that is not written yet changes nothing, whatever stands there; nor do keys in front of the window, whose pages need not be there.
 #[test]
 fn keys_out_of_sight_may_be_anything() {
     if !available() {
         return;
     }
-    for (n, more) in [(5, 3), (37, 300), (256, 1), (300, 20)] {
-        let short = Case::new(GgmlType::F16, shape([64, 2, 1, 4, n, 1]), None);
-        let mut long = Case::new(GgmlType::F16, shape([64, 2, 1, 4, n + more, 1]), None);
-        for (long, short) in [(&mut long.k, &short.k), (&mut long.v, &short.v)] {
-            long.fill(0xff);
-            long[..short.len()].copy_from_slice(short);
+    for (n, window) in [
+        (5, None),
+        (37, None),
+        (256, None),
+        (300, Some(70)),
+        (650, Some(100)),
+    ] {
+        let mut case = Case::new(GgmlType::F16, [64, 2, 1], &[[20, n, 4]], window);
+        let want = case.computed(1);
+        let (row, seen) = (case.row_bytes(), visible(20 + n - 4, window).start);
+        for (i, page) in case.texts[0].pages.iter_mut().enumerate() {
+            // Nobody sees anything before `seen`.
+            let filled = page.len() / (2 * row);
+            let hidden = seen.saturating_sub(20 + i * PAGE).min(filled);
+            let mut whole = vec![0xff; 2 * row * PAGE];
+            for part in 0..2 {
+                let from = &page[(part * filled + hidden) * row..(part + 1) * filled * row];
+                whole[(part * PAGE + hidden) * row..][..from.len()].copy_from_slice(from);
+            }
+            *page = Exact::new(GgmlType::F16, &whole);
         }
-        long.mask.fill(f16::NEG_INFINITY);
-        for (long, short) in long.mask.chunks_mut(n + more).zip(short.mask.chunks(n)) {
-            long[..n].copy_from_slice(short);
-        }
-        assert!(long.whole(1) == short.whole(1), "{n} + {more}");
-        assert!(long.divided(1) == short.whole(1), "{n} + {more}");
+        assert!(case.computed(1) == want, "{n} {window:?}");
+        let mut texts = case.texts();
+        let gone = seen.saturating_sub(20) / PAGE;
+        assert_eq!(gone > 0, window.is_some());
+        texts[0].pages[..gone].fill(Rows::EMPTY);
+        assert!(case.computed_from(&texts, 2) == want, "{n} {window:?}");
     }
-}
-
-#[test]
-fn whoever_sees_no_key_gets_zeros() {
-    if !available() {
-        return;
-    }
-    let mut case = Case::new(GgmlType::F16, shape([32, 2, 1, 3, 300, 1]), None);
-    let before = case.whole(1);
-    case.mask[300..600].fill(f16::NEG_INFINITY);
-    let got = case.whole(1);
-    assert_eq!(case.divided(2), got);
-    assert!(got[64..128].iter().all(|x| *x == 0.0));
-    assert_eq!((&got[..64], &got[128..]), (&before[..64], &before[128..]));
 }
 
 /// In queries, keys or values: where it is seen, the output is not a number.
@@ -354,15 +394,17 @@ fn what_is_not_a_number_comes_out() {
     }
     for bad in [f16::NAN, f16::INFINITY] {
         for part in ["q", "k", "v"] {
-            let mut case = Case::new(GgmlType::F16, shape([32, 2, 1, 3, 300, 1]), None);
+            let mut case = Case::new(GgmlType::F16, [32, 2, 1], &[[0, 300, 3]], None);
             // Key 299 is seen by the last token only.
-            let at = 299 * 64;
+            let page = case.texts[0].pages.last_mut().unwrap();
+            let middle = page.len() / 2;
             match part {
                 "q" => case.q[4 * 32] = bad.to_f32(),
-                "k" => case.k[at..at + 2].copy_from_slice(&bad.to_le_bytes()),
-                _ => case.v[at..at + 2].copy_from_slice(&bad.to_le_bytes()),
+                "k" => page[middle - 64..][..2].copy_from_slice(&bad.to_le_bytes()),
+                _ => page[2 * middle - 64..][..2].copy_from_slice(&bad.to_le_bytes()),
             }
-            for got in [case.whole(1), case.divided(3)] {
+            for nth in [1, 3] {
+                let got = case.computed(nth);
                 let finite = |range: Range<usize>| got[range].iter().all(|x| x.is_finite());
                 assert!(!finite(128..192), "{part} {bad}");
                 assert!(part == "v" || finite(0..128), "{part} {bad}");

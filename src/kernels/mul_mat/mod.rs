@@ -54,6 +54,17 @@ pub(crate) fn sensible(ty: GgmlType, t: usize) -> Option<Bits> {
     (t >= fewest).then_some(Bits::Fourteen)
 }
 
+/// To how many bits any number of rows of X are rounded so that the bits of a row's product do not depend on how many there are, as few as are not too few; `None`
+/// where ggml's product has that property, and ours does not.
+pub(crate) fn invariant(ty: GgmlType, _: usize) -> Option<Bits> {
+    match ty {
+        GgmlType::BF16 if floats::has_pairs() => Some(Bits::Bf16),
+        _ if packed::has_format(ty) || floats::reads(ty) => in_bytes(ty).or(sensible(ty, 1)),
+        // Of what is quantized ggml computes each element apart.
+        _ => None,
+    }
+}
+
 /// What X can be rounded to for weights of type `ty` with rows of `k` values: the most bits, and fewer for speed.
 pub(crate) fn available_bits(ty: GgmlType, k: usize) -> [Option<Bits>; 2] {
     let finest = match floats::reads(ty) {
@@ -173,7 +184,7 @@ impl MulMat {
             Bits::Eight | Bits::Fourteen => Self::width(bits),
             Bits::Bf16 | Bits::All => floats::ROWS,
         };
-        (t > packed::most_dots(ty)).then(|| n.div_ceil(rows))
+        (t > packed::most_dots(ty, bits)).then(|| n.div_ceil(rows))
     }
 
     /// Computes part `ith` of `nth`: some of W's rows, whole panels of them. Values do not depend on `nth`, nor those of a row on `t`.
@@ -192,7 +203,9 @@ impl MulMat {
         unsafe {
             match self.bits {
                 Bits::Bf16 | Bits::All => self.floats(rows),
-                _ if self.t <= packed::most_dots(self.ty) && packed::has_format(self.ty) => {
+                _ if self.t <= packed::most_dots(self.ty, self.bits)
+                    && packed::has_format(self.ty) =>
+                {
                     self.dots(rows)
                 }
                 Bits::Eight => self.panels(rows, &BYTE_PANEL),

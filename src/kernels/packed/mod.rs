@@ -13,7 +13,7 @@
 // What only kernels use: other CPUs than x86-64 lack some or all.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
-use super::level::{CpuLevel, has};
+use super::level::{CpuLevel, has, is_intel};
 use super::mul_mat_back::round_to_bf16;
 use super::{Line, prefetch};
 use crate::file::types::GgmlType;
@@ -89,9 +89,11 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
 const MOST_DOTS: usize = 4;
 
 /// Up to how many rows of X weights of type `ty` are multiplied as they lie in memory, if the type has a format: always where there are no tiles.
-pub(super) fn most_dots(ty: GgmlType) -> usize {
+pub(super) fn most_dots(ty: GgmlType, bits: Bits) -> usize {
     match (arch::has_tiles(), ty) {
         (false, _) => usize::MAX,
+        // They shuffle on one port only, and that is what sums across lanes are made of.
+        _ if bits == Bits::Eight && is_intel() => 3,
         // Halves with steps and minimums: the sums of more rows do not fit registers.
         (true, GgmlType::Q2_K) => 2,
         (true, _) => MOST_DOTS,

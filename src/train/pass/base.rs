@@ -5,7 +5,7 @@ use super::forward::PackedKeys;
 use super::io::Leaves;
 use crate::error::Result;
 use crate::ggml::{Graph, GraphMemory, Tensor};
-use crate::graph::{Builder, Decoder, Entry, Inputs, KeyValues};
+use crate::graph::{Builder, Decoder, Inputs, KeyValues};
 use crate::train::TrainError;
 
 /// Keeps an eye on the keys and values that pass by.
@@ -31,8 +31,8 @@ impl Passes {
     pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let mut b = Builder::new(self.model.kernels().operations());
-        let inputs = Inputs::new(b.ctx(), hp, Entry::Tokens, ids.len(), 0);
-        let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.entry), hp.token_scale);
+        let inputs = Inputs::new(b.ctx(), ids.len(), 0);
+        let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.tokens), hp.token_scale);
         let rows = b.output(rows);
         self.read(b, &inputs, ids, &[rows])
             .map(|mut found| found.remove(0))
@@ -42,14 +42,14 @@ impl Passes {
     pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
         let (hp, w) = (self.model.hparams(), self.model.weights());
         let mut b = Builder::new(self.model.kernels().operations());
-        let inputs = Inputs::new(b.ctx(), hp, Entry::Tokens, ids.len(), 0);
+        let inputs = Inputs::new(b.ctx(), ids.len(), 0);
         let row = 0..ids.len();
         let mut kv = Watched {
             inner: PackedKeys::new(hp, &Leaves::None, 0, 0, &[row]),
             seen: Vec::new(),
         };
         let decoder = Decoder::new(hp, w, &inputs, self.long_context);
-        let mut x = decoder.embed(&b, Entry::Tokens);
+        let mut x = decoder.embed(&b);
         for il in 0..hp.n_layer() {
             x = decoder.layer(&mut b, il, &x, None, &mut kv);
         }
@@ -70,7 +70,7 @@ impl Passes {
     ) -> Result<Vec<Vec<f32>>> {
         let mut graph =
             Graph::allocate(b.finish(), GraphMemory::new()).map_err(|_| TrainError::OutOfMemory)?;
-        graph.slice_mut(&inputs.entry).copy_from_slice(ids);
+        graph.slice_mut(&inputs.tokens).copy_from_slice(ids);
         if graph.has_memory(&inputs.positions) {
             let positions = graph.slice_mut::<i32>(&inputs.positions);
             (0..).zip(positions).for_each(|(i, p)| *p = i);

@@ -3,7 +3,7 @@
 use super::io::{Io, Leaves};
 use super::recompute::Passed;
 use crate::ggml::{Scoring, Spans, Tensor};
-use crate::graph::{Builder, Decoder, Entry, KeyValues, Tape};
+use crate::graph::{Builder, Decoder, KeyValues, Tape};
 use crate::model::{HParams, LayerShape};
 use std::ops::Range;
 use std::sync::Arc;
@@ -108,7 +108,7 @@ impl<'a> Stack<'a> {
         if let Some(rows) = self.leaves().virtual_tokens() {
             b.record([rows]);
         }
-        let mut x = self.decoder.embed(b, Entry::Tokens);
+        let mut x = self.decoder.embed(b);
         let embed = self.leaves().virtual_tokens().map(|_| b.recorded());
         let mut layers = Vec::with_capacity(self.n_layer);
         for il in 0..self.n_layer {

@@ -2,7 +2,7 @@
 
 use crate::file::types::GgmlType;
 use crate::ggml::{Context, Graph, Targets, Tensor};
-use crate::graph::{Entry, Inputs, VirtualTokens};
+use crate::graph::{Inputs, VirtualTokens};
 use crate::model::{HParams, LayerShape};
 use crate::train::batch::{Packed, Slot};
 use crate::train::variables::Variables;
@@ -81,7 +81,7 @@ pub(super) struct Io {
 impl Io {
     pub(super) fn new(ctx: &Context, hp: &HParams, batch: &Packed, variables: &Variables) -> Self {
         let (t, c, k) = (batch.n_tokens(), batch.outputs.len(), batch.n_choices());
-        let mut inputs = Inputs::new(ctx, hp, Entry::Tokens, t, 0);
+        let mut inputs = Inputs::new(ctx, t, 0);
         let outputs = ctx.input(GgmlType::I32, &[c], "inp_outputs");
         inputs.outputs = Some(outputs.clone());
         let leaves = Leaves::new(ctx, hp, variables);
@@ -116,7 +116,7 @@ impl Io {
             // Replaced by the virtual token; any valid id does.
             Slot::Virtual(_) => 0,
         });
-        fill(graph, &self.inputs.entry, tokens);
+        fill(graph, &self.inputs.tokens, tokens);
         if graph.has_memory(&self.inputs.positions) {
             let behind = variables.prefix_length();
             let positions = batch.positions.iter().map(|p| (p + behind) as i32);

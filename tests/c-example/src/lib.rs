@@ -9,6 +9,7 @@ type Main = unsafe extern "C" fn(argc: c_int, argv: *mut *mut c_char) -> c_int;
 unsafe extern "C" {
     fn ggraft_example_swap(argc: c_int, argv: *mut *mut c_char) -> c_int;
     fn ggraft_example_train(argc: c_int, argv: *mut *mut c_char) -> c_int;
+    fn ggraft_example_users(argc: c_int, argv: *mut *mut c_char) -> c_int;
 }
 
 /// Runs `swap.c` with these arguments, the program's name not among them; returns its exit code. An error may end the process, as
@@ -26,6 +27,14 @@ pub fn swap(arguments: &[&str]) -> i32 {
 /// If an argument contains a NUL.
 pub fn train(arguments: &[&str]) -> i32 {
     run(ggraft_example_train, "train", arguments)
+}
+
+/// Runs `users.c`, otherwise as [`swap`].
+///
+/// # Panics
+/// If an argument contains a NUL.
+pub fn users(arguments: &[&str]) -> i32 {
+    run(ggraft_example_users, "users", arguments)
 }
 
 fn run(main: Main, name: &str, arguments: &[&str]) -> i32 {

@@ -65,6 +65,10 @@ pub struct Options {
     pub flash_attention: Option<bool>,
     /// Copy weights into ggml's interleaved layouts where it has them (libllama's own default is on).
     pub repack: bool,
+    /// Sequences that [`Llama::step_sequences`] can go on with.
+    pub n_sequences: usize,
+    /// One cache for all sequences, instead of one for each.
+    pub kv_unified: bool,
     /// Allow [`Llama::logits_with_intermediates`]; computes node by node, so not for timing.
     pub capture: bool,
 }
@@ -79,6 +83,8 @@ impl Default for Options {
             kv_type: GgmlType::F32,
             flash_attention: Some(false),
             repack: false,
+            n_sequences: 1,
+            kv_unified: false,
             capture: false,
         }
     }
@@ -199,7 +205,7 @@ pub struct KvRows {
     pub v: Vec<f32>,
 }
 
-/// A model with a context of one sequence. All methods that take tokens or rows append them to what is there already.
+/// A model with a context, of one sequence but for [`Llama::step_sequences`]. All methods that take tokens or rows append them to what is there already.
 #[derive(Debug)]
 pub struct Llama {
     ctx: NonNull<sys::llama_context>,
@@ -223,7 +229,8 @@ impl Llama {
         params.n_ctx = options.n_ctx as u32;
         params.n_batch = options.n_ctx as u32;
         params.n_ubatch = options.n_ubatch.min(options.n_ctx) as u32;
-        params.n_seq_max = 1;
+        params.n_seq_max = options.n_sequences as u32;
+        params.kv_unified = options.kv_unified;
         params.n_threads = options.n_threads as i32;
         params.n_threads_batch = options.n_threads as i32;
         params.type_k = options.kv_type as sys::ggml_type;
@@ -343,6 +350,43 @@ impl Llama {
     /// Appends one token; its logits, without a copy. What decoding is timed with.
     pub fn step(&mut self, token: i32) -> Result<&[f32], OracleError> {
         self.prefill(&[token])
+    }
+
+    /// Puts each of `tokens`, of a sequence and at a position, into the cache, in one step; `each` gets the logits of the last one of each sequence in the step.
+    ///
+    /// # Errors
+    /// [`OracleError::Decode`].
+    pub fn step_sequences(
+        &mut self,
+        tokens: &[(usize, usize, i32)],
+        mut each: impl FnMut(&[f32]),
+    ) -> Result<(), OracleError> {
+        let mut ids: Vec<i32> = tokens.iter().map(|t| t.2).collect();
+        let mut positions: Vec<i32> = tokens.iter().map(|t| t.1 as i32).collect();
+        let mut sequences: Vec<i32> = tokens.iter().map(|t| t.0 as i32).collect();
+        let mut of_each: Vec<*mut i32> = sequences.iter_mut().map(|s| s as *mut i32).collect();
+        let mut counts = vec![1; tokens.len()];
+        let is_last = |i: usize| tokens[i + 1..].iter().all(|t| t.0 != tokens[i].0);
+        let mut wanted: Vec<i8> = (0..tokens.len()).map(|i| i8::from(is_last(i))).collect();
+        let batch = sys::llama_batch {
+            n_tokens: tokens.len() as i32,
+            token: ids.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: positions.as_mut_ptr(),
+            n_seq_id: counts.as_mut_ptr(),
+            seq_id: of_each.as_mut_ptr(),
+            logits: wanted.as_mut_ptr(),
+        };
+        // SAFETY: the context is live; each array of the batch has an entry for each token, with one sequence, and outlives the call.
+        let code = unsafe { sys::llama_decode(self.ctx.as_ptr(), batch) };
+        if code != 0 {
+            let position = tokens[0].1;
+            return Err(OracleError::Decode { code, position });
+        }
+        for i in (0..tokens.len()).filter(|&i| wanted[i] == 1) {
+            each(self.row(i));
+        }
+        Ok(())
     }
 
     /// As [`Llama::logits`], and every F32 tensor of the graph by libllama's name (`embd`, `attn_norm-0`, `Qcur-1`, `l_out-1`,

@@ -9,7 +9,7 @@ mod operands;
 mod spans;
 mod weights;
 
-pub(crate) use spans::{Scoring, Spans, visible};
+pub(crate) use spans::{Scoring, Spans};
 
 use crate::ggml::custom::Output;
 use crate::ggml::tensor::Tensor;

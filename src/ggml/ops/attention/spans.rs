@@ -1,15 +1,10 @@
 //! Who sees whom.
 
+use crate::kernels::visible;
 use std::ops::Range;
 
 /// Queries at a time.
 const TILE: usize = 48;
-
-/// Positions that a token at position `at` sees: itself and everything before it, of which a sliding `window` leaves the last so many.
-/// The rows of a prefix are positions like any others.
-pub(crate) fn visible(at: usize, window: Option<usize>) -> Range<usize> {
-    window.map_or(0, |w| (at + 1).saturating_sub(w))..at + 1
-}
 
 /// From products of queries and keys to what the softmax takes.
 #[derive(Clone, Copy, Debug, PartialEq)]

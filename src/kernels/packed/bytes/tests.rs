@@ -99,7 +99,7 @@ fn products_are_those_of_plain_code() {
                 let want: Vec<_> = want.collect();
                 for by_dots in [false, true] {
                     let possible = match by_dots {
-                        true => t <= most_dots(ty),
+                        true => t <= most_dots(ty, Bits::Eight),
                         false => arch::has_tiles(),
                     };
                     if !possible {

@@ -1,0 +1,536 @@
+//! Many users at once: each gets what it would have got alone, whatever the others do.
+
+use ggraft::file::types::GgmlType;
+use ggraft::infer::engine::{
+    Engine, EngineError, EngineOptions, Event, Request, RequestId, Scheduler, WhenFull,
+};
+use ggraft::infer::sampler::SamplerParams;
+use ggraft::infer::{ExistingText, GenerateOptions, Generated, KvType, SessionError, StopReason};
+use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::adapters;
+use ggraft_testkit::fixture::{FixtureSpec, all_variants, write_fixture};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+static MODEL: LazyLock<Model> = LazyLock::new(|| {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tinylm-q8_0.gguf");
+    Model::open(path, &ModelOptions::default()).unwrap()
+});
+
+fn options() -> EngineOptions {
+    let mut options = EngineOptions::default();
+    (options.n_ctx, options.n_threads) = (Some(512), Some(1));
+    options
+}
+
+/// Draws from a seed, so that every bit of the logits counts; the bits of probabilities come along.
+fn drawn(n: usize, seed: u32) -> GenerateOptions {
+    let mut generate = GenerateOptions::default().max_tokens(n).logprobs(2);
+    generate.sampler = SamplerParams {
+        seed: Some(seed),
+        ..SamplerParams::default()
+    };
+    generate.ignore_eog = true;
+    generate
+}
+
+/// Steps until nothing is left to do: what became of each request.
+fn run(scheduler: &mut Scheduler) -> BTreeMap<RequestId, Result<Generated, Error>> {
+    let mut ends = BTreeMap::new();
+    let mut texts: BTreeMap<RequestId, String> = BTreeMap::new();
+    for step in 0.. {
+        assert!(step < 100_000, "it ends");
+        if scheduler.is_idle() {
+            break;
+        }
+        for (id, event) in scheduler.step() {
+            match event {
+                Event::Text(piece) => *texts.entry(id).or_default() += &piece,
+                Event::Done(out) => {
+                    assert_eq!(texts.remove(&id).unwrap_or_default(), out.text);
+                    ends.insert(id, Ok(out));
+                }
+                Event::Failed(e) => drop(ends.insert(id, Err(e))),
+                _ => unreachable!(),
+            }
+        }
+    }
+    ends
+}
+
+/// What it says, apart from how long it took.
+fn said(out: &Generated) -> Generated {
+    Generated {
+        timings: Default::default(),
+        ..out.clone()
+    }
+}
+
+/// The answer of an engine that has nothing else to do.
+fn alone(model: &Model, options: &EngineOptions, request: &Request) -> Generated {
+    let mut options = options.clone();
+    (options.kv_bytes, options.prefix_bytes, options.n_batch) = (None, 0, 512);
+    let mut scheduler = Scheduler::new(model, &options).unwrap();
+    let id = scheduler.submit(request.clone()).unwrap();
+    said(&run(&mut scheduler).remove(&id).unwrap().unwrap())
+}
+
+/// Numbers in no order, from a seed.
+struct Random(u64);
+
+impl Random {
+    /// Below `n`.
+    fn below(&mut self, n: usize) -> usize {
+        // Xorshift (Marsaglia 2003).
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) as usize % n
+    }
+
+    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+}
+
+/// A model and what its users may have in front of their texts.
+struct Base {
+    name: String,
+    model: Model,
+    adapters: Vec<Option<Adapter>>,
+}
+
+impl Base {
+    fn new(name: String, model: Model) -> Self {
+        let adapters = vec![
+            None,
+            Some(adapters::prefix(&model, 5, 1)),
+            Some(adapters::prefix(&model, 9, 2)),
+            Some(adapters::prompt(&model, 4, 3)),
+            Some(adapters::p_tuning(&model, "{v:2}{prompt}{v:3}", 5, 4)),
+        ];
+        Self {
+            name,
+            model,
+            adapters,
+        }
+    }
+}
+
+/// Of every architecture a fixture, and the embedded models.
+fn bases() -> Vec<Base> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bases = Vec::new();
+    for &variant in all_variants() {
+        let path = dir.path().join(format!("{}.gguf", variant.name()));
+        write_fixture(&path, &FixtureSpec::new(variant, GgmlType::Q8_0)).unwrap();
+        let model = Model::open(&path, &ModelOptions::default()).unwrap();
+        bases.push(Base::new(variant.name().to_owned(), model));
+    }
+    for file in ["tinylm-f16", "tinylm-q4_k_m", "tinylm-q8_0"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/{file}.gguf"));
+        let model = Model::open(path, &ModelOptions::default()).unwrap();
+        bases.push(Base::new(file.to_owned(), model));
+    }
+    bases
+}
+
+/// Requests that come, are cancelled, preempted and helped by what others left behind, in any order; each answer has the bits of the
+/// one that it would have got alone.
+fn schedule(base: &Base, seed: u64) -> Result<[usize; 3], String> {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let r = &mut random;
+    let trained = Session::new(&base.model, &SessionOptions::default()).unwrap();
+    let n_ctx = 220.min(trained.n_ctx());
+    let kv_types = [KvType::F16, KvType::F32, KvType::Q8_0];
+    let mut options = options();
+    options.n_ctx = Some(n_ctx);
+    options.n_threads = Some(1 + r.below(4));
+    options.kv_type = kv_types[r.below(3)];
+    options.n_batch = 1 + r.below(100);
+    let beside = 1 + r.below(20);
+    options.n_batch_beside = r.one(&[None, Some(beside)]);
+    options.max_running = 1 + r.below(6);
+    options.prefix_bytes = r.one(&[0, 20_000, 1 << 30]);
+    if Scheduler::new(&base.model, &options).is_err() {
+        // Heads that are no whole blocks.
+        options.kv_type = KvType::F16;
+    }
+    // A page or a few more than one text takes, or as much as there is.
+    let probe = Scheduler::new(&base.model, &options).map_err(|e| e.to_string())?;
+    let page = probe.page_bytes();
+    let some = (4 + r.below(4)) * page;
+    options.kv_bytes = r.one(&[None, Some(some)]);
+    let mut scheduler = Scheduler::new(&base.model, &options).map_err(|e| e.to_string())?;
+    // Beginnings that several share.
+    let n_vocab = base.model.shape().n_vocab;
+    let text = |r: &mut Random, n| (0..n).map(|_| r.below(n_vocab) as i32).collect::<Vec<_>>();
+    let beginnings = [text(r, 70), text(r, 130), Vec::new()];
+    let mut requests = BTreeMap::new();
+    let mut ends = BTreeMap::new();
+    let (n, mut cancelled) = (3 + r.below(6), 0);
+    let mut submitted = 0;
+    for step in 0.. {
+        if step > 20_000 {
+            return Err("it does not end".into());
+        }
+        if submitted < n && (r.below(3) == 0 || scheduler.is_idle()) {
+            let mut prompt = r.one(&beginnings);
+            let own = 1 + r.below(40);
+            prompt.extend(text(r, own));
+            let generate = drawn(1 + r.below(30), r.below(1000) as u32);
+            let mut request = Request::tokens(prompt).generate(generate);
+            request.adapter = r.one(&base.adapters);
+            request.priority = r.below(3) as i32;
+            match scheduler.submit(request.clone()) {
+                Ok(id) => drop(requests.insert(id, request)),
+                Err(Error::Session(SessionError::ContextFull { .. })) => {}
+                Err(e) => return Err(e.to_string()),
+            }
+            submitted += 1;
+        }
+        if scheduler.is_idle() && submitted == n {
+            break;
+        }
+        if r.below(40) == 0 && !requests.is_empty() {
+            let ids: Vec<_> = requests.keys().copied().collect();
+            let id = r.one(&ids);
+            scheduler.cancel(id);
+            if !ends.contains_key(&id) {
+                requests.remove(&id);
+                cancelled += 1;
+            }
+        }
+        for (id, event) in scheduler.step() {
+            match event {
+                Event::Text(_) => {}
+                Event::Done(out) => drop(ends.insert(id, said(&out))),
+                Event::Failed(e) => return Err(format!("{id:?} failed: {e}")),
+                _ => unreachable!(),
+            }
+        }
+    }
+    let mut prompts = 0;
+    for (id, request) in &requests {
+        let got = ends.get(id).ok_or(format!("nothing of {id:?}"))?;
+        let want = alone(&base.model, &options, request);
+        prompts += want.tokens.len();
+        if *got != want {
+            return Err(format!("{id:?}, {request:?}: {got:?} instead of {want:?}"));
+        }
+    }
+    Ok([requests.len(), cancelled, prompts])
+}
+
+#[test]
+fn everybody_gets_what_they_would_have_got_alone() {
+    const SCHEDULES: usize = 240;
+    let bases = bases();
+    assert!(bases.len() > 10);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let totals = std::sync::Mutex::new([0; 3]);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if i >= SCHEDULES {
+                        break;
+                    }
+                    let base = &bases[i % bases.len()];
+                    let counts = schedule(base, i as u64)
+                        .unwrap_or_else(|e| panic!("schedule {i}, {}: {e}", base.name));
+                    let mut totals = totals.lock().unwrap();
+                    totals.iter_mut().zip(counts).for_each(|(t, n)| *t += n);
+                }
+            });
+        }
+    });
+    let [requests, cancelled, tokens] = totals.into_inner().unwrap();
+    assert!(requests > 2 * SCHEDULES && cancelled > SCHEDULES / 10 && tokens > 10 * SCHEDULES);
+}
+
+/// The engine's answer is a session's, token by token.
+#[test]
+fn a_session_says_the_same() {
+    let adapter = adapters::prefix(&MODEL, 5, 1);
+    let greedy = GenerateOptions::default()
+        .sampler(SamplerParams::greedy())
+        .max_tokens(30);
+    let model = Model::open(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tinylm-q8_0.gguf"),
+        &ModelOptions::default().kernels(Kernels::Own),
+    )
+    .unwrap();
+    for adapter in [None, Some(&adapter)] {
+        let options = SessionOptions::default().n_ctx(256).n_threads(1);
+        let mut session = Session::new(&model, &options).unwrap();
+        let mut request = Request::text("The rain has not stopped").generate(greedy.clone());
+        if let Some(adapter) = adapter {
+            session.attach(adapter, ExistingText::Drop).unwrap();
+            request = request.adapter(adapter);
+        }
+        session.prompt("The rain has not stopped").unwrap();
+        let want = session
+            .generate(&greedy, |_| std::ops::ControlFlow::Continue(()))
+            .unwrap();
+        let got = alone(&model, &self::options(), &request);
+        assert_eq!((&got.text, &got.tokens), (&want.text, &want.tokens));
+        assert_eq!(got.reason, want.reason);
+    }
+}
+
+#[test]
+fn beginnings_in_common_are_computed_once_and_never_across_adapters() {
+    let (a, b) = (
+        adapters::prefix(&MODEL, 5, 1),
+        adapters::prefix(&MODEL, 5, 2),
+    );
+    let mut scheduler = Scheduler::new(&MODEL, &options()).unwrap();
+    let system: Vec<i32> = (0..150).map(|i| i * 7 % 200 + 20).collect();
+    let computed = |scheduler: &mut Scheduler, adapter: Option<&Adapter>, own: i32| {
+        let mut prompt = system.clone();
+        prompt.extend([own, own + 1]);
+        let mut request = Request::tokens(prompt).generate(drawn(3, 1));
+        request.adapter = adapter.cloned();
+        let before = scheduler.positions_computed();
+        let id = scheduler.submit(request.clone()).unwrap();
+        let got = run(scheduler).remove(&id).unwrap().unwrap();
+        assert_eq!(said(&got), alone(&MODEL, &options(), &request));
+        scheduler.positions_computed() - before
+    };
+    let bos = usize::from(MODEL.vocab().leading_bos().is_some());
+    for adapter in [None, Some(&a), Some(&b)] {
+        // Its own two tokens, and all but the last one of the answer.
+        assert_eq!(computed(&mut scheduler, adapter, 30), bos + 150 + 2 + 2);
+        assert_eq!(computed(&mut scheduler, adapter, 50), 2 + 2);
+        // All but the last token are known.
+        assert_eq!(computed(&mut scheduler, adapter, 50), 1 + 2);
+    }
+    // Nobody needs it any more, so it may go.
+    let mut forgetful = options();
+    forgetful.prefix_bytes = 0;
+    let mut scheduler = Scheduler::new(&MODEL, &forgetful).unwrap();
+    for _ in 0..2 {
+        assert_eq!(computed(&mut scheduler, None, 30), bos + 150 + 2 + 2);
+        assert_eq!(scheduler.kv_bytes(), 0);
+    }
+}
+
+/// Of those who come at the same time with the same beginning one computes it.
+#[test]
+fn a_beginning_that_is_being_computed_is_waited_for() {
+    let mut scheduler = Scheduler::new(&MODEL, &options()).unwrap();
+    let requests: Vec<_> = (0..10)
+        .map(|i| {
+            let mut prompt: Vec<i32> = (0..150).map(|i| i * 7 % 200 + 20).collect();
+            prompt.push(100 + i);
+            Request::tokens(prompt).generate(drawn(4, i as u32))
+        })
+        .collect();
+    let ids: Vec<_> = (requests.iter())
+        .map(|r| scheduler.submit(r.clone()).unwrap())
+        .collect();
+    let ends = run(&mut scheduler);
+    for (id, request) in ids.iter().zip(&requests) {
+        let got = said(ends[id].as_ref().unwrap());
+        assert_eq!(got, alone(&MODEL, &options(), request));
+    }
+    let bos = usize::from(MODEL.vocab().leading_bos().is_some());
+    assert_eq!(scheduler.positions_computed(), bos + 150 + 10 + 10 * 3);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_at_once() {
+    let mut few = options();
+    few.max_waiting = 2;
+    let mut scheduler = Scheduler::new(&MODEL, &few).unwrap();
+    let refused = |r: Request, scheduler: &mut Scheduler| scheduler.submit(r).unwrap_err();
+    let request = |n: usize, m| Request::tokens(vec![30; n]).generate(drawn(m, 1));
+    let bos = usize::from(MODEL.vocab().leading_bos().is_some());
+    let full = refused(request(500, 100), &mut scheduler);
+    let needed = bos + 599;
+    assert!(
+        matches!(full, Error::Session(SessionError::ContextFull { needed: n, n_ctx: 512 }) if n == needed)
+    );
+    let outside = refused(Request::tokens(vec![1 << 30]), &mut scheduler);
+    assert!(matches!(
+        outside,
+        Error::Session(SessionError::TokenOutOfRange { .. })
+    ));
+    let stop = GenerateOptions::default().stop("");
+    let stop = refused(request(3, 1).generate(stop), &mut scheduler);
+    assert!(matches!(stop, Error::Stop(_)));
+    if bos == 0 {
+        let empty = refused(Request::tokens(vec![]), &mut scheduler);
+        assert!(matches!(empty, Error::Session(SessionError::EmptyPrompt)));
+    }
+    scheduler.submit(request(3, 2)).unwrap();
+    let second = scheduler.submit(request(3, 2)).unwrap();
+    let busy = refused(request(3, 2), &mut scheduler);
+    assert!(matches!(
+        busy,
+        Error::Engine(EngineError::Busy { waiting: 2 })
+    ));
+    // Refusals leave no trace.
+    assert!(run(&mut scheduler)[&second].is_ok());
+
+    let mut small = options();
+    small.kv_bytes = Some(2 * scheduler.page_bytes());
+    let mut scheduler = Scheduler::new(&MODEL, &small).unwrap();
+    let large = refused(request(200, 1), &mut scheduler);
+    assert!(
+        matches!(large, Error::Engine(EngineError::TooLarge { needed, limit }) if needed == 2 * limit)
+    );
+    scheduler.submit(request(100, 20)).unwrap();
+    assert!(run(&mut scheduler).values().all(Result::is_ok));
+
+    let late = request(3, 100).deadline(Instant::now());
+    let id = scheduler.submit(late).unwrap();
+    let ends = run(&mut scheduler);
+    assert!(matches!(ends[&id], Err(Error::Engine(EngineError::Late))));
+}
+
+#[test]
+fn who_is_refused_for_memory_is_the_youngest_and_the_others_notice_nothing() {
+    let page = Scheduler::new(&MODEL, &options()).unwrap().page_bytes();
+    let mut refusing = options();
+    refusing.kv_bytes = Some(3 * page);
+    refusing.when_full = WhenFull::Refuse;
+    let mut scheduler = Scheduler::new(&MODEL, &refusing).unwrap();
+    // Each begins with a page and needs two in the end.
+    let request = |i| Request::tokens(vec![30 + i; 40]).generate(drawn(60, i as u32));
+    let ids: Vec<_> = (0..2)
+        .map(|i| scheduler.submit(request(i)).unwrap())
+        .collect();
+    let third = scheduler.submit(request(2)).unwrap();
+    let ends = run(&mut scheduler);
+    let got = said(ends[&ids[0]].as_ref().unwrap());
+    assert_eq!(got, alone(&MODEL, &options(), &request(0)));
+    let failed = |id| matches!(ends[id], Err(Error::Engine(EngineError::OutOfPages)));
+    assert!(failed(&third) && (failed(&ids[1]) || ends[&ids[1]].is_ok()));
+    assert!(scheduler.kv_bytes() <= 3 * page);
+}
+
+#[test]
+fn an_engine_serves_threads_and_forgets_who_has_gone() {
+    let engine = Engine::new(&MODEL, &options()).unwrap();
+    let adapter = adapters::prefix(&MODEL, 5, 1);
+    let request = |i: usize| {
+        let mut request =
+            Request::text(format!("Once there were {i}")).generate(drawn(20, i as u32));
+        request.adapter = i.is_multiple_of(2).then(|| adapter.clone());
+        request
+    };
+    std::thread::scope(|scope| {
+        for i in 0..6 {
+            let (engine, request) = (&engine, &request);
+            scope.spawn(move || {
+                let got = said(&engine.submit(request(i)).unwrap().wait().unwrap());
+                assert_eq!(got, alone(&MODEL, &options(), &request(i)));
+            });
+        }
+        // Others come and go.
+        for i in 0..200 {
+            drop(engine.submit(request(i % 7)));
+        }
+    });
+    let mut reply = engine.submit(request(1)).unwrap();
+    let mut text = String::new();
+    let out = loop {
+        match reply.poll() {
+            Some(Event::Text(piece)) => text += &piece,
+            Some(Event::Done(out)) => break out,
+            Some(other) => panic!("{other:?}"),
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert_eq!((out.text, out.reason), (text, StopReason::MaxTokens));
+    assert!(reply.poll().is_none());
+    // An engine that ends leaves nobody waiting.
+    let long: Vec<_> = (0..3)
+        .map(|i| {
+            engine
+                .submit(Request::text("So").generate(drawn(400, i)))
+                .unwrap()
+        })
+        .collect();
+    drop(engine);
+    for reply in long {
+        let end = reply.wait();
+        assert!(matches!(
+            end,
+            Err(Error::Engine(EngineError::Ended)) | Ok(_)
+        ));
+    }
+}
+
+/// Users who come and go for `GGRAFT_SOAK_SECONDS` (2; `scripts/soak.sh`: ten minutes), 64 at a time: no error, no wrong answer, no memory that grows.
+#[test]
+fn many_users_for_a_while() {
+    let seconds = std::env::var("GGRAFT_SOAK_SECONDS").map_or(2, |s| s.parse().expect("seconds"));
+    let kinds = if seconds > 60 { 64 } else { 16 };
+    let mut options = options();
+    options.n_threads = Some(2);
+    options.kv_bytes = Some(40 * Scheduler::new(&MODEL, &options).unwrap().page_bytes());
+    let base = Base::new("tinylm-q8_0".to_owned(), MODEL.clone());
+    let mut random = Random(7);
+    let kinds: Vec<_> = (0..kinds)
+        .map(|i| {
+            let r = &mut random;
+            let n_vocab = MODEL.shape().n_vocab;
+            // Some begin with the same.
+            let mut prompt: Vec<i32> = (0..[0, 40, 150][i % 3]).map(|i| i * 7 % 200 + 20).collect();
+            prompt.extend((0..1 + r.below(40)).map(|_| r.below(n_vocab) as i32));
+            let mut request = Request::tokens(prompt).generate(drawn(1 + r.below(40), i as u32));
+            request.adapter = r.one(&base.adapters);
+            let want = alone(&MODEL, &self::options(), &request);
+            (request, want)
+        })
+        .collect();
+    let engine = Engine::new(&MODEL, &options).unwrap();
+    let (start, length) = (Instant::now(), Duration::from_secs(seconds));
+    let resident = || ggraft_testkit::process_size("RssAnon").unwrap_or(0);
+    let (served, warm) = (
+        std::sync::atomic::AtomicUsize::new(0),
+        std::sync::atomic::AtomicU64::new(0),
+    );
+    std::thread::scope(|scope| {
+        for user in 0..64 {
+            let (engine, kinds, served, warm) = (&engine, &kinds, &served, &warm);
+            scope.spawn(move || {
+                let mut random = Random(user as u64 + 1);
+                while start.elapsed() < length {
+                    let (request, want) = &kinds[random.below(kinds.len())];
+                    let mut reply = engine.submit(request.clone()).unwrap();
+                    if random.below(5) == 0 {
+                        // Who does not wait for the end.
+                        let _ = reply.next();
+                        continue;
+                    }
+                    assert_eq!(said(&reply.wait().unwrap()), *want);
+                    served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if start.elapsed() > length / 3 {
+                        warm.fetch_max(
+                            if start.elapsed() < length / 2 {
+                                resident()
+                            } else {
+                                0
+                            },
+                            std::sync::atomic::Ordering::Relaxed,
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let (served, warm, end) = (served.into_inner(), warm.into_inner(), resident());
+    eprintln!("{served} answers, {warm} bytes resident after a third, {end} in the end");
+    assert!(served > 64);
+    // Of a short run other tests take a part, and of a system that does not say there is nothing to compare.
+    if seconds > 60 && warm > 0 {
+        assert!(end < warm + warm / 10, "{warm} bytes, then {end}");
+    }
+}
