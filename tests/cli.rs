@@ -1862,9 +1862,19 @@ fn inspect_tells_what_a_file_is() {
 
 #[test]
 fn bench_reports_mean_and_deviation() {
-    let options = words("bench -t 1 -p 16 -n 4 -d 8 -r 2 -m models/tinylm-q8_0.gguf");
+    let options =
+        words("bench -t 1 -p 16 -n 4 -d 8 -r 2 --parallel 1,3 -m models/tinylm-q8_0.gguf");
     for (adapter, tests) in [
-        (None, vec!["open", "pp16 @ d8", "tg4 @ d8"]),
+        (
+            None,
+            vec![
+                "open",
+                "pp16 @ d8",
+                "tg4 @ d8",
+                "tg4 x1 @ d8",
+                "tg4 x3 @ d8",
+            ],
+        ),
         (
             Some(SENTIMENT),
             vec![
@@ -1875,6 +1885,8 @@ fn bench_reports_mean_and_deviation() {
                 "swap",
                 "pp16 @ d8",
                 "tg4 @ d8",
+                "tg4 x1 @ d8",
+                "tg4 x3 @ d8",
             ],
         ),
     ] {

@@ -68,39 +68,44 @@ pub(super) struct Built {
 /// The graphs that were used last. Another topology replaces a graph in the same memory.
 #[derive(Default)]
 struct Graphs {
-    /// Of a few tokens, the last used one at the end: steps of so many texts that are written.
-    small: Vec<Built>,
-    large: Option<Built>,
+    /// Of steps in which each token is some text's next one, the last used graph at the end: one for each number of texts that are written.
+    writing: Vec<Built>,
+    /// Of any other step.
+    other: Option<Built>,
 }
 
 impl Graphs {
-    /// Tokens of small ones.
-    const SMALL: usize = 64;
-    /// Small ones that are kept.
-    const KEPT: usize = 8;
+    /// Of steps that write, as many as are kept, of so many tokens at most.
+    const KEPT: usize = 4;
+    const FEW: usize = 64;
+
+    fn writes(topology: &Topology) -> bool {
+        let n = topology.n_tokens;
+        n == topology.n_outputs && n <= Self::FEW && topology.n_virtual == 0
+    }
 
     /// The graph of this topology, or memory for it.
     fn take(&mut self, topology: &Topology) -> Result<Built, GraphMemory> {
         let memory = |built: Built| built.graph.into_memory();
-        if topology.n_tokens > Self::SMALL {
-            return match self.large.take() {
+        if !Self::writes(topology) {
+            return match self.other.take() {
                 Some(built) if built.topology == *topology => Ok(built),
                 other => Err(other.map_or_else(GraphMemory::new, memory)),
             };
         }
-        match self.small.iter().position(|b| b.topology == *topology) {
-            Some(i) => Ok(self.small.remove(i)),
-            None if self.small.len() < Self::KEPT => Err(GraphMemory::new()),
-            None => Err(memory(self.small.remove(0))),
+        match self.writing.iter().position(|b| b.topology == *topology) {
+            Some(i) => Ok(self.writing.remove(i)),
+            None if self.writing.len() < Self::KEPT => Err(GraphMemory::new()),
+            None => Err(memory(self.writing.remove(0))),
         }
     }
 
     fn put(&mut self, built: Built) -> &Built {
-        if built.topology.n_tokens > Self::SMALL {
-            return self.large.insert(built);
+        if !Self::writes(&built.topology) {
+            return self.other.insert(built);
         }
-        self.small.push(built);
-        self.small.last().expect("just pushed")
+        self.writing.push(built);
+        self.writing.last().expect("just pushed")
     }
 }
 

@@ -17,8 +17,8 @@ pub enum SessionError {
     /// The cancel token was raised.
     #[error("cancelled")]
     Cancelled,
-    /// Memory for intermediate results ran out.
-    #[error("out of memory for the computation graph")]
+    /// Memory for keys and values or for intermediate results ran out.
+    #[error("out of memory for keys and values or intermediate results")]
     OutOfMemory,
     /// The model or the adapter gave values that are no numbers: they must not become text.
     #[error(

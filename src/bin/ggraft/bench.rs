@@ -1,10 +1,12 @@
 //! `ggraft bench`: how fast this machine opens, attaches, swaps, reads and writes.
 
-use crate::args::{AdapterArgs, ModelArgs, SessionArgs, warn_of_threads, whole};
+use crate::args::{AdapterArgs, ModelArgs, SessionArgs, count, warn_of_threads, whole};
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
-use ggraft::infer::{ExistingText, KvType};
+use ggraft::infer::engine::{EngineOptions, Event, Request, Scheduler};
+use ggraft::infer::sampler::SamplerParams;
+use ggraft::infer::{ExistingText, GenerateOptions, KvType, SessionOptions};
 use ggraft::{Adapter, CpuLevel, Model, Session};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 const EXAMPLES: &str = "Examples:
   ggraft bench -m model.gguf
   ggraft bench -m model.gguf -a adapter.gguf -p 512 -n 128 -d 1024 -t 4
+  ggraft bench -m model.gguf -a adapter.gguf -p 0 --parallel 1,2,4,8,16
 
 Rows, as llama-bench has them: mean and standard deviation of -r runs after one that is not counted.
   open      map the model and check it (the file is in the page cache; the tokenizer's tables are
@@ -23,6 +26,8 @@ Rows, as llama-bench has them: mean and standard deviation of -r runs after one 
   swap      replace one resident adapter by another
   ppN       compute a prompt of N tokens
   tgN       generate N tokens, one at a time, sampling left out
+  tgN xU    U users who generate N tokens each in the same steps (--parallel), of all together;
+            behind 32 tokens, or as many as -d says, with the most likely token taken
 `@ dN`: with N tokens in the context before. The adapter's tokens come on top. Without --ctx the context is as long as the longest \
 test needs, but no longer than what the model was trained on: what needs more is refused. Progress goes to stderr, if there is any.";
 
@@ -41,6 +46,9 @@ pub(crate) struct Bench {
     /// Tokens in the context before each test
     #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     depth: usize,
+    /// Users who generate at the same time, a test for each number
+    #[arg(long, value_name = "USERS", value_delimiter = ',', value_parser = count::<usize>)]
+    parallel: Vec<usize>,
     /// Runs of each test
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repetitions: u32,
@@ -55,6 +63,8 @@ pub(crate) struct Bench {
 
 /// Tokens of a prompt that are computed without a word about progress in between: one step of a session.
 const CHUNK: usize = 512;
+/// Tokens that users have in their context before they generate.
+const BEFORE: usize = 32;
 /// How long a test may say nothing.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -90,6 +100,12 @@ impl Bench {
         for (name, n, step) in [("pp", schedule.prompt, CHUNK), ("tg", schedule.generate, 1)] {
             if n > 0 {
                 tests.push(self.throughput(name, n, step, &mut session)?);
+            }
+        }
+        for &users in &self.parallel {
+            if schedule.generate > 0 {
+                let n = schedule.generate;
+                tests.push(self.together(&model, adapter.as_ref(), &options, users, n)?);
             }
         }
         self.print(&model, adapter.as_ref(), &session, &tests)
@@ -216,6 +232,80 @@ impl Bench {
         Ok(Test::new(&name, "t/s", samples))
     }
 
+    /// Generates `n` tokens for each of some users.
+    fn together(
+        &self,
+        model: &Model,
+        adapter: Option<&Adapter>,
+        session: &SessionOptions,
+        users: usize,
+        n: usize,
+    ) -> Result<Test> {
+        let mut ids = RandomIds::new(model.shape().n_vocab);
+        let depth = match self.depth {
+            0 => String::new(),
+            d => format!(" @ d{d}"),
+        };
+        let name = format!("tg{n} x{users}{depth}");
+        tracing::info!("measuring {name}");
+        let mut options = EngineOptions::default();
+        options.n_ctx = self.session.ctx;
+        options.n_threads = session.n_threads;
+        options.kv_type = session.kv_type;
+        options.flash_attention = session.flash_attention;
+        options.accept_other_base = session.accept_other_base;
+        (options.max_running, options.max_waiting) = (users, users);
+        // Nobody waits for the others' prompts.
+        options.n_batch_beside = Some(CHUNK);
+        let mut progress = Progress {
+            name: &name,
+            runs: self.repetitions,
+            all: users * n,
+            said: Instant::now(),
+        };
+        let mut samples = Vec::new();
+        for run in 0..=self.repetitions {
+            let mut scheduler = Scheduler::new(model, &options)?;
+            // Who begins first writes until the last one does, and a little longer.
+            let mut generate = GenerateOptions::default().sampler(SamplerParams::greedy());
+            generate.ignore_eog = true;
+            let before = if self.depth == 0 { BEFORE } else { self.depth };
+            generate.max_tokens = Some(n + 16 + users * before.div_ceil(CHUNK));
+            for _ in 0..users {
+                let prompt = ids.take(before);
+                let mut request = Request::tokens(prompt).generate(generate.clone());
+                request.adapter = adapter.cloned();
+                scheduler.submit(request)?;
+            }
+            let mut step = || -> Result<usize> {
+                let before = scheduler.positions_computed();
+                for (_, event) in scheduler.step() {
+                    if let Event::Failed(e) = event {
+                        return Err(e.into());
+                    }
+                }
+                Ok(scheduler.positions_computed() - before)
+            };
+            // Two steps in a row with a token for each: all prompts are over.
+            let mut in_a_row = 0;
+            while in_a_row < 2 {
+                in_a_row = if step()? == users { in_a_row + 1 } else { 0 };
+            }
+            let begin = Instant::now();
+            let mut done = 0;
+            while done < n * users {
+                let computed = step()?;
+                if computed == 0 {
+                    break;
+                }
+                done += computed;
+                progress.at(run, done);
+            }
+            samples.push(done as f64 / begin.elapsed().as_secs_f64().max(f64::MIN_POSITIVE));
+        }
+        Ok(Test::new(&name, "t/s", samples))
+    }
+
     fn print(
         &self,
         model: &Model,
@@ -275,7 +365,7 @@ impl Bench {
         out += &format!("\nkernels: {}\n", self.model.kernels()?);
         if let (Some(peak), Some(anon)) = (memory.peak_rss, memory.rss_anon) {
             out += &format!(
-                "memory: peak resident {:.1} MiB, anonymous {:.1} MiB (KV cache reserved {:.1} MiB)\n",
+                "memory: peak resident {:.1} MiB, anonymous {:.1} MiB (KV cache of a full context {:.1} MiB)\n",
                 mib(peak),
                 mib(anon),
                 mib(session.kv_bytes() as u64)

@@ -95,6 +95,8 @@ impl Engine {
         let theirs = shared.clone();
         let thread = std::thread::Builder::new()
             .name("ggraft engine".to_owned())
+            // The tree of beginnings is as deep as a text has pages, and is walked recursively.
+            .stack_size(32 << 20)
             .spawn(move || serve(scheduler, &theirs))
             .map_err(|source| EngineError::NoThread { source })?;
         Ok(Self {

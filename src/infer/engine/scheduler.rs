@@ -196,8 +196,7 @@ impl Scheduler {
             .sum()
     }
 
-    /// Positions computed so far, also those that were computed again. For tests and benches.
-    #[doc(hidden)]
+    /// Positions computed so far, also those that were computed again.
     pub fn positions_computed(&self) -> usize {
         self.core.positions_computed
     }
