@@ -1,5 +1,6 @@
 //! Many users at once: each gets what it would have got alone, whatever the others do.
 
+use ggraft::adapter::{Matrix, Parts, Payload, PrefixLayer};
 use ggraft::file::types::GgmlType;
 use ggraft::infer::engine::{
     Engine, EngineError, EngineOptions, Event, Request, RequestId, Scheduler, WhenFull,
@@ -412,6 +413,38 @@ fn who_is_refused_for_memory_is_the_youngest_and_the_others_notice_nothing() {
     let failed = |id| matches!(ends[id], Err(Error::Engine(EngineError::OutOfPages)));
     assert!(failed(&third) && (failed(&ids[1]) || ends[&ids[1]].is_ok()));
     assert!(scheduler.kv_bytes() <= 3 * page);
+}
+
+/// Rows that the cache's type cannot hold make one answer fail, and no other.
+#[test]
+fn numbers_that_are_none_stay_with_their_user() {
+    let shape = MODEL.shape();
+    let rows = |il| Matrix::from_f32(shape.kv_width(il), vec![1e30; shape.kv_width(il)]).unwrap();
+    let layers = (0..shape.n_layer).map(|il| PrefixLayer {
+        k: rows(il),
+        v: rows(il),
+    });
+    let bad = Adapter::new(Parts {
+        payload: Payload::Prefix {
+            layers: layers.collect(),
+        },
+        ..adapters::prefix(&MODEL, 1, 1).parts().clone()
+    });
+    let mut scheduler = Scheduler::new(&MODEL, &options()).unwrap();
+    let good = Request::tokens(vec![30; 10]).generate(drawn(20, 1));
+    let ids = [
+        good.clone(),
+        good.clone().adapter(&bad.unwrap()),
+        good.clone(),
+    ]
+    .map(|request| scheduler.submit(request).unwrap());
+    let ends = run(&mut scheduler);
+    let failed = Error::Session(SessionError::NonFiniteLogits).to_string();
+    assert_eq!(ends[&ids[1]].as_ref().unwrap_err().to_string(), failed);
+    for id in [ids[0], ids[2]] {
+        let got = said(ends[&id].as_ref().unwrap());
+        assert_eq!(got, alone(&MODEL, &options(), &good));
+    }
 }
 
 #[test]

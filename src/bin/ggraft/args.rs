@@ -306,6 +306,19 @@ pub(crate) fn new_session(
     Ok(session)
 }
 
+/// Where a text ends.
+#[derive(Args)]
+pub(crate) struct StopArgs {
+    /// End the text where this appears, which is not printed; can be given several times
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub(crate) stop: Vec<String>,
+}
+
 /// How the next token is chosen; llama.cpp's names and defaults.
 #[derive(Args)]
 #[command(next_help_heading = "Sampling")]

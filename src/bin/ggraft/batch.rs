@@ -1,8 +1,8 @@
 //! `ggraft batch`: many requests at once, each with its own adapter.
 
 use crate::args::{
-    ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, count, load_adapter, parse_limit,
-    warn_of_threads,
+    ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, StopArgs, count, load_adapter,
+    parse_limit, warn_of_threads,
 };
 use crate::data;
 use crate::failure::{Failure, Result};
@@ -11,7 +11,7 @@ use crate::{interrupt, io, run};
 use clap::Args;
 use ggraft::infer::engine::{EngineOptions, Event, Request, RequestId, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
-use ggraft::infer::{GenerateOptions, KvType, SessionOptions};
+use ggraft::infer::{GenerateOptions, KvType};
 use ggraft::train::data::{Dataset, Row};
 use ggraft::{Adapter, Model};
 use serde::Deserialize;
@@ -59,14 +59,8 @@ pub(crate) struct Batch {
     /// Tokens of one answer at most; -1: until the text ends
     #[arg(short, value_name = "N", default_value = "128", value_parser = parse_limit)]
     n: Limit,
-    /// End a text where this appears, which is not part of it; can be given several times
-    #[arg(
-        long,
-        value_name = "TEXT",
-        allow_hyphen_values = true,
-        value_parser = clap::builder::NonEmptyStringValueParser::new()
-    )]
-    stop: Vec<String>,
+    #[command(flatten)]
+    stops: StopArgs,
     /// Adapter of rows that name none: a GGUF adapter file or a PEFT folder
     #[arg(short, long, value_name = "FILE|FOLDER", help_heading = "Adapter")]
     adapter: Option<PathBuf>,
@@ -213,21 +207,10 @@ impl Batch {
     }
 
     fn options(&self) -> EngineOptions {
-        let SessionOptions {
-            n_ctx,
-            n_threads,
-            kv_type,
-            flash_attention,
-            ..
-        } = self.session.options(KvType::F16);
-        let mut options = EngineOptions::default();
-        options.n_ctx = n_ctx;
-        options.n_threads = n_threads;
-        options.kv_type = kv_type;
-        options.flash_attention = flash_attention;
+        let session = self.session.options(KvType::F16);
+        let mut options = EngineOptions::from(&session.accept_other_base(self.force));
         options.kv_bytes = self.kv_memory.map(|mb| mb.saturating_mul(1_000_000));
         options.max_running = self.parallel;
-        options.accept_other_base = self.force;
         options
     }
 
@@ -273,7 +256,7 @@ impl Batch {
         generate.stop = match &wishes.stop {
             Some(Stops::One(stop)) => vec![stop.clone()],
             Some(Stops::Many(stops)) => stops.clone(),
-            None => self.stop.clone(),
+            None => self.stops.stop.clone(),
         };
         generate.logprobs = wishes.logprobs;
         generate

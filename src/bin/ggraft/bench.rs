@@ -248,12 +248,8 @@ impl Bench {
         };
         let name = format!("tg{n} x{users}{depth}");
         tracing::info!("measuring {name}");
-        let mut options = EngineOptions::default();
+        let mut options = EngineOptions::from(session);
         options.n_ctx = self.session.ctx;
-        options.n_threads = session.n_threads;
-        options.kv_type = session.kv_type;
-        options.flash_attention = session.flash_attention;
-        options.accept_other_base = session.accept_other_base;
         (options.max_running, options.max_waiting) = (users, users);
         // Nobody waits for the others' prompts.
         options.n_batch_beside = Some(CHUNK);

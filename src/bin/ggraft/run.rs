@@ -1,6 +1,8 @@
 //! `ggraft run`: text in, text out.
 
-use crate::args::{AdapterArgs, ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, parse_limit};
+use crate::args::{
+    AdapterArgs, ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, StopArgs, parse_limit,
+};
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
@@ -51,14 +53,8 @@ pub(crate) struct Run {
     /// Tokens to generate at most; -1: until the text ends (running out of context is an error)
     #[arg(short, value_name = "N", default_value = "128", value_parser = parse_limit)]
     n: Limit,
-    /// End the text where this appears, which is not printed; can be given several times
-    #[arg(
-        long,
-        value_name = "TEXT",
-        allow_hyphen_values = true,
-        value_parser = clap::builder::NonEmptyStringValueParser::new()
-    )]
-    stop: Vec<String>,
+    #[command(flatten)]
+    stops: StopArgs,
     /// Print one JSON object instead: text, tokens, stop reason, timings
     #[arg(long)]
     json: bool,
@@ -125,7 +121,7 @@ impl Run {
 
         let mut options = GenerateOptions::default().sampler(params);
         options.max_tokens = self.n.0;
-        options.stop = self.stop;
+        options.stop = self.stops.stop;
         let output = generate(&mut session, &options, !self.json)?;
         let report = Report {
             load,

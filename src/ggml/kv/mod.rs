@@ -57,15 +57,16 @@ impl KvLayout {
                 });
                 classes.len() - 1
             });
-            let bytes = heads.hk * row_bytes(ty, heads.d);
             let first = classes[class].token_bytes;
-            classes[class].token_bytes += 2 * bytes;
-            let layer = Layer {
+            let mut layer = Layer {
                 heads,
                 ty,
-                behind: [first, first + bytes],
+                behind: [first; 2],
                 window,
             };
+            let bytes = heads.hk * layer.row_bytes();
+            layer.behind[KvPart::V as usize] += bytes;
+            classes[class].token_bytes += 2 * bytes;
             (class, layer)
         };
         let layers = layers.into_iter().map(place).collect();
@@ -87,6 +88,12 @@ impl KvLayout {
         self.classes[class].token_bytes
     }
 
+    /// Bytes of so many tokens, of all classes.
+    pub(crate) fn bytes(&self, tokens: usize) -> usize {
+        let token: usize = self.classes.iter().map(|class| class.token_bytes).sum();
+        token.saturating_mul(tokens)
+    }
+
     /// Layer `il`, and its class.
     pub(crate) fn layer(&self, il: usize) -> (usize, &Layer) {
         let (class, layer) = &self.layers[il];
@@ -96,10 +103,6 @@ impl KvLayout {
     pub(crate) fn n_layers(&self) -> usize {
         self.layers.len()
     }
-}
-
-fn row_bytes(ty: GgmlType, d: usize) -> usize {
-    ty.row_bytes(d as u64).expect("whole blocks") as usize
 }
 
 /// Keys and values of some tokens in all layers of a class, as [`Rows`] says.
@@ -183,7 +186,7 @@ impl KvRows {
         tokens: Range<usize>,
     ) -> Range<usize> {
         assert!(head < layer.heads.hk && tokens.end <= self.room);
-        let bytes = row_bytes(layer.ty, layer.heads.d);
+        let bytes = layer.row_bytes();
         let behind = layer.behind[part as usize];
         let first = self.rows().at(behind, bytes, head, tokens.start);
         let range = first..first + tokens.len() * bytes;

@@ -2,7 +2,7 @@
 
 use crate::adapter::Adapter;
 use crate::infer::generate::{GenerateOptions, Generated};
-use crate::infer::session::FlashAttention;
+use crate::infer::session::{FlashAttention, SessionOptions};
 use crate::infer::{KvType, SessionError};
 use std::time::Instant;
 
@@ -116,6 +116,21 @@ pub struct EngineOptions {
     pub when_full: WhenFull,
     /// Take adapters whose fingerprint names another base of the same shape.
     pub accept_other_base: bool,
+}
+
+impl From<&SessionOptions> for EngineOptions {
+    /// An engine whose texts are computed as a session's.
+    fn from(session: &SessionOptions) -> Self {
+        Self {
+            n_ctx: session.n_ctx,
+            n_threads: session.n_threads,
+            kv_type: session.kv_type,
+            flash_attention: session.flash_attention,
+            n_batch: session.n_batch,
+            accept_other_base: session.accept_other_base,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for EngineOptions {

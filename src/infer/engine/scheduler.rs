@@ -5,7 +5,7 @@ use super::prefix::PrefixCache;
 use super::request::{EngineOptions, Event, Request, RequestId, WhenFull};
 use super::task::{Reception, Task};
 use crate::error::Result;
-use crate::ggml::{KvPool, default_threads};
+use crate::ggml::{KV_PAGE, KvPool, default_threads};
 use crate::infer::SessionError;
 use crate::infer::core::{Core, Part};
 use crate::infer::session::{self, SessionOptions};
@@ -190,10 +190,7 @@ impl Scheduler {
 
     /// Bytes of the keys and values of a page: memory is given out by pages of 64 tokens.
     pub fn page_bytes(&self) -> usize {
-        let pool = &self.reception.pool;
-        (0..pool.layout().n_classes())
-            .map(|c| pool.page_bytes(c))
-            .sum()
+        self.reception.pool.layout().bytes(KV_PAGE)
     }
 
     /// Positions computed so far, also those that were computed again.

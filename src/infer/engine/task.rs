@@ -81,9 +81,8 @@ impl Reception {
             return Err(SessionError::ContextFull { needed, n_ctx }.into());
         }
         if let Some(limit) = options.kv_bytes {
-            let pages = (own + answer).div_ceil(KV_PAGE);
-            let classes = 0..self.pool.layout().n_classes();
-            let needed = pages * classes.map(|c| self.pool.page_bytes(c)).sum::<usize>();
+            let tokens = (own + answer).next_multiple_of(KV_PAGE);
+            let needed = self.pool.layout().bytes(tokens);
             if needed > limit {
                 return Err(EngineError::TooLarge { needed, limit }.into());
             }
@@ -106,6 +105,17 @@ impl Reception {
             n_ctx: self.n_ctx,
         })
     }
+}
+
+/// The item that token `at` is in, and which one it is of it.
+fn find_item(items: &[Item], mut at: usize) -> Option<(&Item, usize)> {
+    for item in items {
+        if at < item.len() {
+            return Some((item, at));
+        }
+        at -= item.len();
+    }
+    None
 }
 
 fn keys(item: &Item) -> Vec<Key> {
@@ -181,37 +191,24 @@ impl Task {
 
     /// How many tokens are computed next, of at most `most`: those of one item.
     pub(super) fn next(&self, most: usize) -> usize {
-        let mut at = self.computed();
-        for item in &self.items {
-            if at < item.len() {
-                return most.min(item.len() - at);
-            }
-            at -= item.len();
-        }
-        0
+        find_item(&self.items, self.computed()).map_or(0, |(item, at)| most.min(item.len() - at))
     }
 
     /// The next `n` tokens, of one item, as part of a step. Logits of the last token that is known are wanted.
     pub(super) fn part(&mut self, n: usize) -> Part<'_> {
         let last = n == self.left();
-        let mut at = self.computed();
-        let input = self.items.iter().find_map(|item| {
-            if at >= item.len() {
-                at -= item.len();
-                return None;
+        let (item, at) = find_item(&self.items, self.computed()).expect("there are tokens left");
+        let input = match item {
+            Item::Tokens(tokens) => Input::Tokens(&tokens[at..at + n]),
+            Item::Virtual(rows) => {
+                let (first, attached) = (rows.start + at, self.attached.as_ref());
+                let attached = attached.expect("items are its template's");
+                Input::Virtual(attached.placed(first..first + n))
             }
-            Some(match item {
-                Item::Tokens(tokens) => Input::Tokens(&tokens[at..at + n]),
-                Item::Virtual(rows) => {
-                    let (first, attached) = (rows.start + at, self.attached.as_ref());
-                    let attached = attached.expect("items are its template's");
-                    Input::Virtual(attached.placed(first..first + n))
-                }
-            })
-        });
+        };
         Part {
             text: &mut self.text,
-            input: input.expect("there are tokens left"),
+            input,
             outputs: if last { n - 1..n } else { 0..0 },
         }
     }

@@ -173,9 +173,8 @@ impl Session {
 
     /// Bytes that keys and values of a full context take. They are allocated, and become resident, as the context fills.
     pub fn kv_bytes(&self) -> usize {
-        let layout = self.core.layout();
-        let token_bytes: usize = (0..layout.n_classes()).map(|c| layout.token_bytes(c)).sum();
-        token_bytes.saturating_mul(self.n_ctx.next_multiple_of(KV_PAGE))
+        let tokens = self.n_ctx.next_multiple_of(KV_PAGE);
+        self.core.layout().bytes(tokens)
     }
 
     /// The attached adapter.

@@ -316,6 +316,12 @@ enum Division {
 }
 
 impl Layer {
+    /// Bytes of a head of a token.
+    pub(crate) fn row_bytes(&self) -> usize {
+        let bytes = self.ty.row_bytes(self.heads.d as u64);
+        bytes.expect("whole blocks") as usize
+    }
+
     fn division(&self, text: &Text) -> Division {
         let tiles = text.tokens.len().div_ceil(self.heads.tile());
         let chunks = text.chunks(&text.tokens, self.window);
@@ -512,7 +518,7 @@ impl Attention<'_> {
         room(&mut scratch.p, n * CHUNK);
         room(&mut scratch.keys, 2 * d * WIDTH);
         room(&mut scratch.values, padded(d) * VALUES);
-        let row_bytes = self.layer.ty.row_bytes(d as u64).expect("whole blocks") as usize;
+        let row_bytes = self.layer.row_bytes();
         // At most so many keys, of which some may be behind the last one.
         let run = |behind: usize, first: usize, n: usize| {
             let n = n.min(keys.len() - first);

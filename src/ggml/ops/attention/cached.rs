@@ -17,13 +17,6 @@ struct Cache {
     layer: Layer,
 }
 
-impl Cache {
-    fn row_bytes(&self) -> usize {
-        let bytes = self.layer.ty.row_bytes(self.layer.heads.d as u64);
-        bytes.expect("whole blocks") as usize
-    }
-}
-
 /// Stores rows. Operand: F32 `ne = [d, Hk, T]`. The result says nothing.
 struct Store(Cache, KvPart);
 
@@ -35,7 +28,7 @@ impl Kernel for Store {
         let [d, hk, t, _] = x.ne;
         assert_eq!((d, hk), (cache.layer.heads.d, cache.layer.heads.hk));
         assert_eq!(t, writes.len());
-        let (behind, bytes) = (cache.layer.behind[*part as usize], cache.row_bytes());
+        let (behind, bytes) = (cache.layer.behind[*part as usize], cache.layer.row_bytes());
         for token in op.share(t) {
             let (rows, place) = writes[token];
             for head in 0..hk {
@@ -134,7 +127,7 @@ impl Kernel for Gather {
         let Self(cache, part) = self;
         let step = cache.step.read();
         let (text, n) = step.class(cache.class).only();
-        let (behind, bytes) = (cache.layer.behind[*part as usize], cache.row_bytes());
+        let (behind, bytes) = (cache.layer.behind[*part as usize], cache.layer.row_bytes());
         let to = op.result();
         let [_, hk, room, _] = to.ne;
         assert!(n <= room && to.ty == cache.layer.ty);
