@@ -219,6 +219,8 @@ enum ggraft_stop_reason
   GGRAFT_STOP_STRING = 2,
   // The callback said so.
   GGRAFT_STOP_CALLBACK = 3,
+  // The context is full; of an engine's answers, a session fails instead.
+  GGRAFT_STOP_CONTEXT_FULL = 4,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1095,6 +1097,21 @@ ggraft_status ggraft_engine_submit(const ggraft_engine *engine,
                                    const ggraft_generate_params *params,
                                    int32_t priority,
                                    ggraft_reply **out);
+
+// As `ggraft_engine_submit`, for `n_adapters` members that speak as one: they get the same tokens, in the same steps, and each token comes from what they say together. A NULL
+// among `adapters` is the model without one. `weights` has as many elements, or is NULL: all the same. `combine` is a `ggraft_combine`.
+//
+// # Safety
+// As for `ggraft_engine_submit`; `adapters` has `n_adapters` elements, each NULL or a live handle, and so has `weights` unless it is NULL.
+ggraft_status ggraft_engine_submit_ensemble(const ggraft_engine *engine,
+                                            const char *prompt,
+                                            const ggraft_adapter *const *adapters,
+                                            const float *weights,
+                                            size_t n_adapters,
+                                            int32_t combine,
+                                            const ggraft_generate_params *params,
+                                            int32_t priority,
+                                            ggraft_reply **out);
 
 // Shows what has come of the answer since the last call, without waiting. `*done` becomes not 0 when it is over, and `result` is filled then; a request that failed
 // gives its error once. After that, GGRAFT_ERROR_STATE. Otherwise as `ggraft_reply_wait`.

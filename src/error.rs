@@ -3,10 +3,10 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
-use crate::infer::SessionError;
 use crate::infer::engine::EngineError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
+use crate::infer::{EnsembleError, SessionError};
 use crate::kernels::CpuError;
 use crate::model::ModelError;
 use crate::model::chat::ChatError;
@@ -56,6 +56,9 @@ pub enum Error {
     /// An engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Members cannot speak as one.
+    #[error(transparent)]
+    Ensemble(#[from] EnsembleError),
     /// Sampling failed.
     #[error(transparent)]
     Sampler(#[from] SamplerError),

@@ -132,6 +132,7 @@ fn every_error_has_its_status() {
         ("src/error.rs", "Error"),
         ("src/infer/error.rs", "SessionError"),
         ("src/infer/engine/error.rs", "EngineError"),
+        ("src/infer/ensemble/error.rs", "EnsembleError"),
         ("src/infer/sampler.rs", "SamplerError"),
         ("src/infer/text.rs", "StopError"),
         ("src/train/data/error.rs", "DataError"),
@@ -655,6 +656,8 @@ fn null_is_an_error() {
             ggraft_engine_new(model, null(), null_mut()),
             ggraft_engine_submit(null(), text, null(), null(), 0, &mut re),
             ggraft_engine_submit(null(), text, null(), null(), 0, null_mut()),
+            ggraft_engine_submit_ensemble(null(), text, &null(), null(), 1, 0, null(), 0, &mut re),
+            ggraft_engine_submit_ensemble(null(), text, null(), null(), 1, 0, null(), 0, &mut re),
             ggraft_reply_poll(null_mut(), None, null_mut(), &mut done, null_mut(), 0),
             ggraft_reply_poll(null_mut(), None, null_mut(), null_mut(), null_mut(), 0),
             ggraft_reply_wait(null_mut(), None, null_mut(), null_mut(), 0),
@@ -1270,6 +1273,69 @@ fn submit(
     // SAFETY: live handles, initialised structs.
     ok(unsafe { ggraft_engine_submit(engine, text.as_ptr(), adapter, &generate, 0, &mut reply) });
     reply
+}
+
+#[test]
+fn members_speak_as_one() {
+    // SAFETY: handles that live until they are freed, arrays of the sizes given.
+    unsafe {
+        let model = open(&model_path());
+        let pirate = load(model, &peft(PIRATE));
+        let mut p = params(ggraft_engine_params_init);
+        (p.n_ctx, p.n_threads) = (256, 1);
+        let mut engine = null_mut();
+        ok(ggraft_engine_new(model, &p, &mut engine));
+        let (prompt, sampler) = (c(PROMPT), greedy());
+        let mut generate = params(ggraft_generate_params_init);
+        (generate.sampler, generate.max_tokens, generate.ignore_end) = (&sampler, 24, 1);
+        let members = [pirate.cast_const(), null()];
+        let submit = |weights: &[f32], combine: i32| {
+            let mut reply = null_mut();
+            let status = ggraft_engine_submit_ensemble(
+                engine,
+                prompt.as_ptr(),
+                members.as_ptr(),
+                if weights.is_empty() {
+                    null()
+                } else {
+                    weights.as_ptr()
+                },
+                2,
+                combine,
+                &generate,
+                0,
+                &mut reply,
+            );
+            (status, reply)
+        };
+        let said = |weights: &[f32], combine: ggraft_combine| {
+            let (status, reply) = submit(weights, combine as i32);
+            ok(status);
+            let mut shown = Shown::default();
+            let to = (&raw mut shown).cast();
+            ok(ggraft_reply_wait(reply, Some(collect), to, null_mut(), 0));
+            ggraft_reply_free(reply);
+            shown.text
+        };
+        let alone = [Some(PIRATE), None].map(|adapter| rust_answer(adapter, PROMPT));
+        assert_ne!(alone[0], alone[1]);
+        for combine in [
+            ggraft_combine::GGRAFT_COMBINE_MEAN_PROB,
+            ggraft_combine::GGRAFT_COMBINE_MEAN_LOGIT,
+            ggraft_combine::GGRAFT_COMBINE_VOTE,
+            ggraft_combine::GGRAFT_COMBINE_PRODUCT,
+        ] {
+            // Whoever has all the weight speaks.
+            assert_eq!(said(&[1.0, 0.0], combine), alone[0], "{combine:?}");
+            assert_eq!(said(&[0.0, 1.0], combine), alone[1], "{combine:?}");
+        }
+        assert!(!said(&[], ggraft_combine::GGRAFT_COMBINE_PRODUCT).is_empty());
+        fails(submit(&[1.0, -1.0], 0).0, GGRAFT_ERROR_ARGUMENT, "member 2");
+        fails(submit(&[], 4).0, GGRAFT_ERROR_ARGUMENT, "ggraft_combine");
+        ggraft_engine_free(engine);
+        ggraft_adapter_free(pirate);
+        ggraft_model_free(model);
+    }
 }
 
 #[test]

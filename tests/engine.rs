@@ -6,7 +6,9 @@ use ggraft::infer::engine::{
     Engine, EngineError, EngineOptions, Event, Request, RequestId, Scheduler, WhenFull,
 };
 use ggraft::infer::sampler::SamplerParams;
-use ggraft::infer::{ExistingText, GenerateOptions, Generated, KvType, SessionError, StopReason};
+use ggraft::infer::{
+    Combine, Ensemble, ExistingText, GenerateOptions, Generated, KvType, SessionError, StopReason,
+};
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::adapters;
 use ggraft_testkit::fixture::{FixtureSpec, all_variants, write_fixture};
@@ -138,6 +140,18 @@ fn bases() -> Vec<Base> {
     bases
 }
 
+/// One adapter or none, or sometimes several that speak together.
+fn ensemble(r: &mut Random, base: &Base) -> Ensemble {
+    if r.below(3) > 0 {
+        return Ensemble::of_one(r.one(&base.adapters));
+    }
+    let members: Vec<_> = (0..2 + r.below(2)).map(|_| r.one(&base.adapters)).collect();
+    let weights: Vec<_> = members.iter().map(|_| 1.0 + r.below(3) as f32).collect();
+    let combine = r.one(&Combine::ALL);
+    let ensemble = Ensemble::new(members, combine).unwrap();
+    ensemble.weights(&weights).unwrap()
+}
+
 /// Requests that come, are cancelled, preempted and helped by what others left behind, in any order; each answer has the bits of the
 /// one that it would have got alone.
 fn schedule(base: &Base, seed: u64) -> Result<[usize; 3], String> {
@@ -183,11 +197,25 @@ fn schedule(base: &Base, seed: u64) -> Result<[usize; 3], String> {
             prompt.extend(text(r, own));
             let generate = drawn(1 + r.below(30), r.below(1000) as u32);
             let mut request = Request::tokens(prompt).generate(generate);
-            request.adapter = r.one(&base.adapters);
+            request.ensemble = ensemble(r, base);
             request.priority = r.below(3) as i32;
-            match scheduler.submit(request.clone()) {
-                Ok(id) => drop(requests.insert(id, request)),
+            if r.below(4) == 0 {
+                let own = 1 + r.below(50);
+                request = request.answer(text(r, own));
+            }
+            let answers = 1 + r.below(3) / 2;
+            match scheduler.fork(request.clone(), answers) {
+                Ok(ids) => {
+                    for (i, id) in ids.into_iter().enumerate() {
+                        let mut request = request.clone();
+                        *request.generate.sampler.seed.as_mut().unwrap() += i as u32;
+                        requests.insert(id, request);
+                    }
+                }
                 Err(Error::Session(SessionError::ContextFull { .. })) => {}
+                Err(Error::Engine(
+                    EngineError::TooLarge { .. } | EngineError::TooManyMembers { .. },
+                )) => {}
                 Err(e) => return Err(e.to_string()),
             }
             submitted += 1;
@@ -295,7 +323,7 @@ fn beginnings_in_common_are_computed_once_and_never_across_adapters() {
         let mut prompt = system.clone();
         prompt.extend([own, own + 1]);
         let mut request = Request::tokens(prompt).generate(drawn(3, 1));
-        request.adapter = adapter.cloned();
+        request.ensemble = Ensemble::of_one(adapter.cloned());
         let before = scheduler.positions_computed();
         let id = scheduler.submit(request.clone()).unwrap();
         let got = run(scheduler).remove(&id).unwrap().unwrap();
@@ -343,6 +371,199 @@ fn a_beginning_that_is_being_computed_is_waited_for() {
     assert_eq!(scheduler.positions_computed(), bos + 150 + 10 + 10 * 3);
 }
 
+/// Each token's logits in a session.
+fn session_logits(member: Option<&Adapter>, prompt: &[i32], then: &[i32]) -> Vec<Vec<f32>> {
+    let options = SessionOptions::default().n_ctx(256).n_threads(1);
+    let mut session = Session::new(&MODEL, &options).unwrap();
+    if let Some(adapter) = member {
+        session.attach(adapter, ExistingText::Drop).unwrap();
+    }
+    session.prompt_tokens(prompt).unwrap();
+    let mut rows = vec![session.logits().unwrap().to_vec()];
+    let fed = &then[..then.len() - 1];
+    session
+        .feed_with_logits(fed, |_, row| rows.push(row.to_vec()))
+        .unwrap();
+    rows
+}
+
+fn log_softmax(row: &[f32]) -> Vec<f64> {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exp = |&z: &f32| f64::from(z - max).exp();
+    let log_sum = row.iter().map(exp).sum::<f64>().ln() + f64::from(max);
+    row.iter().map(|&z| f64::from(z) - log_sum).collect()
+}
+
+/// Members of all kinds, with positions of their own; what they say together is what their sessions' logits give by the formulas.
+#[test]
+fn given_answers_are_as_likely_as_the_members_say_together() {
+    let members = [
+        None,
+        Some(adapters::prefix(&MODEL, 9, 2)),
+        Some(adapters::prompt(&MODEL, 4, 3)),
+        Some(adapters::p_tuning(&MODEL, "{v:2}{prompt}{v:3}", 5, 4)),
+    ];
+    let weights = [1.0, 2.0, 0.5, 1.5];
+    let prompt: Vec<i32> = (0..70).map(|i| i * 11 % 300 + 20).collect();
+    let then: Vec<i32> = (0..90).map(|i| i * 13 % 300 + 20).collect();
+    let rows = members
+        .each_ref()
+        .map(|m| session_logits(m.as_ref(), &prompt, &then));
+    let mut few = options();
+    // Logits of many steps, in which members come to different places.
+    few.n_batch = 23;
+    for combine in Combine::ALL {
+        let ensemble = Ensemble::new(members.clone(), combine).unwrap();
+        let ensemble = ensemble.weights(&weights.map(|w| w as f32)).unwrap();
+        let request = Request::tokens(prompt.clone())
+            .ensemble(&ensemble)
+            .generate(GenerateOptions::default().logprobs(1))
+            .answer(then.clone());
+        let mut scheduler = Scheduler::new(&MODEL, &few).unwrap();
+        let id = scheduler.submit(request).unwrap();
+        let out = run(&mut scheduler).remove(&id).unwrap().unwrap();
+        assert_eq!((&out.tokens, out.logprobs.len()), (&then, then.len()));
+        for (i, (&id, got)) in then.iter().zip(&out.logprobs).enumerate() {
+            let p = rows.each_ref().map(|rows| log_softmax(&rows[i]));
+            let of = |v: usize| match combine {
+                Combine::MeanProb => (0..4).map(|m| weights[m] * p[m][v].exp()).sum::<f64>().ln(),
+                Combine::MeanLogit => (0..4).map(|m| weights[m] / 5.0 * p[m][v]).sum(),
+                Combine::Product => (0..4).map(|m| weights[m] * p[m][v]).sum(),
+                Combine::Vote => {
+                    let first = |m: usize| {
+                        (1..p[m].len()).fold(0, |b, i| if p[m][i] > p[m][b] { i } else { b })
+                    };
+                    let votes = (0..4).filter(|&m| first(m) == v).map(|m| weights[m]);
+                    votes.sum::<f64>().ln()
+                }
+            };
+            let all: Vec<f64> = (0..p[0].len()).map(of).collect();
+            let sum = all.iter().map(|z| z.exp()).sum::<f64>().ln();
+            let want = all[id as usize] - sum;
+            let near = |got: f32, want: f64| {
+                f64::from(got) == want || (f64::from(got) - want).abs() < 2e-3 * want.abs().max(1.0)
+            };
+            assert!(
+                near(got.logprob, want),
+                "{combine:?} {i}: {} {want}",
+                got.logprob
+            );
+            let (best, logprob) = got.top[0];
+            assert!(near(logprob, all[best as usize] - sum));
+            assert!(all.iter().all(|&z| z <= all[best as usize] + 1e-3));
+        }
+    }
+}
+
+#[test]
+fn answers_to_one_prompt_compute_it_once() {
+    let mut scheduler = Scheduler::new(&MODEL, &options()).unwrap();
+    let prompt: Vec<i32> = (0..30).map(|i| i * 7 % 200 + 20).collect();
+    let request = Request::tokens(prompt).generate(drawn(5, 7));
+    let ids = scheduler.fork(request.clone(), 4).unwrap();
+    let ends = run(&mut scheduler);
+    let mut texts = std::collections::BTreeSet::new();
+    for (i, id) in ids.iter().enumerate() {
+        let mut request = request.clone();
+        request.generate.sampler.seed = Some(7 + i as u32);
+        let got = said(ends[id].as_ref().unwrap());
+        assert_eq!(got, alone(&MODEL, &options(), &request));
+        texts.insert(got.text);
+    }
+    assert!(texts.len() > 1, "{texts:?}");
+    let bos = usize::from(MODEL.vocab().leading_bos().is_some());
+    // The last token of the prompt once for each, whose logits are its own.
+    assert_eq!(scheduler.positions_computed(), bos + 30 + 3 + 4 * 4);
+    // All or none, and nothing is none.
+    let mut few = options();
+    few.max_waiting = 3;
+    let mut scheduler = Scheduler::new(&MODEL, &few).unwrap();
+    let busy = scheduler.fork(request.clone(), 4).unwrap_err();
+    assert!(matches!(
+        busy,
+        Error::Engine(EngineError::Busy { waiting: 0 })
+    ));
+    assert!(scheduler.is_idle() && scheduler.fork(request, 0).unwrap().is_empty());
+}
+
+#[test]
+fn a_full_context_ends_an_answer() {
+    let mut small = options();
+    small.n_ctx = Some(40);
+    let mut scheduler = Scheduler::new(&MODEL, &small).unwrap();
+    let bos = usize::from(MODEL.vocab().leading_bos().is_some());
+    let request = |n| Request::tokens(vec![30; n]);
+    for (request, needed) in [
+        (request(30).generate(drawn(50, 1)).until_full(true), None),
+        (
+            request(41).generate(drawn(50, 1)).until_full(true),
+            Some(bos + 41),
+        ),
+        (request(30).generate(drawn(50, 1)), Some(bos + 79)),
+        (request(30).answer(vec![31; 12]), Some(bos + 41)),
+        (
+            request(30).answer(vec![31; 12]).until_full(true),
+            Some(bos + 41),
+        ),
+    ] {
+        match (scheduler.submit(request), needed) {
+            (Ok(id), None) => {
+                let out = run(&mut scheduler).remove(&id).unwrap().unwrap();
+                // The last token has no place any more, and needs none.
+                let room = 40 - bos - 30 + 1;
+                assert_eq!(
+                    (out.tokens.len(), out.reason),
+                    (room, StopReason::ContextFull)
+                );
+            }
+            (Err(Error::Session(SessionError::ContextFull { needed, .. })), Some(want)) => {
+                assert_eq!(needed, want);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A token that is raised stops a step; nothing of it counts.
+#[test]
+fn a_cancelled_step_has_not_been() {
+    let mut scheduler = Scheduler::new(&MODEL, &options()).unwrap();
+    let request = Request::tokens(vec![30; 100]).generate(drawn(9, 3));
+    let id = scheduler.submit(request.clone()).unwrap();
+    let token = scheduler.cancel_token();
+    let mut ends = BTreeMap::new();
+    for i in 0.. {
+        assert!(i < 100);
+        if i % 2 == 0 {
+            token.cancel();
+            assert!(scheduler.step().is_empty());
+            token.reset();
+        }
+        for (id, event) in scheduler.step() {
+            if let Event::Done(out) = event {
+                ends.insert(id, said(&out));
+            }
+        }
+        if scheduler.is_idle() {
+            break;
+        }
+    }
+    assert_eq!(ends[&id], alone(&MODEL, &options(), &request));
+    // What there is of an answer that is broken off.
+    let id = scheduler.submit(request.clone()).unwrap();
+    (0..4).for_each(|_| drop(scheduler.step()));
+    let some = scheduler.cancel(id).unwrap();
+    assert!(
+        ends.into_values()
+            .next()
+            .unwrap()
+            .tokens
+            .starts_with(&some.tokens)
+    );
+    assert_eq!((some.tokens.len(), some.reason), (4, StopReason::Callback));
+    assert!(scheduler.cancel(id).is_none() && scheduler.is_idle());
+}
+
 #[test]
 fn what_cannot_be_served_is_refused_at_once() {
     let mut few = options();
@@ -368,6 +589,15 @@ fn what_cannot_be_served_is_refused_at_once() {
         let empty = refused(Request::tokens(vec![]), &mut scheduler);
         assert!(matches!(empty, Error::Session(SessionError::EmptyPrompt)));
     }
+    let crowd = Ensemble::new(vec![None; 65], Combine::Vote).unwrap();
+    let crowd = refused(request(3, 1).ensemble(&crowd), &mut scheduler);
+    assert!(matches!(
+        crowd,
+        Error::Engine(EngineError::TooManyMembers {
+            members: 65,
+            most: 64
+        })
+    ));
     scheduler.submit(request(3, 2)).unwrap();
     let second = scheduler.submit(request(3, 2)).unwrap();
     let busy = refused(request(3, 2), &mut scheduler);
@@ -454,7 +684,7 @@ fn an_engine_serves_threads_and_forgets_who_has_gone() {
     let request = |i: usize| {
         let mut request =
             Request::text(format!("Once there were {i}")).generate(drawn(20, i as u32));
-        request.adapter = i.is_multiple_of(2).then(|| adapter.clone());
+        request.ensemble = Ensemble::of_one(i.is_multiple_of(2).then(|| adapter.clone()));
         request
     };
     std::thread::scope(|scope| {
@@ -518,7 +748,7 @@ fn many_users_for_a_while() {
             let mut prompt: Vec<i32> = (0..[0, 40, 150][i % 3]).map(|i| i * 7 % 200 + 20).collect();
             prompt.extend((0..1 + r.below(40)).map(|_| r.below(n_vocab) as i32));
             let mut request = Request::tokens(prompt).generate(drawn(1 + r.below(40), i as u32));
-            request.adapter = r.one(&base.adapters);
+            request.ensemble = ensemble(r, &base);
             let want = alone(&MODEL, &self::options(), &request);
             (request, want)
         })
@@ -535,7 +765,9 @@ fn many_users_for_a_while() {
             let (engine, kinds, served, warm) = (&engine, &kinds, &served, &warm);
             scope.spawn(move || {
                 let mut random = Random(user as u64 + 1);
-                while start.elapsed() < length {
+                let mut own = 0;
+                // Also on a machine that is busy everybody gets an answer.
+                while start.elapsed() < length || own == 0 {
                     let (request, want) = &kinds[random.below(kinds.len())];
                     let mut reply = engine.submit(request.clone()).unwrap();
                     if random.below(5) == 0 {
@@ -544,6 +776,7 @@ fn many_users_for_a_while() {
                         continue;
                     }
                     assert_eq!(said(&reply.wait().unwrap()), *want);
+                    own += 1;
                     served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     if start.elapsed() > length / 3 {
                         warm.fetch_max(
@@ -561,7 +794,7 @@ fn many_users_for_a_while() {
     });
     let (served, warm, end) = (served.into_inner(), warm.into_inner(), resident());
     eprintln!("{served} answers, {warm} bytes resident after a third, {end} in the end");
-    assert!(served > 64);
+    assert!(served >= 64);
     // Of a short run other tests take a part, and of a system that does not say there is nothing to compare.
     if seconds > 60 && warm > 0 {
         assert!(end < warm + warm / 10, "{warm} bytes, then {end}");

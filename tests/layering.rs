@@ -15,7 +15,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["file", "kernels", "ggml"]),
     ("adapter", &["file", "model"]),
     ("graph", &["file", "kernels", "ggml", "model"]),
-    ("infer", &["file", "ggml", "model", "adapter", "graph"]),
+    (
+        "infer",
+        &["file", "kernels", "ggml", "model", "adapter", "graph"],
+    ),
     (
         "train",
         &["file", "kernels", "ggml", "model", "adapter", "graph"],

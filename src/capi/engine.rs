@@ -3,8 +3,8 @@
 use super::adapter::ggraft_adapter;
 use super::exclusive::Exclusive;
 use super::model::ggraft_model;
-use super::params::{self, Params};
-use super::pointer::{give, handle, place, take_back, text};
+use super::params::{self, Params, choose};
+use super::pointer::{array, give, handle, place, take_back, text};
 use super::session::{
     flash_attention, generate_options, generate_result, ggraft_flash_attention,
     ggraft_generate_params, ggraft_generate_result, ggraft_kv_type, ggraft_token_callback, kv_type,
@@ -12,7 +12,7 @@ use super::session::{
 };
 use super::status::{Failure, call, ggraft_status, ggraft_status::GGRAFT_ERROR_STATE};
 use ggraft::infer::engine::{Canceller, Engine, EngineOptions, Event, Reply, Request, WhenFull};
-use ggraft::infer::{Generated, StopReason};
+use ggraft::infer::{Combine, Ensemble, Generated, StopReason};
 use std::ffi::{c_char, c_void};
 
 /// Serves many requests at once, each with its own adapter, on a thread of its own. For any number of threads at the same time.
@@ -171,30 +171,115 @@ pub unsafe extern "C" fn ggraft_engine_submit(
     out: *mut *mut ggraft_reply,
 ) -> ggraft_status {
     call(|| {
-        let out = place(out, "out")?;
-        // SAFETY: the caller's promise.
-        let (handle_, prompt, options) = unsafe {
-            (
-                handle(engine, "engine")?,
-                text(prompt, "prompt")?,
-                generate_options(params)?,
-            )
-        };
-        let mut request = Request::text(prompt).generate(options).priority(priority);
-        if !adapter.is_null() {
+        let member = match adapter.is_null() {
+            true => None,
             // SAFETY: the caller's promise.
-            let adapter = unsafe { handle(adapter, "adapter")? };
-            request = request.adapter(&adapter.adapter);
-        }
-        let reply = handle_.engine.submit(request)?;
-        let object = ggraft_reply {
-            cancel: reply.canceller(),
-            reply: Exclusive::new(Some(reply)),
+            false => Some(unsafe { handle(adapter, "adapter")? }.adapter.clone()),
         };
-        // SAFETY: `out` is valid by the caller's promise.
-        unsafe { give(out, object) };
-        Ok(())
+        // SAFETY: the caller's promise.
+        unsafe {
+            submit(
+                engine,
+                prompt,
+                &Ensemble::of_one(member),
+                params,
+                priority,
+                out,
+            )
+        }
     })
+}
+
+/// How distributions of the next token become one. `w` are the weights.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ggraft_combine {
+    /// The weighted mean of the probabilities.
+    GGRAFT_COMBINE_MEAN_PROB = 0,
+    /// The weighted mean of the logits: what one member rules out is ruled out.
+    GGRAFT_COMBINE_MEAN_LOGIT = 1,
+    /// The most votes for the most likely token, by weight; of equally many the token of larger mean probability.
+    GGRAFT_COMBINE_VOTE = 2,
+    /// The product of the probabilities to the power of the weights: members who agree make each other surer.
+    GGRAFT_COMBINE_PRODUCT = 3,
+}
+
+/// As `ggraft_engine_submit`, for `n_adapters` members that speak as one: they get the same tokens, in the same steps, and each token comes from what they say together. A NULL
+/// among `adapters` is the model without one. `weights` has as many elements, or is NULL: all the same. `combine` is a `ggraft_combine`.
+///
+/// # Safety
+/// As for `ggraft_engine_submit`; `adapters` has `n_adapters` elements, each NULL or a live handle, and so has `weights` unless it is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggraft_engine_submit_ensemble(
+    engine: *const ggraft_engine,
+    prompt: *const c_char,
+    adapters: *const *const ggraft_adapter,
+    weights: *const f32,
+    n_adapters: usize,
+    combine: i32,
+    params: *const ggraft_generate_params,
+    priority: i32,
+    out: *mut *mut ggraft_reply,
+) -> ggraft_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        let adapters = unsafe { array(adapters, n_adapters, "adapters")? };
+        let member = |&adapter: &*const ggraft_adapter| match adapter.is_null() {
+            true => Ok(None),
+            // SAFETY: the caller's promise.
+            false => Ok(Some(unsafe { handle(adapter, "adapter")? }.adapter.clone())),
+        };
+        let members: Vec<_> = adapters
+            .iter()
+            .map(member)
+            .collect::<Result<_, Failure>>()?;
+        let combine = choose!(combine, ggraft_combine {
+            GGRAFT_COMBINE_MEAN_PROB => Combine::MeanProb,
+            GGRAFT_COMBINE_MEAN_LOGIT => Combine::MeanLogit,
+            GGRAFT_COMBINE_VOTE => Combine::Vote,
+            GGRAFT_COMBINE_PRODUCT => Combine::Product,
+        })?;
+        let mut ensemble = Ensemble::new(members, combine)?;
+        if !weights.is_null() {
+            // SAFETY: the caller's promise.
+            ensemble = ensemble.weights(unsafe { array(weights, n_adapters, "weights")? })?;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { submit(engine, prompt, &ensemble, params, priority, out) }
+    })
+}
+
+/// # Safety
+/// As for `ggraft_engine_submit`.
+unsafe fn submit(
+    engine: *const ggraft_engine,
+    prompt: *const c_char,
+    ensemble: &Ensemble,
+    params: *const ggraft_generate_params,
+    priority: i32,
+    out: *mut *mut ggraft_reply,
+) -> Result<(), Failure> {
+    let out = place(out, "out")?;
+    // SAFETY: the caller's promise.
+    let (engine, prompt, options) = unsafe {
+        (
+            handle(engine, "engine")?,
+            text(prompt, "prompt")?,
+            generate_options(params)?,
+        )
+    };
+    let request = Request::text(prompt)
+        .ensemble(ensemble)
+        .generate(options)
+        .priority(priority);
+    let reply = engine.engine.submit(request)?;
+    let object = ggraft_reply {
+        cancel: reply.canceller(),
+        reply: Exclusive::new(Some(reply)),
+    };
+    // SAFETY: `out` is valid by the caller's promise.
+    unsafe { give(out, object) };
+    Ok(())
 }
 
 /// What the caller is told of an answer that is over.

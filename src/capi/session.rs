@@ -73,6 +73,8 @@ pub enum ggraft_stop_reason {
     GGRAFT_STOP_STRING = 2,
     /// The callback said so.
     GGRAFT_STOP_CALLBACK = 3,
+    /// The context is full; of an engine's answers, a session fails instead.
+    GGRAFT_STOP_CONTEXT_FULL = 4,
 }
 
 /// How a session computes. Fill it with `ggraft_session_params_init`.
@@ -576,6 +578,7 @@ pub(crate) fn reason(reason: StopReason) -> ggraft_stop_reason {
         StopReason::MaxTokens => ggraft_stop_reason::GGRAFT_STOP_MAX_TOKENS,
         StopReason::StopString => ggraft_stop_reason::GGRAFT_STOP_STRING,
         StopReason::Callback => ggraft_stop_reason::GGRAFT_STOP_CALLBACK,
+        StopReason::ContextFull => ggraft_stop_reason::GGRAFT_STOP_CONTEXT_FULL,
     }
 }
 

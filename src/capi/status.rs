@@ -2,10 +2,10 @@
 
 use ggraft::Error;
 use ggraft::adapter::AdapterError;
-use ggraft::infer::SessionError;
 use ggraft::infer::engine::EngineError;
 use ggraft::infer::sampler::SamplerError;
 use ggraft::infer::text::StopError;
+use ggraft::infer::{EnsembleError, SessionError};
 use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
@@ -109,6 +109,7 @@ failure_from!(
     DataError,
     SamplerError,
     SessionError,
+    EnsembleError,
     StopError,
     TrainError,
     VocabError
@@ -152,6 +153,7 @@ fn class(error: &Error) -> ggraft_status {
         },
         Error::Engine(e) => match e {
             EngineError::Busy { .. } => GGRAFT_ERROR_BUSY,
+            EngineError::TooManyMembers { .. } => GGRAFT_ERROR_ARGUMENT,
             EngineError::TooLarge { .. }
             | EngineError::OutOfPages
             | EngineError::NoThread { .. } => GGRAFT_ERROR_MEMORY,
@@ -169,6 +171,14 @@ fn class(error: &Error) -> ggraft_status {
             _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
+        Error::Ensemble(e) => match e {
+            EnsembleError::NoMembers
+            | EnsembleError::WeightCount { .. }
+            | EnsembleError::Weight { .. }
+            | EnsembleError::NoWeight
+            | EnsembleError::NoLikelihood => GGRAFT_ERROR_ARGUMENT,
+            _ => GGRAFT_ERROR_INTERNAL,
+        },
         Error::Data(e) => match e {
             DataError::NoChatTemplate { .. } | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
             DataError::NoRows { .. }

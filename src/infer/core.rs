@@ -360,6 +360,11 @@ fn fill(built: &mut Built, parts: &[Part<'_>], width: usize) {
     }
 }
 
+/// Rows of logits that are read from one step at most, so that they take no more than 64 MiB: more are computed in several steps.
+pub(super) fn most_logits(n_vocab: usize) -> usize {
+    ((1 << 24) / n_vocab).max(1)
+}
+
 /// Logits that are no numbers must not become text.
 pub(super) fn check_logits(logits: &[f32]) -> Result<(), SessionError> {
     match all_finite(logits) {

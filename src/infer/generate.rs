@@ -4,6 +4,7 @@ use super::sampler::{Sampler, SamplerError, SamplerParams};
 use super::session::Session;
 use super::text::{StopMatcher, Utf8Stream};
 use crate::error::Result;
+use crate::kernels::log_sum_exp;
 use crate::model::vocab::Vocab;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -61,6 +62,8 @@ pub enum StopReason {
     StopString,
     /// The callback said so.
     Callback,
+    /// The context is full. Of an engine's answers: a session, whose text can go on behind a reset, fails.
+    ContextFull,
 }
 
 /// How long a generation took.
@@ -79,34 +82,38 @@ impl Timings {
     }
 }
 
-/// How likely a token was, by the model's logits as they are: natural logarithms of probabilities.
+/// How likely a token was, by the logits as they are: natural logarithms of probabilities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// Of the token that was taken.
     pub logprob: f32,
     /// The most likely tokens, the most likely one first.
     pub top: Vec<(i32, f32)>,
+    /// Of the token that was taken, by each member of an [`Ensemble`](super::Ensemble); empty if there is only one.
+    pub members: Vec<f32>,
 }
 
 impl TokenLogprobs {
     /// Of token `id` and the `n` most likely ones.
     fn new(logits: &[f32], id: i32, n: usize) -> Self {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exp = |x: &f32| f64::from(x - max).exp();
-        let log_sum = logits.iter().map(exp).sum::<f64>().ln() + f64::from(max);
+        let log_sum = log_sum_exp(logits);
         let logprob = |id: usize| (f64::from(logits[id]) - log_sum) as f32;
-        let mut ids: Vec<usize> = (0..logits.len()).collect();
-        let n = n.min(ids.len());
         // Of equally likely ones the lowest ids.
-        let order = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
-        if n > 0 && n < ids.len() {
-            ids.select_nth_unstable_by(n - 1, order);
+        let mut top: Vec<usize> = Vec::new();
+        let mut least = f32::NEG_INFINITY;
+        for (id, &z) in logits.iter().enumerate().filter(|_| n > 0) {
+            if top.len() == n && z <= least {
+                continue;
+            }
+            let at = top.partition_point(|&other| logits[other] >= z);
+            top.truncate(n - 1);
+            top.insert(at, id);
+            least = logits[top[top.len() - 1]];
         }
-        ids.truncate(n);
-        ids.sort_unstable_by(order);
         Self {
             logprob: logprob(id as usize),
-            top: ids.into_iter().map(|id| (id as i32, logprob(id))).collect(),
+            top: (top.into_iter().map(|id| (id as i32, logprob(id)))).collect(),
+            members: Vec::new(),
         }
     }
 }
@@ -192,6 +199,8 @@ impl Session {
 /// An answer in the making: from logits to text.
 pub(super) struct Answer {
     options: GenerateOptions,
+    /// Its tokens, if they are not to be drawn.
+    given: Option<Vec<i32>>,
     sampler: Sampler,
     stops: StopMatcher,
     utf8: Utf8Stream,
@@ -219,6 +228,7 @@ impl Answer {
             utf8: Utf8Stream::new(),
             ended: (options.max_tokens == Some(0)).then_some(StopReason::MaxTokens),
             options: options.clone(),
+            given: None,
             out: Generated {
                 text: String::new(),
                 tokens: Vec::new(),
@@ -229,18 +239,62 @@ impl Answer {
         })
     }
 
+    /// One whose tokens are known: how likely each of them is.
+    ///
+    /// # Errors
+    /// If the vocabulary is none.
+    pub(super) fn given(tokens: Vec<i32>, top: usize, n_vocab: usize) -> Result<Self> {
+        let options = GenerateOptions {
+            max_tokens: Some(tokens.len()),
+            sampler: SamplerParams::greedy(),
+            ignore_eog: true,
+            logprobs: Some(top),
+            stop: Vec::new(),
+        };
+        Ok(Self {
+            given: Some(tokens),
+            ..Self::new(&options, n_vocab, &[])?
+        })
+    }
+
+    /// Tokens so far.
+    pub(super) fn len(&self) -> usize {
+        self.out.tokens.len()
+    }
+
+    /// Its tokens are not drawn.
+    pub(super) fn is_given(&self) -> bool {
+        self.given.is_some()
+    }
+
     /// Why it has ended, if it has.
     pub(super) fn reason(&self) -> Option<StopReason> {
         self.ended
     }
 
+    /// There is no room for more.
+    pub(super) fn end_full(&mut self) {
+        self.ended.get_or_insert(StopReason::ContextFull);
+    }
+
     /// The next token.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Result<i32, SamplerError> {
-        let id = self.sampler.sample(logits)?;
+        let id = match &self.given {
+            Some(tokens) => tokens[self.out.tokens.len()],
+            None => self.sampler.sample(logits)?,
+        };
         if let Some(n) = self.options.logprobs {
             self.out.logprobs.push(TokenLogprobs::new(logits, id, n));
         }
         Ok(id)
+    }
+
+    /// How likely each member of an ensemble finds the token that was taken, from their logits.
+    pub(super) fn note_members(&mut self, id: i32, rows: &[&[f32]]) {
+        if let Some(token) = self.out.logprobs.last_mut() {
+            let logprob = |row: &&[f32]| (f64::from(row[id as usize]) - log_sum_exp(row)) as f32;
+            token.members = rows.iter().map(logprob).collect();
+        }
     }
 
     /// Takes the next token. Whether it belongs to the text: the one that ends it does not.

@@ -3,6 +3,7 @@
 mod attached;
 mod core;
 pub mod engine;
+mod ensemble;
 mod error;
 mod generate;
 mod kv;
@@ -12,6 +13,7 @@ mod session;
 pub mod text;
 
 pub use crate::ggml::CancelToken;
+pub use ensemble::{Combine, Ensemble, EnsembleError, Fit, Losses, Sample};
 pub use error::SessionError;
 pub use generate::{GenerateOptions, Generated, StopReason, Timings, TokenLogprobs};
 pub use kv::KvType;

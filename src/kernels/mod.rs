@@ -19,7 +19,7 @@ mod neon;
 mod packed;
 
 pub(crate) use attention::{Attention, Heads, Layer, PAGE, Rows, Text, has_attention, visible};
-pub(crate) use exp::{exp, exp_sub_sum, largest, tanh};
+pub(crate) use exp::{exp, exp_sub_sum, largest, log_add_exp, log_sum_exp, tanh};
 pub(crate) use gemm::{RowMajor, Strided, gemm};
 pub(crate) use level::vectorized;
 pub use level::{CpuError, CpuLevel};

@@ -17,6 +17,8 @@ pub(crate) enum Stream {
     Shuffle,
     /// Units that are dropped.
     Dropout,
+    /// Rows that are drawn with replacement.
+    Bag,
 }
 
 impl Stream {
@@ -26,6 +28,7 @@ impl Stream {
             Self::Init => 0,
             Self::Shuffle => 1,
             Self::Dropout => 2,
+            Self::Bag => 3,
         }
     }
 }
@@ -83,6 +86,11 @@ impl Rng {
         self.inner.random_range(low..high)
     }
 
+    /// Below `n`, which is not 0; every number is equally likely.
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
+        self.inner.random_range(0..n)
+    }
+
     /// Every order is equally likely (Fisher-Yates).
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         items.shuffle(&mut self.inner);
@@ -110,6 +118,11 @@ mod tests {
         assert_eq!([rng.normal(), rng.normal()], [-0.210_866_69, 0.476_346_9]);
         assert_eq!(rng.uniform(-0.5, 0.5), 0.237_156_03);
         assert_eq!(order, [6, 4, 5, 3, 2, 1, 0, 7]);
+        let mut bag = Rng::new(42, Stream::Bag);
+        assert_eq!(
+            [(); 8].map(|()| bag.below(100)),
+            [54, 36, 72, 59, 56, 73, 53, 49]
+        );
     }
 
     #[test]

@@ -20,6 +20,16 @@ pub enum EngineError {
         /// [`super::EngineOptions::kv_bytes`].
         limit: usize,
     },
+    /// An ensemble has more members than the engine computes texts at a time.
+    #[error(
+        "an ensemble of {members} members, the engine computes {most} texts at a time: let it compute more"
+    )]
+    TooManyMembers {
+        /// Of the ensemble.
+        members: usize,
+        /// [`super::EngineOptions::max_running`].
+        most: usize,
+    },
     /// Older texts took the memory, and [`super::WhenFull::Refuse`] was asked for.
     #[error("older texts need the memory for keys and values")]
     OutOfPages,

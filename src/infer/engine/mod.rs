@@ -24,8 +24,10 @@ mod prefix;
 mod request;
 mod scheduler;
 mod task;
+mod voice;
 
 pub use error::EngineError;
+pub(super) use request::Watch;
 pub use request::{EngineOptions, Event, Prompt, Request, RequestId, WhenFull};
 pub use scheduler::Scheduler;
 
@@ -115,34 +117,48 @@ impl Engine {
     /// # Errors
     /// As [`Scheduler::submit`]; [`EngineError::Ended`].
     pub fn submit(&self, request: Request) -> Result<Reply> {
-        let id = {
+        let mut replies = self.fork(request, 1)?;
+        Ok(replies.pop().expect("one reply to one request"))
+    }
+
+    /// Takes a request for `n` answers to one prompt, as [`Scheduler::fork`] does.
+    ///
+    /// # Errors
+    /// As [`Scheduler::submit`]; [`EngineError::Ended`].
+    pub fn fork(&self, request: Request, n: usize) -> Result<Vec<Reply>> {
+        let ids = {
             let mut inbox = self.shared.inbox();
             if inbox.over {
                 return Err(EngineError::Ended.into());
             }
             let waiting = inbox.waiting;
-            if waiting >= self.shared.reception.options.max_waiting {
+            if waiting.saturating_add(n) > self.shared.reception.options.max_waiting {
                 return Err(EngineError::Busy { waiting }.into());
             }
-            inbox.waiting += 1;
-            inbox.next_id += 1;
-            RequestId(inbox.next_id)
+            inbox.waiting += n;
+            let first = inbox.next_id;
+            inbox.next_id += n as u64;
+            first..inbox.next_id
         };
-        let task = self.shared.reception.accept(id, request);
+        let tasks = (self.shared.reception).accept_all(ids.map(RequestId), request);
         let mut inbox = self.shared.inbox();
-        let task = task.inspect_err(|_| inbox.waiting -= 1)?;
+        let tasks = tasks.inspect_err(|_| inbox.waiting -= n)?;
         if inbox.over {
             return Err(EngineError::Ended.into());
         }
-        let (sender, events) = channel();
-        inbox.tasks.push((task, sender));
+        let mut replies = Vec::with_capacity(n);
+        for task in tasks {
+            let (sender, events) = channel();
+            replies.push(Reply {
+                id: task.id,
+                events,
+                shared: self.shared.clone(),
+                end: None,
+            });
+            inbox.tasks.push((task, sender));
+        }
         self.shared.filled.notify_one();
-        Ok(Reply {
-            id,
-            events,
-            shared: self.shared.clone(),
-            end: None,
-        })
+        Ok(replies)
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::adapter::Adapter;
 use crate::infer::generate::{GenerateOptions, Generated};
 use crate::infer::session::{FlashAttention, SessionOptions};
-use crate::infer::{KvType, SessionError};
+use crate::infer::{Ensemble, KvType, SessionError};
+use crate::model::chat::ChatMessage;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A text to be completed.
@@ -13,6 +15,8 @@ pub enum Prompt {
     Text(String),
     /// Tokens without BOS, which comes in front if the model wants it.
     Tokens(Vec<i32>),
+    /// A conversation, put into the model's chat template up to where the assistant's next message begins.
+    Messages(Vec<ChatMessage>),
 }
 
 /// What a user asks for.
@@ -21,14 +25,47 @@ pub enum Prompt {
 pub struct Request {
     /// What is to be completed.
     pub prompt: Prompt,
-    /// Stands in front of the prompt, or in it as its template says.
-    pub adapter: Option<Adapter>,
+    /// Who completes it: adapters stand in front of the prompt, or in it as their templates say.
+    pub ensemble: Ensemble,
     /// How the answer is generated.
     pub generate: GenerateOptions,
+    /// The answer, if it is known and only its probabilities are wanted: [`Generated::logprobs`] has them, of all of these tokens and with as many of the most likely ones as
+    /// [`GenerateOptions::logprobs`] says. Nothing is drawn then and nothing ends before it: of [`Request::generate`] nothing else counts.
+    pub answer: Option<Vec<i32>>,
+    /// An answer of [`GenerateOptions::max_tokens`] that does not fit behind the prompt ends with [`StopReason::ContextFull`](crate::infer::StopReason::ContextFull) if it comes to that, instead of being refused.
+    /// Default false.
+    pub until_full: bool,
     /// Who waits with a higher one begins first. Default 0.
     pub priority: i32,
     /// From then on nobody needs the answer any more.
     pub deadline: Option<Instant>,
+    /// Who sees the logits.
+    pub(in crate::infer) watch: Option<Watch>,
+}
+
+/// Sees the logits of each token of an answer, of each member, before they are combined.
+#[derive(Clone)]
+pub(in crate::infer) struct Watch(Arc<See>);
+
+/// Gets the number of the token in the answer, the token, and the members' logits, each `ne = [V]`.
+type See = dyn Fn(usize, i32, &[&[f32]]) + Send + Sync;
+
+impl Watch {
+    pub(in crate::infer) fn new(
+        see: impl Fn(usize, i32, &[&[f32]]) + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(see))
+    }
+
+    pub(super) fn see(&self, at: usize, id: i32, rows: &[&[f32]]) {
+        (self.0)(at, id, rows);
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
 }
 
 impl Request {
@@ -42,25 +79,50 @@ impl Request {
         Self::new(Prompt::Tokens(tokens.into()))
     }
 
+    /// To answer a conversation.
+    pub fn messages(messages: impl Into<Vec<ChatMessage>>) -> Self {
+        Self::new(Prompt::Messages(messages.into()))
+    }
+
     fn new(prompt: Prompt) -> Self {
         Self {
             prompt,
-            adapter: None,
+            ensemble: Ensemble::of_one(None),
             generate: GenerateOptions::default(),
+            answer: None,
+            until_full: false,
             priority: 0,
             deadline: None,
+            watch: None,
         }
     }
 
-    /// Sets [`Request::adapter`].
-    pub fn adapter(mut self, adapter: &Adapter) -> Self {
-        self.adapter = Some(adapter.clone());
+    /// Sets [`Request::ensemble`] to one adapter.
+    pub fn adapter(self, adapter: &Adapter) -> Self {
+        self.ensemble(&Ensemble::of_one(Some(adapter.clone())))
+    }
+
+    /// Sets [`Request::ensemble`].
+    pub fn ensemble(mut self, ensemble: &Ensemble) -> Self {
+        self.ensemble = ensemble.clone();
+        self
+    }
+
+    /// Sets [`Request::answer`].
+    pub fn answer(mut self, tokens: impl Into<Vec<i32>>) -> Self {
+        self.answer = Some(tokens.into());
         self
     }
 
     /// Sets [`Request::generate`].
     pub fn generate(mut self, options: GenerateOptions) -> Self {
         self.generate = options;
+        self
+    }
+
+    /// Sets [`Request::until_full`].
+    pub fn until_full(mut self, yes: bool) -> Self {
+        self.until_full = yes;
         self
     }
 
@@ -101,7 +163,7 @@ pub struct EngineOptions {
     pub flash_attention: FlashAttention,
     /// Bytes of keys and values at most, of running texts and of what is kept of others; default: as much as it takes.
     pub kv_bytes: Option<usize>,
-    /// Texts at most that are computed at a time. Default 64.
+    /// Texts at most that are computed at a time, each member of an ensemble counted. Default 64.
     pub max_running: usize,
     /// Requests at most that wait. Default 1024.
     pub max_waiting: usize,

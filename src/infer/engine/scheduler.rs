@@ -4,11 +4,13 @@ use super::error::EngineError;
 use super::prefix::PrefixCache;
 use super::request::{EngineOptions, Event, Request, RequestId, WhenFull};
 use super::task::{Reception, Task};
+use super::voice::Voice;
 use crate::error::Result;
-use crate::ggml::{KV_PAGE, KvPool, default_threads};
-use crate::infer::SessionError;
-use crate::infer::core::{Core, Part};
+use crate::ggml::{CancelToken, KV_PAGE, KvPool, default_threads};
+use crate::infer::core::{Core, Part, most_logits};
+use crate::infer::generate::Generated;
 use crate::infer::session::{self, SessionOptions};
+use crate::infer::{Ensemble, SessionError};
 use crate::model::Model;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,6 +132,15 @@ impl Scheduler {
         })
     }
 
+    /// Whether the members of an ensemble fit this model; what can be prepared for them is then.
+    ///
+    /// # Errors
+    /// If one does not fit, or its rows cannot be computed.
+    pub fn check_fits(&self, ensemble: &Ensemble) -> Result<()> {
+        let mut adapters = ensemble.members().iter().flatten();
+        adapters.try_for_each(|adapter| self.reception.attach(adapter).map(drop))
+    }
+
     fn options(&self) -> &EngineOptions {
         &self.reception.options
     }
@@ -137,18 +148,28 @@ impl Scheduler {
     /// Takes a request, to be computed in the next steps.
     ///
     /// # Errors
-    /// If it cannot be served: [`EngineError::Busy`], [`EngineError::TooLarge`], [`SessionError::ContextFull`], or what is wrong with the prompt, the adapter or
-    /// the options.
+    /// If it cannot be served: [`EngineError::Busy`], [`EngineError::TooLarge`], [`EngineError::TooManyMembers`], [`SessionError::ContextFull`], or what is wrong with
+    /// the prompt, an adapter or the options.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
+        Ok(self.fork(request, 1)?[0])
+    }
+
+    /// Takes a request for `n` answers to one prompt, which is computed once if anything may be kept for others ([`EngineOptions::prefix_bytes`]). Answer `i`, counted
+    /// from 0, is drawn with the request's seed plus `i`, if it has one.
+    ///
+    /// # Errors
+    /// As [`Scheduler::submit`]; all are taken, or none.
+    pub fn fork(&mut self, request: Request, n: usize) -> Result<Vec<RequestId>> {
         let waiting = self.waiting.len();
-        if waiting >= self.options().max_waiting {
+        if waiting.saturating_add(n) > self.options().max_waiting {
             return Err(EngineError::Busy { waiting }.into());
         }
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
-        let task = self.reception.accept(id, request)?;
-        self.enqueue(task);
-        Ok(id)
+        let ids = self.next_id..self.next_id + n as u64;
+        self.next_id = ids.end;
+        let tasks = self.reception.accept_all(ids.map(RequestId), request)?;
+        let ids = tasks.iter().map(|task| task.id).collect();
+        tasks.into_iter().for_each(|task| self.enqueue(task));
+        Ok(ids)
     }
 
     /// Whatever is needed to accept requests elsewhere.
@@ -163,14 +184,23 @@ impl Scheduler {
         self.waiting.insert(at, task);
     }
 
-    /// Forgets a request. Nothing happens if it is over.
-    pub fn cancel(&mut self, id: RequestId) {
-        self.waiting.retain(|t| t.id != id);
-        if let Some(at) = self.running.iter().position(|t| t.id == id) {
-            let mut task = self.running.remove(at);
-            task.keep(&mut self.prefixes, true);
-            self.trim();
+    /// Forgets a request, and gives what there is of its answer, as if a callback had ended it. `None` if it is over.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Generated> {
+        if let Some(at) = self.waiting.iter().position(|t| t.id == id) {
+            return Some(self.waiting.remove(at).break_off());
         }
+        let at = self.running.iter().position(|t| t.id == id)?;
+        let mut task = self.running.remove(at);
+        task.keep(&mut self.prefixes, true);
+        let out = task.break_off();
+        self.trim();
+        Some(out)
+    }
+
+    /// A handle that stops the step that is being computed from another thread. Nothing of it counts then: as long as the token is raised
+    /// steps compute nothing, and then all go on as if nothing had been.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.core.cancel.clone()
     }
 
     /// Nothing is to be computed.
@@ -207,7 +237,7 @@ impl Scheduler {
         let tokens = |written: bool| {
             let pairs = self.running.iter().zip(&lengths);
             let chosen = pairs.filter(|(task, _)| task.is_written() == written);
-            chosen.map(|(_, n)| n).sum::<usize>()
+            chosen.flat_map(|(_, lengths)| lengths).sum::<usize>()
         };
         let [written, of_prompts] = [true, false].map(tokens);
         let start = Instant::now();
@@ -235,8 +265,10 @@ impl Scheduler {
 
     /// Lets requests begin for which there is room.
     fn begin_waiting(&mut self, events: &mut Vec<(RequestId, Event)>) {
+        let texts = |task: &Task| task.voices().len();
+        let mut room = self.options().max_running - self.running.iter().map(texts).sum::<usize>();
         let mut next = 0;
-        while next < self.waiting.len() && self.running.len() < self.options().max_running {
+        while next < self.waiting.len() {
             let task = &mut self.waiting[next];
             if task.reason().is_some() {
                 let task = self.waiting.remove(next);
@@ -244,51 +276,58 @@ impl Scheduler {
                 task.finish(|event| events.push((id, event)));
                 continue;
             }
+            if texts(task) > room {
+                // Nobody passes it by: others have to end.
+                break;
+            }
             task.find(&mut self.prefixes);
             if self.running.iter().any(|other| task.waits_for(other)) {
                 task.preempt();
                 next += 1;
                 continue;
             }
-            let n = task.left();
-            while !task.reserve(n) && self.prefixes.evict() {}
-            if !task.reserve(n) && !self.running.is_empty() {
-                // Nobody passes it by: others have to end.
+            while !task.reserve_all() && self.prefixes.evict() {}
+            if !task.reserve_all() && !self.running.is_empty() {
                 task.preempt();
                 break;
             }
+            room -= texts(task);
             self.running.push(self.waiting.remove(next));
         }
     }
 
     /// How many tokens of each running text are computed next, for which there is room then.
-    fn plan(&mut self, events: &mut Vec<(RequestId, Event)>) -> Vec<usize> {
+    fn plan(&mut self, events: &mut Vec<(RequestId, Event)>) -> Vec<Vec<usize>> {
         let options = &self.reception.options;
         let is_written = self.running.iter().any(Task::is_written);
         let mut budget = match is_written {
             true => options.n_batch_beside.unwrap_or(self.rhythm.beside),
             false => options.n_batch,
         };
+        let mut logits = most_logits(self.core.model.weights().n_vocab());
         // Prompts take turns, from who is next on.
         let n = self.running.len();
         let turn = self.turn % n.max(1);
-        let mut lengths: Vec<usize> = vec![0; n];
+        let mut lengths: Vec<Vec<usize>> = vec![Vec::new(); n];
         for i in (turn..n).chain(0..turn) {
-            let task = &self.running[i];
-            if task.is_written() {
-                lengths[i] = 1;
-            } else if budget > 0 {
-                lengths[i] = task.next(budget);
-                budget -= lengths[i];
-                if budget == 0 {
-                    self.turn = i + 1;
+            let mut length = |voice: &Voice| {
+                if voice.is_written() {
+                    return voice.next(1, 1);
                 }
+                let n = voice.next(budget, logits);
+                budget -= n;
+                logits -= voice.outputs(n).len();
+                n
+            };
+            lengths[i] = self.running[i].voices().iter().map(&mut length).collect();
+            if budget == 0 || logits == 0 {
+                self.turn = i + 1;
             }
         }
         // Older texts first.
         let mut i = 0;
         while i < self.running.len() {
-            if self.running[i].reserve(lengths[i]) || self.prefixes_make_room(i, lengths[i]) {
+            if self.running[i].reserve(&lengths[i]) || self.prefixes_make_room(i, &lengths[i]) {
                 i += 1;
                 continue;
             }
@@ -309,30 +348,39 @@ impl Scheduler {
     }
 
     /// Whether there is room for a text when less is kept of others.
-    fn prefixes_make_room(&mut self, i: usize, n: usize) -> bool {
+    fn prefixes_make_room(&mut self, i: usize, lengths: &[usize]) -> bool {
         while self.prefixes.evict() || self.prefixes.let_go() {
-            if self.running[i].reserve(n) {
+            if self.running[i].reserve(lengths) {
                 return true;
             }
         }
         false
     }
 
-    fn compute(&mut self, lengths: &[usize], events: &mut Vec<(RequestId, Event)>) {
-        let with_length = |(task, &n): (_, &usize)| (n > 0).then_some((task, n));
-        let pairs = self.running.iter_mut().zip(lengths);
-        let mut parts: Vec<Part<'_>> = pairs
-            .filter_map(with_length)
-            .map(|(task, n): (&mut Task, usize)| task.part(n))
-            .collect();
+    fn compute(&mut self, lengths: &[Vec<usize>], events: &mut Vec<(RequestId, Event)>) {
+        // Of each text the rows of the step's logits that are its own.
+        let mut n_rows = 0;
+        let mut rows = Vec::with_capacity(lengths.len());
+        let mut parts: Vec<Part<'_>> = Vec::new();
+        for (task, lengths) in self.running.iter_mut().zip(lengths) {
+            let mut own = Vec::with_capacity(lengths.len());
+            for (voice, &n) in task.voices_mut().iter_mut().zip(lengths) {
+                let first = n_rows;
+                n_rows += voice.outputs(n).len();
+                own.push(first..n_rows);
+                if n > 0 {
+                    parts.push(voice.part(n));
+                }
+            }
+            rows.push(own);
+        }
         if parts.is_empty() {
             return;
         }
-        let wanted: Vec<bool> = parts.iter().map(|p| !p.outputs.is_empty()).collect();
-        let n_vocab = self.core.model.weights().n_vocab();
         let model = self.core.model.clone();
         let logits = match self.core.step(&mut parts) {
             Ok(logits) => logits,
+            Err(SessionError::Cancelled) => return,
             Err(_) => {
                 drop(parts);
                 // Without memory for the step nobody can go on.
@@ -343,16 +391,10 @@ impl Scheduler {
             }
         };
         drop(parts);
-        let mut rows = logits.chunks_exact(n_vocab);
-        let mut over = vec![false; self.running.len()];
-        let computed = self.running.iter_mut().zip(lengths).zip(&mut over);
-        let computed = computed.filter(|((_, n), _)| **n > 0);
-        for (((task, _), over), wanted) in computed.zip(wanted) {
-            if wanted {
-                let id = task.id;
-                let row = rows.next().expect("a row for each part that wants one");
-                *over = task.take(row, &model, |event| events.push((id, event)));
-            }
+        let mut over = Vec::with_capacity(rows.len());
+        for (task, rows) in self.running.iter_mut().zip(&rows) {
+            let id = task.id;
+            over.push(task.hear(logits, rows, &model, |event| events.push((id, event))));
         }
         self.settle(&over, events);
     }

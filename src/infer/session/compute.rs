@@ -1,11 +1,11 @@
 //! Text and virtual tokens go through the model.
 
-use super::{EachLogits, MAX_LOGITS, Segment, Session};
+use super::{EachLogits, Segment, Session};
 use crate::adapter::Item;
 use crate::error::Result;
 use crate::ggml::GraphMemory;
 use crate::infer::attached::{Attached, arranged};
-use crate::infer::core::{Input, Part, check_logits};
+use crate::infer::core::{Input, Part, check_logits, most_logits};
 use crate::infer::error::SessionError;
 use crate::infer::text::Utf8Stream;
 use std::borrow::Cow;
@@ -279,7 +279,7 @@ impl Session {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let n_vocab = self.core.model.weights().n_vocab();
-        let size = self.core.n_batch.min((MAX_LOGITS / n_vocab).max(1));
+        let size = self.core.n_batch.min(most_logits(n_vocab));
         for (c, chunk) in tokens.chunks(size).enumerate() {
             let logits = self.core.step(&mut [Part {
                 text: &mut self.text,

@@ -15,9 +15,6 @@ use crate::error::Result;
 use crate::ggml::{CancelToken, KV_PAGE, KvPool, default_threads};
 use crate::model::Model;
 
-/// Values of one graph's logits at most: more rows are computed in several steps.
-const MAX_LOGITS: usize = 1 << 24;
-
 /// A run of tokens that was fed.
 struct Segment {
     tokens: Vec<i32>,

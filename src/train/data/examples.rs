@@ -5,6 +5,7 @@ use super::{DataError, Example, Place, Row};
 use crate::error::{Error, Result};
 use crate::ggml::default_threads;
 use crate::model::Model;
+use crate::train::rng::{Rng, Stream};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -106,6 +107,19 @@ impl Examples {
     /// All rows, in their order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Example> + '_ {
         (0..self.len()).map(|i| self.get(i))
+    }
+
+    /// As many rows, drawn with replacement from a seed: 63 % of them, some more than once. What each member of a bagged ensemble learns (Breiman 1996).
+    pub fn bag(&self, seed: u64) -> Self {
+        let mut rng = Rng::new(seed, Stream::Bag);
+        let mut bag = Self::default();
+        let n = u32::try_from(self.len()).expect("rows fit into memory");
+        for _ in 0..n {
+            let i = rng.below(n) as usize;
+            bag.push(&self.get(i), &self.place(i));
+        }
+        bag.shrink();
+        bag
     }
 
     /// The tokens of all rows, as [`Example::ids`] has those of one.
