@@ -3,18 +3,18 @@
 //!     cargo bench --bench users
 //!
 //! Users who write at the same time, each with a prefix adapter of its own, beside as many sequences of libllama (of one model, in one cache or in one for
-//! each, whichever is faster), and beside LoRA adapters of libllama, which it computes one after the other. What beginnings in common and adapters in memory cost;
-//! how long a running text waits for its next token while a long prompt joins.
+//! each, whichever is faster), and beside LoRA adapters of libllama, which it computes one after the other. What a token of an ensemble costs; what beginnings in common and adapters
+//! in memory cost; how long a running text waits for its next token while a long prompt joins.
 //!
 //! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
 //! Environment: `GGRAFT_BENCH_SHAPE` (llama-1b), `GGRAFT_BENCH_TYPES` (q4_k), `GGRAFT_BENCH_USERS` (1,2,4,8,16,32), `GGRAFT_BENCH_THREADS` (physical cores),
-//! `GGRAFT_BENCH_WHAT` (writing,prefix,adapters,joining), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
+//! `GGRAFT_BENCH_WHAT` (writing,ensemble,prefix,adapters,joining), `GGRAFT_BENCH_DIR` (where the synthetic models are kept, target/bench-models).
 
 use ggraft::file::types::GgmlType;
 use ggraft::infer::engine::{EngineOptions, Event, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
-use ggraft::infer::{ExistingText, GenerateOptions};
+use ggraft::infer::{Combine, Ensemble, ExistingText, GenerateOptions};
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::bench::{Progress, is_quick, model_file, shapes, threads, types, var};
 use ggraft_testkit::{adapters, oracle, process_size, synth};
@@ -66,7 +66,10 @@ fn setup() -> Setup {
         common: either(1000, 100),
         chats: either(100, 5),
         adapters: either(1000, 20),
-        what: var("GGRAFT_BENCH_WHAT", "writing,prefix,adapters,joining"),
+        what: var(
+            "GGRAFT_BENCH_WHAT",
+            "writing,ensemble,prefix,adapters,joining",
+        ),
     }
 }
 
@@ -93,8 +96,8 @@ fn writing(n: usize) -> GenerateOptions {
     generate
 }
 
-/// Steps until a few in a row have computed a token for each of `n` texts: all are being written.
-fn until_all_write(scheduler: &mut Scheduler, n: usize) {
+/// Steps until a few in a row have computed a token for each of the texts of `requests`: all are being written.
+fn until_all_write(scheduler: &mut Scheduler, requests: usize, texts: usize) {
     let mut in_a_row = 0;
     while in_a_row < 3 {
         let before = scheduler.positions_computed();
@@ -103,7 +106,8 @@ fn until_all_write(scheduler: &mut Scheduler, n: usize) {
                 panic!("{e}");
             }
         }
-        let all = scheduler.positions_computed() - before == n && scheduler.len() == [n, 0];
+        let all = scheduler.positions_computed() - before == texts;
+        let all = all && scheduler.len() == [requests, 0];
         in_a_row = if all { in_a_row + 1 } else { 0 };
     }
 }
@@ -119,13 +123,18 @@ fn our_step(s: &Setup, model: &Model, adapters: &[Adapter], n: usize) -> f64 {
             .generate(generate);
         scheduler.submit(request).expect("room");
     }
-    until_all_write(&mut scheduler, n);
+    written_step(s, &mut scheduler, n, n)
+}
+
+/// Seconds of a step, the median, in which `requests` get a token each, for which `texts` are computed.
+fn written_step(s: &Setup, scheduler: &mut Scheduler, requests: usize, texts: usize) -> f64 {
+    until_all_write(scheduler, requests, texts);
     let times = (0..s.written).map(|_| {
         let before = scheduler.positions_computed();
         let time = timed(|| drop(black_box(scheduler.step())));
         assert_eq!(
             scheduler.positions_computed() - before,
-            n,
+            texts,
             "a token for each"
         );
         time
@@ -255,6 +264,34 @@ fn writing_rows(s: &Setup, progress: &Progress, path: &Path, model: &Model) {
     }
 }
 
+/// Members of an ensemble, who get the same tokens in the same steps.
+fn ensemble_rows(s: &Setup, progress: &Progress, model: &Model) {
+    println!(
+        "\nA token of an ensemble of prefixes\n\n| members | how they speak together | ms | of one member's |\n| --- | --- | --- | --- |"
+    );
+    let mut of_one = None;
+    let four = Combine::ALL.map(|combine| (4, combine));
+    for (n, combine) in [(1, Combine::MeanProb)].into_iter().chain(four) {
+        progress.row(&format!("an ensemble of {n}"));
+        let members = (0..n).map(|i| Some(adapters::prefix(model, P, i)));
+        let ensemble = Ensemble::new(members, combine).expect("members");
+        let mut scheduler = Scheduler::new(model, &options(s)).expect("an engine");
+        let request = Request::tokens(tokens(TEXT, 0))
+            .ensemble(&ensemble)
+            .generate(writing(s.written + 64));
+        scheduler.submit(request).expect("room");
+        let seconds = written_step(s, &mut scheduler, 1, n as usize);
+        let first = *of_one.get_or_insert(seconds);
+        let name = if n == 1 { "" } else { combine.name() };
+        println!(
+            "| {n} | {name} | {:.1} | {:.2} |",
+            seconds * 1e3,
+            seconds / first
+        );
+        settle();
+    }
+}
+
 /// Chats that begin with the same system prompt.
 fn prefix_row(s: &Setup, progress: &Progress, model: &Model) {
     progress.row("chats with the same beginning");
@@ -342,7 +379,7 @@ fn joining_row(s: &Setup, progress: &Progress, model: &Model) {
     let mut scheduler = Scheduler::new(model, &options(s)).expect("an engine");
     let request = |n, text, m| Request::tokens(tokens(n, text)).generate(writing(m));
     scheduler.submit(request(TEXT, 0, 900)).expect("room");
-    until_all_write(&mut scheduler, 1);
+    until_all_write(&mut scheduler, 1, 1);
     let step = |scheduler: &mut Scheduler| timed(|| drop(black_box(scheduler.step())));
     let alone = median((0..s.written).map(|_| step(&mut scheduler)).collect());
     scheduler.submit(request(s.long, 1, 1)).expect("room");
@@ -368,6 +405,7 @@ fn main() {
     let s = setup();
     let wanted = |what: &str| s.what.contains(what);
     let rows = (if wanted("writing") { s.users.len() } else { 0 })
+        + if wanted("ensemble") { 5 } else { 0 }
         + usize::from(wanted("prefix"))
         + if wanted("adapters") { 2 } else { 0 }
         + usize::from(wanted("joining"));
@@ -385,6 +423,9 @@ fn main() {
     let model = Model::open(&path, &ModelOptions::default()).expect("opens");
     if wanted("writing") {
         writing_rows(&s, &progress, &path, &model);
+    }
+    if wanted("ensemble") {
+        ensemble_rows(&s, &progress, &model);
     }
     if wanted("prefix") {
         prefix_row(&s, &progress, &model);

@@ -907,8 +907,9 @@ fn a_byte_order_mark_is_no_text() {
 #[test]
 fn help_explains_every_command() {
     let overview = ok(&["--help"]);
-    for name in words("run chat train logits eval predict batch import export concat inspect bench")
-    {
+    for name in words(
+        "run chat train logits eval predict batch ensemble import export concat inspect bench",
+    ) {
         assert!(overview.contains(&format!("\n  {name} ")), "{name}");
         let help = ok(&[name, "--help"]);
         assert!(
@@ -929,8 +930,9 @@ fn help_fits_into_100_columns() {
         stdout(&command.env("COLUMNS", columns).output().unwrap())
     };
     let mut checked = 0;
-    for name in words("run chat train logits eval predict batch import export concat inspect bench")
-    {
+    for name in words(
+        "run chat train logits eval predict batch ensemble import export concat inspect bench",
+    ) {
         assert!(help(name, "100").lines().all(|l| l.chars().count() <= 100));
         let wide = help(name, "1000");
         let example = wide.rfind(&format!("  ggraft {name} ")).unwrap();
@@ -1530,7 +1532,7 @@ fn predict_scores_completions_as_eval_does() {
 /// Every flag of `ggraft train`.
 const TRAIN_FLAGS: &str = "--model --data --valid --max-len --method --length --init --reparam --hidden --template \
     --freeze-first --loss --label-smoothing --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta1 --beta2 --weight-decay --dropout --clip --seed \
-    --eval-every --patience --output --checkpoint-every --resume --log --plot --threads --memory";
+    --eval-every --patience --ensemble --output --checkpoint-every --resume --log --plot --threads --memory";
 
 #[test]
 fn train_help_lists_and_explains_every_flag() {
@@ -1540,7 +1542,7 @@ fn train_help_lists_and_explains_every_flag() {
     }
     let required = ["--model", "--data", "--method", "--output"];
     // Whoever leaves these out does not ask what happens.
-    let no_default = ["--epochs", "--resume", "--log", "--plot"];
+    let no_default = ["--epochs", "--ensemble", "--resume", "--log", "--plot"];
     let expected = words(TRAIN_FLAGS).len() - required.len() - no_default.len();
     assert_eq!(help.matches("[default:").count(), expected, "{help}");
     for heading in [
@@ -1548,6 +1550,7 @@ fn train_help_lists_and_explains_every_flag() {
         "Adapter",
         "Objective",
         "Schedule",
+        "Ensemble",
         "Saving",
         "Computation",
     ] {
@@ -2156,6 +2159,18 @@ fn batch_serves_rows_with_their_own_adapters() {
     let first = &last["logprobs"][0];
     assert_eq!(first["top"][0]["id"], first["id"]);
     assert!(first["logprob"].as_f64().unwrap() >= first["top"][1]["logprob"].as_f64().unwrap());
+    // Several speak as one.
+    let team = serde_json::json!({"prompt": "a", "adapter": [SENTIMENT, null], "max_tokens": 3});
+    let mut rows = [team.clone(), team.clone(), team];
+    rows[0]["weights"] = serde_json::json!([1, 0]);
+    rows[1]["weights"] = serde_json::json!([0, 1]);
+    rows[2]["adapter"] = SENTIMENT.into();
+    fs::write(&data, rows.map(|row| row.to_string()).join("\n")).unwrap();
+    let output = batch(&["--ensemble", "mean-logit", "-a", "none", "--parallel", "1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answers = read();
+    assert_eq!(answers[0]["text"], answers[2]["text"]);
+    assert_ne!(answers[1]["text"], answers[2]["text"]);
     // A row that cannot be served says why, and the others are.
     fs::write(
         &data,
@@ -2181,6 +2196,14 @@ fn batch_serves_rows_with_their_own_adapters() {
             "nowhere.gguf",
         ),
         ("[1]", "object"),
+        (
+            "{\"prompt\": \"a\", \"adapter\": [null, null]}",
+            "\"ensemble\" says how",
+        ),
+        (
+            "{\"prompt\": \"a\", \"adapter\": [null, null], \"ensemble\": \"all\"}",
+            "one of mean-prob",
+        ),
     ] {
         fs::write(&data, row).unwrap();
         fs::remove_file(&out).ok();

@@ -5,8 +5,9 @@ use crate::io;
 use clap::{Args, ValueEnum};
 use ggraft::adapter::{ImportOptions, import_peft};
 use ggraft::file::peft::PeftFolder;
+use ggraft::infer::engine::{EngineOptions, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
-use ggraft::infer::{FlashAttention, KvType};
+use ggraft::infer::{Combine, Ensemble, FlashAttention, KvType};
 use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
 use ggraft::{Adapter, CpuLevel, Kernels, Model, ModelOptions, Session, SessionOptions};
@@ -87,7 +88,7 @@ impl ModelArgs {
 }
 
 /// How conversations are formatted.
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Conversations")]
 pub(crate) struct ChatArgs {
     /// Chat template instead of the model's own: a file of Jinja source, or chatml, gemma, llama2, llama3, phi3 or zephyr
@@ -218,11 +219,125 @@ impl AdapterArgs {
             .transpose()
             .map_err(|e| e.forced(self.force))
     }
+}
 
-    /// A session on `model` with the adapter, if one is given, in place.
-    pub(crate) fn session(&self, model: &Model, options: SessionOptions) -> Result<Session> {
-        let adapter = self.load(model)?;
-        new_session(model, options, adapter.as_ref(), self.force)
+/// Adapters, of which several can speak together.
+#[derive(Args)]
+#[command(next_help_heading = "Adapter")]
+pub(crate) struct EnsembleArgs {
+    /// Adapter to graft onto the model: a GGUF adapter file or a PEFT folder. With --ensemble several of them, `none` is the model itself
+    #[arg(short, long, value_name = "FILE|FOLDER")]
+    pub(crate) adapter: Vec<PathBuf>,
+    /// Which task of a multitask PEFT folder, counted from 0
+    #[arg(long, value_name = "N", requires = "adapter", value_parser = whole::<usize>)]
+    task: Option<usize>,
+    /// Use adapters even if they were made for another model of the same shape
+    #[arg(long, requires = "adapter")]
+    force: bool,
+    /// Several adapters speak as one. The next token comes from the mean of their probabilities (mean-prob) or logits (mean-logit), from their votes for the most likely token (vote),
+    /// or from the product of the probabilities (product)
+    #[arg(long, value_name = "METHOD", requires = "adapter", value_parser = combine)]
+    ensemble: Option<Combine>,
+    /// Weights of the adapters, in the order of -a [default: all the same]
+    #[arg(
+        long,
+        value_name = "W,W,...",
+        requires = "ensemble",
+        value_delimiter = ','
+    )]
+    weights: Vec<f32>,
+}
+
+/// Rows that are computed at a time unless told otherwise: more would be faster, and take more memory.
+pub(crate) const PARALLEL: usize = 16;
+
+/// The name that stands for no adapter.
+pub(crate) const NONE: &str = "none";
+
+/// The method of that name.
+pub(crate) fn combine(name: &str) -> Result<Combine, String> {
+    let found = Combine::ALL.into_iter().find(|c| c.name() == name);
+    found.ok_or_else(|| {
+        let names = Combine::ALL.map(Combine::name);
+        format!("must be one of {}", names.join(", "))
+    })
+}
+
+impl EnsembleArgs {
+    /// The files.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        let paths = self.adapter.iter().map(PathBuf::as_path);
+        paths.filter(|path| *path != Path::new(NONE))
+    }
+
+    /// How several speak together, if they do.
+    pub(crate) fn combine(&self) -> Option<Combine> {
+        self.ensemble
+    }
+
+    /// One of the adapters, or another one.
+    pub(crate) fn load_one(&self, path: &Path, model: &Model) -> Result<Adapter> {
+        load_adapter(path, model, self.task).map_err(|e| e.forced(self.force))
+    }
+
+    /// Whoever speaks.
+    pub(crate) fn load(&self, model: &Model) -> Result<Ensemble> {
+        let (combine, n) = (self.ensemble, self.adapter.len());
+        let combine = match combine {
+            None if n > 1 => {
+                return Err(Failure::Usage(format!(
+                    "{n} adapters: --ensemble says how they speak together (one of {}); `ggraft concat` makes one prefix of several",
+                    Combine::ALL.map(Combine::name).join(", ")
+                )));
+            }
+            None => Combine::default(),
+            Some(combine) => combine,
+        };
+        let load = |path: &PathBuf| match path == Path::new(NONE) {
+            true => Ok(None),
+            false => self.load_one(path, model).map(Some),
+        };
+        let members: Vec<_> = match n {
+            0 => vec![None],
+            _ => self.adapter.iter().map(load).collect::<Result<_>>()?,
+        };
+        let ensemble = Ensemble::new(members, combine)?;
+        Ok(match self.weights.is_empty() {
+            true => ensemble,
+            false => ensemble.weights(&self.weights)?,
+        })
+    }
+
+    /// A session for one of them, or the model itself.
+    pub(crate) fn session(
+        &self,
+        model: &Model,
+        options: SessionOptions,
+        member: Option<&Adapter>,
+    ) -> Result<Session> {
+        new_session(model, options, member, self.force)
+    }
+
+    /// An engine for `parallel` rows at a time, each with all of the ensemble, which fits.
+    pub(crate) fn scheduler(
+        &self,
+        model: &Model,
+        ensemble: &Ensemble,
+        options: SessionOptions,
+        parallel: usize,
+    ) -> Result<Scheduler> {
+        let threads = options.n_threads;
+        let scheduler = Scheduler::new(model, &self.engine(options, parallel))?;
+        warn_of_threads(threads);
+        (scheduler.check_fits(ensemble)).map_err(|e| Failure::from(e).forced(self.force))?;
+        Ok(scheduler)
+    }
+
+    /// How such an engine computes.
+    pub(crate) fn engine(&self, options: SessionOptions, parallel: usize) -> EngineOptions {
+        let mut options = EngineOptions::from(&options.accept_other_base(self.force));
+        options.max_running = parallel.saturating_mul(self.adapter.len().max(1));
+        options
     }
 }
 

@@ -1,34 +1,35 @@
 //! `ggraft batch`: many requests at once, each with its own adapter.
 
 use crate::args::{
-    ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, StopArgs, count, load_adapter,
+    ChatArgs, EnsembleArgs, Limit, ModelArgs, SampleArgs, SessionArgs, StopArgs, combine, count,
     parse_limit, warn_of_threads,
 };
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::outputs::Files;
+use crate::serve::{Jobs, serve};
 use crate::{interrupt, io, run};
 use clap::Args;
-use ggraft::infer::engine::{EngineOptions, Event, Request, RequestId, Scheduler};
+use ggraft::infer::engine::{EngineOptions, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
-use ggraft::infer::{GenerateOptions, KvType};
+use ggraft::infer::{Combine, Ensemble, GenerateOptions, Generated, KvType, TokenLogprobs};
 use ggraft::train::data::{Dataset, Row};
 use ggraft::{Adapter, Model};
+use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const EXAMPLES: &str = "Examples:
   ggraft batch -m model.gguf --data requests.jsonl -o answers.jsonl --parallel 8
   ggraft batch -m model.gguf -a pirate.gguf --data requests.jsonl -o answers.jsonl -n 64 --temp 0
 
 A row has a \"prompt\" or \"messages\", as the rows of `ggraft predict`, and may have
-  \"adapter\"      a GGUF adapter file or a PEFT folder instead of -a; null: none
+  \"adapter\"      a GGUF adapter file or a PEFT folder instead of -a; null: none. A list of them
+                 speaks as one, as \"ensemble\" (or --ensemble) says, with its \"weights\"
   \"max_tokens\", \"temperature\", \"top_k\", \"top_p\", \"min_p\", \"seed\", \"stop\" (a text or a list of them)
                  instead of the options
   \"priority\"     rows with a higher one begin first
@@ -61,12 +62,8 @@ pub(crate) struct Batch {
     n: Limit,
     #[command(flatten)]
     stops: StopArgs,
-    /// Adapter of rows that name none: a GGUF adapter file or a PEFT folder
-    #[arg(short, long, value_name = "FILE|FOLDER", help_heading = "Adapter")]
-    adapter: Option<PathBuf>,
-    /// Use adapters even if they were made for another model of the same shape
-    #[arg(long, help_heading = "Adapter")]
-    force: bool,
+    #[command(flatten)]
+    adapter: EnsembleArgs,
     #[command(flatten)]
     sample: SampleArgs,
     #[command(flatten)]
@@ -78,8 +75,10 @@ pub(crate) struct Batch {
 /// What a row may say besides its prompt.
 struct Wishes {
     id: Option<Value>,
-    /// `Some(None)`: none.
-    adapter: Option<Option<PathBuf>>,
+    /// `None` among them is no adapter.
+    adapters: Option<Vec<Option<PathBuf>>>,
+    ensemble: Option<String>,
+    weights: Option<Vec<f32>>,
     max_tokens: Option<Limit>,
     temperature: Option<f32>,
     top_k: Option<u32>,
@@ -106,10 +105,13 @@ impl Wishes {
         let limit = |n: i64| parse_limit(&n.to_string());
         let max_tokens = take(&mut fields, "max_tokens")?.map(limit).transpose();
         Ok(Self {
-            adapter: match fields.get("adapter") {
-                Some(Value::Null) => Some(None),
-                _ => take(&mut fields, "adapter")?.map(Some),
+            adapters: match fields.get("adapter") {
+                Some(Value::Null) => Some(vec![None]),
+                Some(Value::Array(_)) => take(&mut fields, "adapter")?,
+                _ => take(&mut fields, "adapter")?.map(|path| vec![Some(path)]),
             },
+            ensemble: take(&mut fields, "ensemble")?,
+            weights: take(&mut fields, "weights")?,
             max_tokens: max_tokens.map_err(|why| wrong("max_tokens", why))?,
             temperature: take(&mut fields, "temperature")?,
             top_k: take(&mut fields, "top_k")?,
@@ -143,7 +145,7 @@ struct Job {
 /// Adapters by the names that rows have for them.
 struct Adapters<'a> {
     model: &'a Model,
-    force: bool,
+    args: &'a EnsembleArgs,
     loaded: HashMap<PathBuf, Adapter>,
 }
 
@@ -152,9 +154,35 @@ impl Adapters<'_> {
         if let Some(adapter) = self.loaded.get(path) {
             return Ok(adapter.clone());
         }
-        let adapter = load_adapter(path, self.model, None).map_err(|e| e.forced(self.force))?;
+        let adapter = self.args.load_one(path, self.model)?;
         self.loaded.insert(path.to_owned(), adapter.clone());
         Ok(adapter)
+    }
+
+    /// Whoever answers a row.
+    fn ensemble(&mut self, default: &Ensemble, wishes: &Wishes) -> Result<Ensemble> {
+        let named = wishes.ensemble.as_deref().map(combine).transpose();
+        let named = named.map_err(|why| wrong("ensemble", why))?;
+        let combine = named.or(self.args.combine());
+        let members = match &wishes.adapters {
+            None => default.members().to_vec(),
+            Some(paths) => (paths.iter())
+                .map(|path| path.as_deref().map(|path| self.get(path)).transpose())
+                .collect::<Result<_>>()?,
+        };
+        if members.len() > 1 && combine.is_none() {
+            let methods = Combine::ALL.map(Combine::name).join(", ");
+            return Err(wrong(
+                "adapter",
+                format!("several: \"ensemble\" says how they speak together, one of {methods}"),
+            ));
+        }
+        let ensemble = Ensemble::new(members, combine.unwrap_or_default())?;
+        Ok(match &wishes.weights {
+            Some(weights) => ensemble.weights(weights)?,
+            None if wishes.adapters.is_none() => ensemble.weights(default.member_weights())?,
+            None => ensemble,
+        })
     }
 }
 
@@ -162,7 +190,7 @@ impl Batch {
     pub(crate) fn execute(self) -> Result<()> {
         Files::default()
             .reads("-m", Some(&self.model.model))
-            .reads("-a", self.adapter.as_deref())
+            .reads("-a", self.adapter.paths())
             .reads_data("--data", Some(&self.data))
             .reads("--chat-template", self.chat_format.chat_template.as_deref())
             .writes("-o", Some(&self.output))
@@ -177,14 +205,15 @@ impl Batch {
         let wishes = objects(&text, data.rows())?;
         let model = self.model.open_with(&self.chat_format)?;
         let jobs = self.jobs(&model, &data, wishes)?;
-        let mut scheduler = Scheduler::new(&model, &self.options())?;
+        let members = |job: &Job| job.request.ensemble.members().len();
+        let largest = jobs.iter().map(members).max().unwrap_or(1);
+        let mut scheduler = Scheduler::new(&model, &self.options(largest))?;
         warn_of_threads(self.session.options(KvType::F16).n_threads);
 
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = interrupted.clone();
-        let guard = interrupt::Guard::calling(move || flag.store(true, Ordering::Relaxed));
+        let cancel = scheduler.cancel_token();
+        let guard = interrupt::Guard::new(cancel.clone());
         let n = jobs.len();
-        let (answers, done) = answer_all(&mut scheduler, jobs, &interrupted);
+        let (answers, done) = answer_all(&mut scheduler, jobs);
         drop(guard);
         io::write_file(&self.output, |file| {
             answers.iter().try_for_each(|answer| {
@@ -193,7 +222,7 @@ impl Batch {
             })
         })?;
         let output = self.output.display();
-        if interrupted.load(Ordering::Relaxed) {
+        if cancel.is_cancelled() {
             return Err(Failure::Interrupted(format!(
                 "interrupted after {done} of {n} rows, which {output} has"
             )));
@@ -206,11 +235,11 @@ impl Batch {
         }
     }
 
-    fn options(&self) -> EngineOptions {
-        let session = self.session.options(KvType::F16);
-        let mut options = EngineOptions::from(&session.accept_other_base(self.force));
+    /// There is room for the largest ensemble in any case.
+    fn options(&self, largest: usize) -> EngineOptions {
+        let mut options = self.adapter.engine(self.session.options(KvType::F16), 1);
         options.kv_bytes = self.kv_memory.map(|mb| mb.saturating_mul(1_000_000));
-        options.max_running = self.parallel;
+        options.max_running = self.parallel.max(largest);
         options
     }
 
@@ -219,19 +248,15 @@ impl Batch {
         let params = self.sample.params(model)?;
         let mut adapters = Adapters {
             model,
-            force: self.force,
+            args: &self.adapter,
             loaded: HashMap::new(),
         };
-        let default = self.adapter.as_deref();
-        let default = default.map(|path| adapters.get(path)).transpose()?;
+        let default = self.adapter.load(model)?;
         let mut job = |(row, wishes): (&Row, Wishes)| {
             let generate = self.generate(&params, &wishes);
-            let adapter = match &wishes.adapter {
-                Some(path) => path.as_deref().map(|path| adapters.get(path)).transpose()?,
-                None => default.clone(),
-            };
+            let ensemble = adapters.ensemble(&default, &wishes)?;
             let mut request = Request::tokens(row.prompt(model)?.tokens).generate(generate);
-            request.adapter = adapter;
+            request.ensemble = ensemble;
             request.priority = wishes.priority.unwrap_or(0);
             Ok(Job {
                 id: wishes.id,
@@ -285,67 +310,25 @@ fn objects(text: &str, rows: &[Row]) -> Result<Vec<Wishes>> {
 }
 
 /// The answers in the order of the requests, and how many are complete.
-fn answer_all(
-    scheduler: &mut Scheduler,
-    jobs: Vec<Job>,
-    interrupted: &AtomicBool,
-) -> (Vec<Value>, usize) {
-    let progress = io::progress(jobs.len());
-    let mut answers: Vec<Map<String, Value>> = Vec::with_capacity(jobs.len());
-    let mut done = 0;
-    let mut running: HashMap<RequestId, usize> = HashMap::new();
-    let mut waiting = jobs;
+fn answer_all(scheduler: &mut Scheduler, jobs: Vec<Job>) -> (Vec<Value>, usize) {
     // Highest priorities first, each in the order of the rows.
-    let mut order: Vec<_> = (0..waiting.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(waiting[i].request.priority));
-    for job in &mut waiting {
-        let id = job.id.take().map(|id| ("id".to_owned(), id));
-        answers.push(id.into_iter().collect());
-    }
-    let mut order = order.into_iter();
-    let mut next = order.next();
-    while !interrupted.load(Ordering::Relaxed) {
-        // Some more than can run: who begins with the same waits for the first of them.
-        while let Some(i) = next
-            && scheduler.len()[1] < 64
-        {
-            match scheduler.submit(waiting[i].request.clone()) {
-                Ok(id) => drop(running.insert(id, i)),
-                Err(e) => {
-                    answers[i].insert("error".to_owned(), Failure::from(e).line().into());
-                    progress.inc(1);
-                }
-            }
-            next = order.next();
-        }
-        if scheduler.is_idle() {
-            break;
-        }
-        for (id, event) in scheduler.step() {
-            let row = match event {
-                Event::Done(out) => {
-                    done += 1;
-                    let mut row = json!({
-                        "text": out.text,
-                        "tokens": out.tokens.len(),
-                        "stop_reason": run::stop_reason(out.reason),
-                    });
-                    if !out.logprobs.is_empty() {
-                        row["logprobs"] = logprobs(&out);
-                    }
-                    row
-                }
-                Event::Failed(e) => json!({"error": Failure::from(e).line()}),
-                _ => continue,
-            };
-            let (Some(i), Value::Object(row)) = (running.remove(&id), row) else {
-                continue;
-            };
-            answers[i].extend(row);
-            progress.inc(1);
-        }
-    }
-    progress.finish_and_clear();
+    let n = jobs.len();
+    let mut order: Vec<_> = (0..n).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(jobs[i].request.priority));
+    let (ids, requests): (Vec<_>, Vec<_>) = jobs.into_iter().map(|j| (j.id, j.request)).unzip();
+    let answer = |id: Option<Value>| id.into_iter().map(|id| ("id".to_owned(), id)).collect();
+    let mut answers = Answers {
+        requests,
+        order: order.into_iter(),
+        answers: ids.into_iter().map(answer).collect(),
+        done: 0,
+        progress: io::progress(n),
+    };
+    serve(scheduler, &mut answers);
+    answers.progress.finish_and_clear();
+    let Answers {
+        mut answers, done, ..
+    } = answers;
     for answer in &mut answers {
         if !answer.contains_key("text") && !answer.contains_key("error") {
             answer.insert("error".to_owned(), "interrupted".into());
@@ -354,10 +337,47 @@ fn answer_all(
     (answers.into_iter().map(Value::Object).collect(), done)
 }
 
+/// Requests, and what comes of them.
+struct Answers {
+    requests: Vec<Request>,
+    /// Those that were not submitted yet.
+    order: std::vec::IntoIter<usize>,
+    answers: Vec<Map<String, Value>>,
+    done: usize,
+    progress: ProgressBar,
+}
+
+impl Jobs for Answers {
+    type Key = usize;
+
+    fn next(&mut self) -> Option<(usize, Request)> {
+        let i = self.order.next()?;
+        Some((i, self.requests[i].clone()))
+    }
+
+    fn end(&mut self, i: usize, outcome: Result<Generated>) {
+        let answer = &mut self.answers[i];
+        match outcome {
+            Ok(out) => {
+                self.done += 1;
+                answer.insert("text".to_owned(), out.text.clone().into());
+                answer.insert("tokens".to_owned(), out.tokens.len().into());
+                let reason = run::stop_reason(out.reason);
+                answer.insert("stop_reason".to_owned(), reason.into());
+                if !out.logprobs.is_empty() {
+                    answer.insert("logprobs".to_owned(), logprobs(&out));
+                }
+            }
+            Err(why) => drop(answer.insert("error".to_owned(), why.line().into())),
+        }
+        self.progress.inc(1);
+    }
+}
+
 /// For each token its id and how likely it was, and the most likely ones.
-fn logprobs(out: &ggraft::infer::Generated) -> Value {
+fn logprobs(out: &Generated) -> Value {
     let tokens = out.tokens.iter().zip(&out.logprobs);
-    let of_token = |(id, token): (&i32, &ggraft::infer::TokenLogprobs)| {
+    let of_token = |(id, token): (&i32, &TokenLogprobs)| {
         let pair = |(id, logprob): &(i32, f32)| json!({"id": id, "logprob": logprob});
         let top: Vec<_> = token.top.iter().map(pair).collect();
         json!({"id": id, "logprob": token.logprob, "top": top})

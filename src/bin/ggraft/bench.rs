@@ -4,6 +4,7 @@ use crate::args::{AdapterArgs, ModelArgs, SessionArgs, count, warn_of_threads, w
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
+use ggraft::infer::Ensemble;
 use ggraft::infer::engine::{EngineOptions, Event, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{ExistingText, GenerateOptions, KvType, SessionOptions};
@@ -270,7 +271,7 @@ impl Bench {
             for _ in 0..users {
                 let prompt = ids.take(before);
                 let mut request = Request::tokens(prompt).generate(generate.clone());
-                request.adapter = adapter.cloned();
+                request.ensemble = Ensemble::of_one(adapter.cloned());
                 scheduler.submit(request)?;
             }
             let mut step = || -> Result<usize> {

@@ -1,8 +1,8 @@
 //! `ggraft chat`: a conversation, with adapters swapped in between.
 
 use crate::args::{
-    ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, load_adapter, new_session, parse_limit,
-    stem,
+    ChatArgs, Limit, ModelArgs, NONE, SampleArgs, SessionArgs, load_adapter, new_session,
+    parse_limit, stem,
 };
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
@@ -60,9 +60,6 @@ pub(crate) struct Chat {
     #[command(flatten)]
     session: SessionArgs,
 }
-
-/// The name that stands for no adapter.
-const NONE: &str = "none";
 
 impl Chat {
     pub(crate) fn execute(self) -> Result<()> {

@@ -2,7 +2,13 @@
 
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Result};
+use crate::interrupt;
+use crate::serve::{Jobs, serve};
+use ggraft::infer::Generated;
+use ggraft::infer::engine::{Request, Scheduler};
 use ggraft::train::data::{Content, Dataset, Examples, ExamplesBuilder, Row, for_each_row};
+use indicatif::ProgressBar;
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -143,46 +149,154 @@ pub(crate) fn names(places: impl ExactSizeIterator<Item = impl Display>) -> Stri
     named.join(", ") + &more
 }
 
-/// Calls `each` for every row. Rows that do not fit into the context are left out with a warning. A failure and Ctrl-C end the
-/// loop: what was computed is kept.
-pub(crate) fn for_each<'a>(
-    data: &'a Dataset,
-    mut each: impl FnMut(&'a Row) -> Result<()>,
+/// Computes the requests that `ask` makes of each row, many rows at a time, and calls `each` with a row, what `ask` remembers of it and the answers, in the order of the rows.
+/// Rows that do not fit into the context are left out with a warning, if `each` fails for them. Any other failure and Ctrl-C end it: what was computed of the rows before is
+/// kept.
+pub(crate) fn for_each<T>(
+    data: &Dataset,
+    scheduler: &mut Scheduler,
+    ask: impl FnMut(&Row) -> Result<(T, Vec<Request>)>,
+    each: impl FnMut(&Row, T, Result<Vec<Generated>>) -> Result<()>,
 ) -> Result<Done> {
-    let progress = crate::io::progress(data.rows().len());
-    let mut long = Vec::new();
-    let mut done = Done {
-        rows: 0,
-        stopped: None,
+    let _guard = interrupt::Guard::new(scheduler.cancel_token());
+    let mut rows = Rows {
+        data: data.rows(),
+        ask,
+        each,
+        asked: Vec::new(),
+        begun: VecDeque::new(),
+        next: 0,
+        ended: 0,
+        enough: false,
+        failed: None,
+        long: Vec::new(),
+        done: 0,
+        progress: crate::io::progress(data.rows().len()),
     };
-    let result = data.rows().iter().try_for_each(|row| {
-        match each(row) {
-            Ok(()) => done.rows += 1,
-            Err(why) if why.is_context_full() => long.push(row.place()),
-            Err(why) => return Err(Failure::at(row.place(), why)),
-        }
-        progress.inc(1);
-        Ok(())
-    });
+    serve(scheduler, &mut rows);
     // An error line must not end up behind the bar.
-    progress.finish_and_clear();
+    rows.progress.finish_and_clear();
+    let (n, done, long) = (data.rows().len(), rows.done, rows.long);
     if !long.is_empty() {
         let text = format!(
             "into the context (a longer one: --ctx): {}",
-            names(long.iter())
+            names(long.iter().map(|row| row.place()))
         );
-        if done.rows == 0 && result.is_ok() {
+        if done == 0 && rows.failed.is_none() && rows.ended == n {
             return Err(Failure::Unsuitable(format!("no row fits {text}")));
         }
         tracing::warn!("left out: {} not fit {text}", rows_do(long.len()));
     }
-    done.stopped = match result {
-        Err(why) if why.is_cancelled() => Some(Failure::Interrupted(format!(
-            "interrupted after {} of {} rows",
-            done.rows,
-            data.rows().len()
-        ))),
-        result => result.err(),
+    let interrupted = || Failure::Interrupted(format!("interrupted after {done} of {n} rows"));
+    let stopped = match rows.failed {
+        None => (rows.ended < n).then(interrupted),
+        failed => failed,
     };
-    Ok(done)
+    Ok(Done {
+        rows: done,
+        stopped,
+    })
+}
+
+/// Rows on their way.
+struct Rows<'a, T, Ask, Each> {
+    data: &'a [Row],
+    ask: Ask,
+    each: Each,
+    /// Requests of rows that have begun which were not submitted yet, by row and number.
+    asked: Vec<((usize, usize), Request)>,
+    /// Rows that have begun, from row `ended` on.
+    begun: VecDeque<Begun<T>>,
+    /// The first row that has not.
+    next: usize,
+    /// Rows that are over.
+    ended: usize,
+    /// A row is known to fail, perhaps behind others that are not over: no more of them begin.
+    enough: bool,
+    failed: Option<Failure>,
+    long: Vec<&'a Row>,
+    /// Rows that were computed.
+    done: usize,
+    progress: ProgressBar,
+}
+
+struct Begun<T> {
+    /// What `ask` remembers, or why it failed.
+    asked: Result<T>,
+    answers: Vec<Option<Result<Generated>>>,
+}
+
+impl<T, Ask, Each> Jobs for Rows<'_, T, Ask, Each>
+where
+    Ask: FnMut(&Row) -> Result<(T, Vec<Request>)>,
+    Each: FnMut(&Row, T, Result<Vec<Generated>>) -> Result<()>,
+{
+    /// Row, and number of its request.
+    type Key = (usize, usize);
+
+    fn next(&mut self) -> Option<(Self::Key, Request)> {
+        while self.asked.is_empty() {
+            if self.enough {
+                return None;
+            }
+            let row = self.data.get(self.next)?;
+            let (asked, requests) = match (self.ask)(row) {
+                Ok((asked, requests)) => (Ok(asked), requests),
+                Err(why) => {
+                    self.enough = true;
+                    (Err(why), Vec::new())
+                }
+            };
+            self.begun.push_back(Begun {
+                asked,
+                answers: requests.iter().map(|_| None).collect(),
+            });
+            let keys = (0..requests.len()).map(|i| (self.next, i));
+            self.asked = keys.zip(requests).rev().collect();
+            self.next += 1;
+            self.settle();
+        }
+        self.asked.pop()
+    }
+
+    fn end(&mut self, (row, number): Self::Key, outcome: Result<Generated>) {
+        self.enough |= matches!(&outcome, Err(why) if !why.is_context_full());
+        // Behind a row that failed nobody wants to know.
+        if let Some(row) = row
+            .checked_sub(self.ended)
+            .and_then(|i| self.begun.get_mut(i))
+        {
+            row.answers[number] = Some(outcome);
+        }
+        self.settle();
+    }
+}
+
+impl<T, Ask, Each> Rows<'_, T, Ask, Each>
+where
+    Each: FnMut(&Row, T, Result<Vec<Generated>>) -> Result<()>,
+{
+    /// Hands over rows that are complete, up to the first one that is not.
+    fn settle(&mut self) {
+        let is_complete = |row: &mut Begun<T>| row.answers.iter().all(Option::is_some);
+        while self.failed.is_none() && self.begun.front_mut().is_some_and(is_complete) {
+            let row = self.begun.pop_front().expect("there is a first one");
+            let place = &self.data[self.ended];
+            let answers: Result<Vec<_>> = row.answers.into_iter().flatten().collect();
+            let outcome = row
+                .asked
+                .and_then(|asked| (self.each)(place, asked, answers));
+            match outcome {
+                Ok(()) => self.done += 1,
+                Err(why) if why.is_context_full() => self.long.push(place),
+                Err(why) => {
+                    self.enough = true;
+                    self.failed = Some(Failure::at(place.place(), why));
+                    return;
+                }
+            }
+            self.ended += 1;
+            self.progress.inc(1);
+        }
+    }
 }

@@ -3,8 +3,8 @@
 use crate::{interrupt, io};
 use ggraft::CpuError;
 use ggraft::adapter::AdapterError;
-use ggraft::infer::SessionError;
 use ggraft::infer::sampler::SamplerError;
+use ggraft::infer::{EnsembleError, SessionError};
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
 use ggraft::train::data::{DataError, Place};
@@ -49,6 +49,9 @@ pub(crate) enum Failure {
         "the context is full: {needed} positions needed, {n_ctx} available (a longer one: --ctx)"
     )]
     ContextFull { needed: usize, n_ctx: usize },
+    /// A text has filled the context and would go on.
+    #[error("the context is full (a longer one: --ctx)")]
+    NoRoom,
     /// There is no memory for a context of that length.
     #[error("{0}: lower --ctx, the length of the context")]
     Memory(SessionError),
@@ -81,6 +84,7 @@ from_library!(
     AdapterError,
     CpuError,
     DataError,
+    EnsembleError,
     SamplerError,
     SessionError,
     VocabError
@@ -133,6 +137,7 @@ impl Failure {
                     | SamplerError::BiasToken { .. }
                     | SamplerError::ReservedSeed
             ) | ggraft::Error::Stop(_)
+                | ggraft::Error::Ensemble(_)
                 | ggraft::Error::Train(TrainError::Option { .. } | TrainError::Conflict { .. })
                 | ggraft::Error::Adapter(
                     AdapterError::TaskRequired { .. }
@@ -157,7 +162,7 @@ impl Failure {
     }
 
     pub(crate) fn is_context_full(&self) -> bool {
-        matches!(self, Self::ContextFull { .. })
+        matches!(self, Self::ContextFull { .. } | Self::NoRoom)
     }
 
     /// Nobody reads our output any more (`ggraft ... | head`): that is the reader's decision and no failure.

@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod concat;
 mod data;
+mod ensemble;
 mod eval;
 mod export;
 mod failure;
@@ -20,6 +21,7 @@ mod plot;
 mod predict;
 mod run;
 mod score;
+mod serve;
 mod train;
 
 use clap::error::ErrorKind;
@@ -77,6 +79,7 @@ enum Command {
     Eval(eval::Eval),
     Predict(predict::Predict),
     Batch(Box<batch::Batch>),
+    Ensemble(ensemble::Ensemble),
     Import(import::Import),
     Export(export::Export),
     Concat(concat::Concat),
@@ -94,6 +97,7 @@ impl Command {
             Self::Eval(command) => command.execute(),
             Self::Predict(command) => command.execute(),
             Self::Batch(command) => command.execute(),
+            Self::Ensemble(command) => command.execute(),
             Self::Import(command) => command.execute(),
             Self::Export(command) => command.execute(),
             Self::Concat(command) => command.execute(),

@@ -35,10 +35,17 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// A file, or a folder of files, that the command reads.
-    pub(crate) fn reads(mut self, option: &'static str, path: Option<&Path>) -> Self {
-        let path = path.map(Path::to_owned);
-        self.read.extend(path.map(|path| Named { option, path }));
+    /// Files, or folders of files, that the command reads.
+    pub(crate) fn reads<P: AsRef<Path>>(
+        mut self,
+        option: &'static str,
+        paths: impl IntoIterator<Item = P>,
+    ) -> Self {
+        let named = |path: P| Named {
+            option,
+            path: path.as_ref().to_owned(),
+        };
+        self.read.extend(paths.into_iter().map(named));
         self
     }
 

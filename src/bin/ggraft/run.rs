@@ -1,12 +1,13 @@
 //! `ggraft run`: text in, text out.
 
 use crate::args::{
-    AdapterArgs, ChatArgs, Limit, ModelArgs, SampleArgs, SessionArgs, StopArgs, parse_limit,
+    ChatArgs, EnsembleArgs, Limit, ModelArgs, SampleArgs, SessionArgs, StopArgs, parse_limit,
 };
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
-use ggraft::infer::{GenerateOptions, KvType, StopReason, Timings};
+use ggraft::infer::engine::{Event, Request, RequestId, Scheduler};
+use ggraft::infer::{GenerateOptions, Generated, KvType, SessionError, StopReason, Timings};
 use ggraft::model::chat::ChatMessage;
 use ggraft::{Model, Session};
 use serde_json::json;
@@ -19,6 +20,7 @@ const EXAMPLES: &str = "Examples:
   ggraft run -m model.gguf -p \"Once upon a time\"
   ggraft run -m model.gguf -a pirate.gguf -p \"The rain has not stopped.\" -n 64 --temp 0
   ggraft run -m model.gguf -a my-peft-folder -f question.txt
+  ggraft run -m model.gguf -a one.gguf -a two.gguf --ensemble mean-prob --weights 2,1 -p \"Good\"
   ggraft run -m model.gguf --chat -p \"Why is the sky blue?\"
   cat letter.txt | ggraft run -m model.gguf -n -1 --stop \"THE END\"";
 
@@ -62,7 +64,7 @@ pub(crate) struct Run {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
-    adapter: AdapterArgs,
+    adapter: EnsembleArgs,
     #[command(flatten)]
     sample: SampleArgs,
     #[command(flatten)]
@@ -105,27 +107,44 @@ impl Run {
         let seed = params.seed;
 
         let begin = Instant::now();
-        let options = self.session.options(KvType::F16);
-        let mut session = self.adapter.session(&model, options)?;
-        let attach = self.adapter.adapter.is_some().then(|| begin.elapsed());
-
+        let ensemble = self.adapter.load(&model)?;
+        let session = self.session.options(KvType::F16);
         let tokens = match self.chat {
             true => chat_prompt(&model, self.system.as_deref(), text)?,
             false => model.vocab().tokenize_start(&text)?,
         };
-        let _guard = interrupt::Guard::new(session.cancel_token());
-        let (begin, before) = (Instant::now(), session.n_past());
-        session.prompt_tokens(&tokens)?;
-        let prefill = begin.elapsed();
-        let prefill_tokens = session.n_past() - before;
-
         let mut options = GenerateOptions::default().sampler(params);
         options.max_tokens = self.n.0;
-        options.stop = self.stops.stop;
-        let output = generate(&mut session, &options, !self.json)?;
+        options.stop = self.stops.stop.clone();
+        let show = !self.json;
+        let (attach, prefill_tokens, prefill, output) = match ensemble.members() {
+            [member] => {
+                let mut session = self.adapter.session(&model, session, member.as_ref())?;
+                let attach = begin.elapsed();
+                let _guard = interrupt::Guard::new(session.cancel_token());
+                let (begin, before) = (Instant::now(), session.n_past());
+                session.prompt_tokens(&tokens)?;
+                let (prefill, n) = (begin.elapsed(), session.n_past() - before);
+                let output = generate(&mut session, &options, show)?;
+                (attach, n, prefill, output)
+            }
+            _ => {
+                let mut scheduler = self.adapter.scheduler(&model, &ensemble, session, 1)?;
+                let request = Request::tokens(tokens).generate(options);
+                let id = scheduler.submit(request.ensemble(&ensemble).until_full(true))?;
+                let attach = begin.elapsed();
+                let _guard = interrupt::Guard::new(scheduler.cancel_token());
+                let begin = Instant::now();
+                let output = together(&mut scheduler, id, show)?;
+                let decoded = ensemble.members().len() * output.timings.decode_tokens;
+                let prefill = begin.elapsed().saturating_sub(output.timings.decode);
+                let n = scheduler.positions_computed().saturating_sub(decoded);
+                (attach, n, prefill, output)
+            }
+        };
         let report = Report {
             load,
-            attach,
+            attach: (!self.adapter.adapter.is_empty()).then_some(attach),
             prefill_tokens,
             prefill,
             decode: output.timings,
@@ -192,13 +211,10 @@ fn generate(session: &mut Session, options: &GenerateOptions, show: bool) -> Res
     });
     stdout?;
     match result {
-        Ok(done) => Ok(Output {
-            text: done.text,
-            tokens: done.tokens,
-            stop_reason: stop_reason(done.reason),
-            timings: done.timings,
-            failure: None,
-        }),
+        Ok(done) => {
+            let reason = stop_reason(done.reason);
+            Ok(Output::new(done, reason, None))
+        }
         Err(e) => {
             let failure = Failure::from(e);
             let stop_reason = if failure.is_context_full() {
@@ -225,12 +241,50 @@ fn generate(session: &mut Session, options: &GenerateOptions, show: bool) -> Res
     }
 }
 
+/// Lets an ensemble answer; otherwise as [`generate`].
+fn together(scheduler: &mut Scheduler, id: RequestId, show: bool) -> Result<Output> {
+    let cancel = scheduler.cancel_token();
+    loop {
+        if cancel.is_cancelled() {
+            let broken = scheduler.cancel(id);
+            let out = broken.expect("a request that is not over");
+            let failure = Some(Failure::from(SessionError::Cancelled));
+            return Ok(Output::new(out, "cancelled", failure));
+        }
+        for (_, event) in scheduler.step() {
+            match event {
+                Event::Text(piece) if show => io::print(&piece)?,
+                Event::Done(out) => {
+                    let reason = stop_reason(out.reason);
+                    let is_full = out.reason == StopReason::ContextFull;
+                    return Ok(Output::new(out, reason, is_full.then_some(Failure::NoRoom)));
+                }
+                Event::Failed(e) => return Err(e.into()),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Output {
+    fn new(out: Generated, stop_reason: &'static str, failure: Option<Failure>) -> Self {
+        Self {
+            text: out.text,
+            tokens: out.tokens,
+            stop_reason,
+            timings: out.timings,
+            failure,
+        }
+    }
+}
+
 pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
     match reason {
         StopReason::EndOfGeneration => "end_of_text",
         StopReason::MaxTokens => "max_tokens",
         StopReason::StopString => "stop_string",
         StopReason::Callback => "callback",
+        StopReason::ContextFull => "context_full",
     }
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod dry_run;
 mod log;
+mod members;
 mod notes;
 mod progress;
 mod run;
@@ -12,7 +13,9 @@ mod values;
 use crate::failure::{Failure, Result};
 use crate::outputs::{Files, same_file};
 use crate::{data, io};
-use args::{ComputationArgs, DataArgs, ObjectiveArgs, SavingArgs, ScheduleArgs, ShapeArgs};
+use args::{
+    ComputationArgs, DataArgs, MembersArgs, ObjectiveArgs, SavingArgs, ScheduleArgs, ShapeArgs,
+};
 use clap::Args;
 use ggraft::file::atomic::is_stream;
 use ggraft::train::Trainer;
@@ -28,6 +31,8 @@ const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method p-tuning --template \"{v:10} {prompt} {v:10}\" \\
       --data train.jsonl -o facts.gguf --plot loss.svg
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf --dry-run
+  ggraft train -m model.gguf --method prefix --data train.jsonl --valid valid.jsonl \\
+      --ensemble 4 -o team.gguf
   ggraft train -m model.gguf --data train.jsonl -o pirate.gguf --resume pirate.gguf.ckpt
 
 Ctrl-C, SIGTERM, SIGHUP and SIGXCPU save the adapter and a checkpoint (OUT.gguf.ckpt) and say how to go on; another one, more than a second \
@@ -38,7 +43,7 @@ bytes, or one with K, M or G (powers of 1024, as KiB, MiB and GiB; KB, MB and GB
 ///
 /// The model stays as it is, quantized and mapped: only the adapter's few numbers are trained, on the CPU. `ggraft run -a` uses
 /// the file that is written.
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(after_help = format!("{EXAMPLES}\n\n{}", data::FORMS))]
 pub(crate) struct Train {
     #[command(flatten)]
@@ -50,9 +55,19 @@ pub(crate) struct Train {
     #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
+    members: MembersArgs,
+    #[command(flatten)]
     saving: SavingArgs,
     #[command(flatten)]
     computation: ComputationArgs,
+}
+
+/// What is learned, and what that is measured by.
+struct Rows {
+    train: Examples,
+    valid: Examples,
+    /// Arguments of `ggraft run` for a prompt like those that are learned.
+    prompt: Option<String>,
 }
 
 impl Train {
@@ -63,7 +78,8 @@ impl Train {
                 path.display()
             )));
         }
-        self.check_outputs()?;
+        let members = self.members();
+        members.iter().try_for_each(Self::check_outputs)?;
         let stdin = Path::new("-");
         if self.data.data == stdin && self.data.valid.as_deref() == Some(stdin) {
             return Err(Failure::Usage(
@@ -80,12 +96,27 @@ impl Train {
         }
         let chat = self.data.chat_format.options()?;
         let model = Model::open(&self.data.model, &ModelOptions::default().chat(chat))?;
-        let (trainer, sample) = self.trainer(&model)?;
-        notes::warn(&trainer);
+        // All that can be refused at once comes before the rows are tokenized.
+        if self.saving.resume.is_none() {
+            self.options(&model)?;
+        }
+        let rows = self.rows(&model)?;
         if self.computation.dry_run {
+            let trainer = members[0].trainer(&model, &rows)?;
+            notes::warn(&trainer);
             return io::print(&dry_run::report(&trainer, &model)?);
         }
-        Run::new(&self, trainer)?.execute(sample)
+        match self.members.ensemble {
+            None => self.train(&model, &rows),
+            Some(_) => members::train(&self, &members, &model, &rows),
+        }
+    }
+
+    /// One run.
+    fn train(&self, model: &Model, rows: &Rows) -> Result<()> {
+        let trainer = self.trainer(model, rows)?;
+        notes::warn(&trainer);
+        Run::new(self, trainer)?.execute(rows.prompt.clone())
     }
 
     /// Before anything is computed: a long run shall not fail when it saves its result.
@@ -136,13 +167,8 @@ impl Train {
         path.into()
     }
 
-    /// The run, and arguments of `ggraft run` for a prompt like those that are learned.
-    fn trainer(&self, model: &Model) -> Result<(Trainer, Option<String>)> {
-        // All that can be refused at once comes before the rows are tokenized, and so does the smaller set.
-        let options = match &self.saving.resume {
-            Some(_) => None,
-            None => Some(self.options(model)?),
-        };
+    /// Reads the rows, the smaller set first.
+    fn rows(&self, model: &Model) -> Result<Rows> {
         let builder = || match self.data.split_text {
             Some(n) => ExamplesBuilder::new(model).split_texts(n),
             None => ExamplesBuilder::new(model),
@@ -152,35 +178,50 @@ impl Train {
             Some(path) => data::read_tokens(path, builder(), |row| kinds.add(row))?,
             None => Examples::default(),
         };
-        let mut sample = None;
+        let mut prompt = None;
         let train = data::read_tokens(&self.data.data, builder(), |row| {
             kinds.add(row);
-            sample.get_or_insert_with(|| sample_prompt(row));
+            prompt.get_or_insert_with(|| sample_prompt(row));
         })?;
         kinds.warn(&self.data.chat_format, self.data.split_text.is_some());
-        let trainer = match (options, &self.saving.resume) {
-            (Some(options), _) => Trainer::new(model, options, train, valid)?,
-            (None, checkpoint) => {
-                let checkpoint = checkpoint.as_deref().expect("there are options otherwise");
-                let mut trainer = Trainer::resume(model, checkpoint, train, valid)?;
-                if let Some(threads) = self.computation.threads {
-                    trainer.set_threads(threads)?;
-                }
-                match self.schedule.steps {
-                    Some(steps) => trainer.set_steps(steps).map_err(ggraft::Error::from)?,
-                    None if trainer.finished().is_some() => {
-                        let done = trainer.summary().steps;
-                        return Err(Failure::Usage(format!(
-                            "{}: this run is finished after {done} steps: --steps N, with more than {done}, goes on with it",
-                            checkpoint.display()
-                        )));
-                    }
-                    None => {}
-                }
-                trainer
-            }
+        Ok(Rows {
+            train,
+            valid,
+            prompt: prompt.flatten(),
+        })
+    }
+
+    /// The seed that rows are drawn from, if they are.
+    fn bag(&self) -> Option<u64> {
+        let bagging = self.members.bagging?;
+        Some(bagging.unwrap_or(self.schedule.seed))
+    }
+
+    fn trainer(&self, model: &Model, rows: &Rows) -> Result<Trainer> {
+        let train = match self.bag() {
+            Some(seed) => rows.train.bag(seed),
+            None => rows.train.clone(),
         };
-        Ok((trainer, sample.flatten()))
+        let valid = rows.valid.clone();
+        let Some(checkpoint) = self.saving.resume.as_deref() else {
+            return Ok(Trainer::new(model, self.options(model)?, train, valid)?);
+        };
+        let mut trainer = Trainer::resume(model, checkpoint, train, valid)?;
+        if let Some(threads) = self.computation.threads {
+            trainer.set_threads(threads)?;
+        }
+        match self.schedule.steps {
+            Some(steps) => trainer.set_steps(steps).map_err(ggraft::Error::from)?,
+            None if trainer.finished().is_some() => {
+                let done = trainer.summary().steps;
+                return Err(Failure::Usage(format!(
+                    "{}: this run is finished after {done} steps: --steps N, with more than {done}, goes on with it",
+                    checkpoint.display()
+                )));
+            }
+            None => {}
+        }
+        Ok(trainer)
     }
 
     /// The command that goes on with this run.
@@ -229,6 +270,7 @@ impl Train {
                 .parse_special
                 .then(|| "--parse-special".to_owned()),
         );
+        words.extend(self.bag().map(|seed| format!("--bagging={seed}")));
         words.extend(self.computation.threads.map(|n| format!("-t {n}")));
         words.join(" ")
     }

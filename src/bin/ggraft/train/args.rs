@@ -1,7 +1,9 @@
 //! The arguments of `ggraft train`: every default, and why.
 
 use super::Train;
-use super::values::{Every, InitArg, LossArg, fraction, not_negative, parse_size, positive};
+use super::values::{
+    Every, InitArg, LossArg, Members, fraction, not_negative, parse_size, positive,
+};
 use crate::args::{ChatArgs, count, whole};
 use crate::failure::{Failure, Result};
 use clap::{Args, ValueEnum};
@@ -55,7 +57,7 @@ fn default_decays() -> String {
     )
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Data")]
 pub(super) struct DataArgs {
     /// The base model, a GGUF file (of a split model: any part)
@@ -93,7 +95,7 @@ enum ReparamArg {
     Lstm,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Adapter")]
 pub(super) struct ShapeArgs {
     /// prefix: K and V rows in every layer, the strongest; prompt: virtual tokens in front, the smallest file; p-tuning: virtual
@@ -157,7 +159,7 @@ pub(super) struct ShapeArgs {
     freeze_first: usize,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Objective")]
 pub(super) struct ObjectiveArgs {
     /// completion: the tokens that the model shall write; all: the prompt, too, for style and knowledge in texts;
@@ -190,7 +192,7 @@ enum OptimizerArg {
     Sgd,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Schedule")]
 pub(super) struct ScheduleArgs {
     #[arg(
@@ -285,7 +287,7 @@ pub(super) struct ScheduleArgs {
     clip: f64,
     /// Of everything random: initial values, the order of the rows. Equal seeds give equal adapters
     #[arg(long, value_name = "N", default_value_t = defaults().seed, value_parser = whole::<u64>, conflicts_with = "resume")]
-    seed: u64,
+    pub(super) seed: u64,
     #[arg(
         long,
         value_name = "N",
@@ -303,7 +305,20 @@ pub(super) struct ScheduleArgs {
     patience: Option<usize>,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Ensemble")]
+pub(super) struct MembersArgs {
+    /// Train N adapters, OUT-1.gguf to OUT-N.gguf, that differ in their --seed, and so in their first values and the order of the rows; or those FROM..TO only. They speak
+    /// together with `ggraft run --ensemble`
+    #[arg(long, value_name = "N|FROM..TO", conflicts_with = "resume")]
+    pub(super) ensemble: Option<Members>,
+    /// Learn as many rows, drawn with replacement from SEED: 63 % of them, some more than once. Members of an ensemble draw with seeds of their own, and differ more.
+    /// Without SEED it is that of --seed
+    #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, value_parser = whole::<u64>)]
+    pub(super) bagging: Option<Option<u64>>,
+}
+
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Saving")]
 pub(super) struct SavingArgs {
     /// The adapter file to write; it is replaced in one piece, so that it can always be read
@@ -331,7 +346,7 @@ pub(super) struct SavingArgs {
     pub(super) plot: Option<PathBuf>,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Computation")]
 pub(super) struct ComputationArgs {
     /// Print what would be computed, rows, tokens, steps, memory, and one row's tokens as they would be learned; train nothing
@@ -366,6 +381,11 @@ impl ShapeArgs {
 }
 
 impl ObjectiveArgs {
+    /// Completions are learned, and nothing else.
+    pub(super) fn is_completion(&self) -> bool {
+        matches!(self.loss, LossArg::Completion)
+    }
+
     /// The text that is distilled.
     pub(super) fn loss_file(&self) -> Option<&Path> {
         match &self.loss {

@@ -74,6 +74,35 @@ impl Display for Every {
     }
 }
 
+/// Which members of an ensemble are trained, counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Members {
+    pub(super) first: usize,
+    pub(super) last: usize,
+}
+
+impl FromStr for Members {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once("..").unwrap_or(("1", text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if 1 <= first && first <= last && last <= Self::MOST => {
+                Ok(Self { first, last })
+            }
+            _ => Err(format!(
+                "must be a number of members from 1 to {}, or those FROM..TO",
+                Self::MOST
+            )),
+        }
+    }
+}
+
+impl Members {
+    /// Nobody trains more, and a slip of the finger should not fill a disk.
+    const MOST: usize = 100;
+}
+
 /// `--init`, before any file is read.
 #[derive(Clone)]
 pub(super) enum InitArg {
