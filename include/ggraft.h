@@ -74,6 +74,8 @@ enum ggraft_status
   GGRAFT_ERROR_INTERNAL = -19,
   // A row of a data set cannot be used.
   GGRAFT_ERROR_DATA = -20,
+  // A saved session is damaged, or was saved with another model, adapter or KV cache.
+  GGRAFT_ERROR_SAVED = -22,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -995,7 +997,7 @@ ggraft_status ggraft_session_feed(ggraft_session *session,
 
 // Stores where the logits of the last token are, and how many (`n_vocab`); GGRAFT_ERROR_STATE if nothing was computed yet.
 // Behind `ggraft_session_generate` the last token is computed now: it was not needed until now.
-// They belong to the session and live until it computes, resets, changes its adapter or is freed.
+// They belong to the session and live until it computes, changes its text or its adapter, or is freed.
 //
 // # Safety
 // `session` is a live handle, `logits` and `n_logits` are valid for writes.
@@ -1066,6 +1068,39 @@ ggraft_status ggraft_session_generate(ggraft_session *session,
                                       void *user_data,
                                       ggraft_generate_result *result,
                                       size_t result_size);
+
+// Takes back the end of the text: of `ggraft_session_tokens` the first `n_tokens` stay, with what was computed of them; with that many or
+// fewer nothing happens. The last turn of a chat is taken back by the number of tokens there were before it. What an adapter's
+// template puts behind the first prompt, and the text of models with a sliding window, may have to be computed anew; if that
+// fails, the session is as it was.
+//
+// # Safety
+// `session` is a live handle.
+ggraft_status ggraft_session_truncate(ggraft_session *session,
+                                      size_t n_tokens);
+
+// Writes the text and what was computed of it to a file: a session of another process goes on with it without computing it
+// again (`ggraft_session_load`). `note` is for the application, which gets it back, the messages of a conversation for
+// example; NULL for none, at most 16 MiB. The file is replaced when the new one is complete.
+//
+// # Safety
+// `session` is a live handle, `path` a NUL-terminated string, `note` NULL or one.
+ggraft_status ggraft_session_save(ggraft_session *session,
+                                  const char *path,
+                                  const char *note);
+
+// Goes on with the text of a file that `ggraft_session_save` wrote, in place of the session's own. The model, the attached adapter and the
+// type of the KV cache must be those it was saved with; the context may be another if the text fits. On failure
+// (GGRAFT_ERROR_SAVED if the file is damaged or belongs to another session) the session is as it was.
+//
+// `note` may be NULL; otherwise `*note` becomes the note, which is empty if there was none. It belongs to the session and lives until its
+// next load, or until the session is freed.
+//
+// # Safety
+// `session` is a live handle, `path` a NUL-terminated string, `note` NULL or valid for a write.
+ggraft_status ggraft_session_load(ggraft_session *session,
+                                  const char *path,
+                                  const char **note);
 
 // Fills `params` with the defaults: `ggraft_engine_params_init(&params, sizeof params)`.
 //

@@ -6,7 +6,7 @@ use crate::file::peft::PeftError;
 use crate::infer::engine::EngineError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
-use crate::infer::{EnsembleError, SessionError};
+use crate::infer::{EnsembleError, SavedError, SessionError};
 use crate::kernels::CpuError;
 use crate::model::ModelError;
 use crate::model::chat::ChatError;
@@ -53,6 +53,14 @@ pub enum Error {
     /// A session refused.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// A saved session is damaged, or does not belong to the session that shall go on with it.
+    #[error("{}{source}", prefix(path))]
+    Saved {
+        /// The file; `None` while it is not named yet.
+        path: Option<PathBuf>,
+        /// What is wrong with it.
+        source: SavedError,
+    },
     /// An engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -89,8 +97,18 @@ impl Error {
                 path: Some(file.to_owned()),
                 source,
             },
+            Self::Saved { path: None, source } => Self::Saved {
+                path: Some(file.to_owned()),
+                source,
+            },
             other => other,
         }
+    }
+}
+
+impl From<SavedError> for Error {
+    fn from(source: SavedError) -> Self {
+        Self::Saved { path: None, source }
     }
 }
 

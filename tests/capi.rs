@@ -73,6 +73,7 @@ fn generate_header() -> String {
         "model",
         "adapter",
         "session",
+        "saved",
         "engine",
         "sampler",
         "stream",
@@ -131,6 +132,7 @@ fn every_error_has_its_status() {
     for (file, name) in [
         ("src/error.rs", "Error"),
         ("src/infer/error.rs", "SessionError"),
+        ("src/infer/session/saved/error.rs", "SavedError"),
         ("src/infer/engine/error.rs", "EngineError"),
         ("src/infer/ensemble/error.rs", "EnsembleError"),
         ("src/infer/sampler.rs", "SamplerError"),
@@ -720,6 +722,11 @@ fn null_is_an_error() {
             ggraft_session_n_ctx(null_mut()),
             ggraft_session_kv_bytes(null_mut()),
             ggraft_session_reset(null_mut()),
+            ggraft_session_truncate(null_mut(), 0),
+            ggraft_session_save(null_mut(), text, null()),
+            ggraft_session_save(s, null(), null()),
+            ggraft_session_load(null_mut(), text, null_mut()),
+            ggraft_session_load(s, null(), null_mut()),
             ggraft_session_cancel(null_mut()),
             ggraft_session_clear_cancel(null_mut()),
             ggraft_session_generate(null_mut(), null(), None, null_mut(), null_mut(), 0),
@@ -780,6 +787,69 @@ fn null_is_an_error() {
         ggraft_text_stream_free(stream);
         ggraft_sampler_free(sampler);
         ggraft_session_free(s);
+        ggraft_adapter_free(a);
+        ggraft_model_free(model);
+    }
+}
+
+/// Text that is taken back, and text that goes on in another session.
+#[test]
+fn texts_are_cut_saved_and_loaded() {
+    let model = open(&model_path());
+    let a = load(model, &peft(PIRATE));
+    let [s, other] = [(); 2].map(|()| session(model, 128));
+    let dir = tempfile::tempdir().unwrap();
+    let path = c(dir.path().join("text.gguf").to_str().unwrap());
+    let tokens = |s| {
+        let mut ids = vec![0; 128];
+        let mut n = 0;
+        // SAFETY: a live session, and room for all ids of its context.
+        ok(unsafe { ggraft_session_tokens(s, ids.as_mut_ptr(), ids.len(), &mut n) });
+        ids.truncate(n);
+        ids
+    };
+    // SAFETY: live handles, strings, and places for results.
+    unsafe {
+        ok(ggraft_session_attach(s, a, 0));
+        let first = answer(s, "The rain has not stopped.\n");
+        let before = tokens(s);
+        let second = answer(s, "The pancakes taste of smoke.\n");
+        assert!(tokens(s).len() > before.len() && !first.is_empty());
+        ok(ggraft_session_truncate(s, before.len()));
+        assert_eq!(tokens(s), before);
+        ok(ggraft_session_save(
+            s,
+            path.as_ptr(),
+            c("é: a note").as_ptr(),
+        ));
+        assert_eq!(answer(s, "The pancakes taste of smoke.\n"), second);
+
+        let mut note = null();
+        let not_yet = ggraft_session_load(other, path.as_ptr(), &mut note);
+        fails(not_yet, GGRAFT_ERROR_SAVED, "attach what it was saved with");
+        assert!(note.is_null() && tokens(other).is_empty());
+        ok(ggraft_session_attach(other, a, 0));
+        ok(ggraft_session_load(other, path.as_ptr(), null_mut()));
+        ok(ggraft_session_load(other, path.as_ptr(), &mut note));
+        assert_eq!(CStr::from_ptr(note).to_str().unwrap(), "é: a note");
+        assert_eq!(tokens(other), before);
+        assert_eq!(answer(other, "The pancakes taste of smoke.\n"), second);
+
+        ok(ggraft_session_save(other, path.as_ptr(), null()));
+        ok(ggraft_session_load(s, path.as_ptr(), &mut note));
+        assert_eq!(CStr::from_ptr(note).to_bytes(), b"");
+        let absent = c(dir.path().join("absent").to_str().unwrap());
+        let missing = ggraft_session_load(s, absent.as_ptr(), &mut note);
+        fails(missing, GGRAFT_ERROR_IO, "absent");
+        let folder = ggraft_session_save(s, c(dir.path().to_str().unwrap()).as_ptr(), null());
+        fails(folder, GGRAFT_ERROR_IO, "");
+        fails(
+            ggraft_session_save(s, path.as_ptr(), c"\xff".as_ptr()),
+            GGRAFT_ERROR_UTF8,
+            "note",
+        );
+        ggraft_session_free(s);
+        ggraft_session_free(other);
         ggraft_adapter_free(a);
         ggraft_model_free(model);
     }

@@ -11,6 +11,7 @@
 //! ```
 
 mod arrange;
+mod checksum;
 mod compiled;
 mod concat;
 mod error;

@@ -11,7 +11,7 @@ use ggraft::infer::{
     CancelToken, ExistingText, FlashAttention, GenerateOptions, Generated, KvType, Session,
     SessionOptions, StopReason,
 };
-use std::ffi::{c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::ops::ControlFlow;
 
 /// One text with at most one adapter, on a model that others share. For one thread at a time, except for
@@ -20,6 +20,8 @@ pub struct ggraft_session {
     session: Exclusive<Session>,
     /// Outside of the lock: it is for other threads.
     cancel: CancelToken,
+    /// That came with the text that was loaded last.
+    pub(crate) note: Exclusive<CString>,
 }
 
 const _: fn() = || {
@@ -197,7 +199,7 @@ fn existing_text(value: i32) -> Result<ExistingText, Failure> {
 ///
 /// # Safety
 /// `session` is null or a live handle.
-unsafe fn with<T>(
+pub(crate) unsafe fn with<T>(
     session: *mut ggraft_session,
     work: impl FnOnce(&mut Session) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -248,6 +250,7 @@ pub unsafe extern "C" fn ggraft_session_new(
         let object = ggraft_session {
             cancel: session.cancel_token(),
             session: Exclusive::new(session),
+            note: Exclusive::new(CString::default()),
         };
         // SAFETY: `out` is valid by the caller's promise.
         unsafe { give(out, object) };
@@ -379,7 +382,7 @@ pub unsafe extern "C" fn ggraft_session_feed(
 
 /// Stores where the logits of the last token are, and how many (`n_vocab`); GGRAFT_ERROR_STATE if nothing was computed yet.
 /// Behind `ggraft_session_generate` the last token is computed now: it was not needed until now.
-/// They belong to the session and live until it computes, resets, changes its adapter or is freed.
+/// They belong to the session and live until it computes, changes its text or its adapter, or is freed.
 ///
 /// # Safety
 /// `session` is a live handle, `logits` and `n_logits` are valid for writes.

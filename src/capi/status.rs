@@ -5,7 +5,7 @@ use ggraft::adapter::AdapterError;
 use ggraft::infer::engine::EngineError;
 use ggraft::infer::sampler::SamplerError;
 use ggraft::infer::text::StopError;
-use ggraft::infer::{EnsembleError, SessionError};
+use ggraft::infer::{EnsembleError, SavedError, SessionError};
 use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
@@ -67,6 +67,8 @@ pub enum ggraft_status {
     GGRAFT_ERROR_INTERNAL = -19,
     /// A row of a data set cannot be used.
     GGRAFT_ERROR_DATA = -20,
+    /// A saved session is damaged, or was saved with another model, adapter or KV cache.
+    GGRAFT_ERROR_SAVED = -22,
 }
 
 use ggraft_status::*;
@@ -151,6 +153,21 @@ fn class(error: &Error) -> ggraft_status {
             | SessionError::NoLogits => GGRAFT_ERROR_STATE,
             _ => GGRAFT_ERROR_INTERNAL,
         },
+        Error::Saved {
+            source:
+                SavedError::NotASession { .. }
+                | SavedError::Version { .. }
+                | SavedError::Damaged
+                | SavedError::OtherBase { .. }
+                | SavedError::OtherWeights
+                | SavedError::OtherAdapter { .. }
+                | SavedError::OtherKvType { .. }
+                | SavedError::OtherAttention { .. }
+                | SavedError::OtherContext { .. }
+                | SavedError::Tensor { .. }
+                | SavedError::Text { .. },
+            ..
+        } => GGRAFT_ERROR_SAVED,
         Error::Engine(e) => match e {
             EngineError::Busy { .. } => GGRAFT_ERROR_BUSY,
             EngineError::TooManyMembers { .. } => GGRAFT_ERROR_ARGUMENT,

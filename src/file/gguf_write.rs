@@ -112,6 +112,11 @@ impl GgufWriter {
         self
     }
 
+    /// Tensors that are declared.
+    pub(super) fn n_tensors(&self) -> usize {
+        self.tensors.len()
+    }
+
     /// Writes to a temporary name beside `path`, calls `data(i, out)` for each tensor in order, fsyncs and renames (see
     /// [`write_atomic`]).
     ///
@@ -137,7 +142,7 @@ impl GgufWriter {
         out
     }
 
-    fn stream(
+    pub(super) fn stream(
         &self,
         out: &mut dyn Write,
         mut data: impl FnMut(usize, &mut Vec<u8>),

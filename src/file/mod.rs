@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod gguf;
+pub(crate) mod gguf_seal;
 pub mod gguf_write;
 pub mod mmap;
 pub mod peft;

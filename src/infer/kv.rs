@@ -9,6 +9,7 @@ use crate::ggml::{
 use crate::graph::{Builder, KeyValues, Masks};
 use crate::model::{HParams, LayerShape};
 use half::f16;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Type of the rows in the KV cache.
@@ -114,6 +115,16 @@ impl KvText {
         self.truncate(0);
     }
 
+    /// The same text. Pages are shared until one of the two writes into them.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            block: self.block.clone(),
+            pages: self.pages.clone(),
+            n: self.n,
+        }
+    }
+
     /// Forgets all behind the first `n` positions, but for the block.
     pub(crate) fn truncate(&mut self, n: usize) {
         self.n = n.max(self.block_rows());
@@ -180,17 +191,19 @@ impl KvText {
         self.n += n;
     }
 
+    /// Where, behind the block, begins what a token behind the first `n` positions sees in a class.
+    pub(crate) fn seen(&self, class: usize, n: usize) -> usize {
+        let window = self.pool.layout().window(class);
+        let first = window.map_or(0, |window| (n + 1).saturating_sub(window));
+        first.saturating_sub(self.block_rows())
+    }
+
     /// Gives back what none of the next tokens sees. There is no way back to those that would.
     pub(crate) fn forget_unseen(&mut self) {
-        for (class, pages) in self.pages.iter_mut().enumerate() {
-            let Some(window) = self.pool.layout().window(class) else {
-                continue;
-            };
-            let seen = (self.n + 1).saturating_sub(window);
-            let own = seen.saturating_sub(self.block.as_ref().map_or(0, |block| block.n_rows()));
-            let gone = own / KV_PAGE;
+        for class in 0..self.pages.len() {
+            let gone = self.seen(class, self.n) / KV_PAGE;
             // Behind those that went before.
-            for page in pages[..gone].iter_mut().rev() {
+            for page in self.pages[class][..gone].iter_mut().rev() {
                 if page.take().is_none() {
                     break;
                 }
@@ -198,17 +211,81 @@ impl KvText {
         }
     }
 
-    /// A head of the first `n` tokens behind the block, as they lie in memory.
-    pub(crate) fn head(&self, il: usize, part: KvPart, head: usize, n: usize) -> Vec<u8> {
+    /// Whether the text can go on behind its first `n` positions: nothing that a token sees there was given back.
+    pub(crate) fn reaches(&self, n: usize) -> bool {
+        let end = (n - self.block_rows()).div_ceil(KV_PAGE);
+        (0..self.pages.len()).all(|class| {
+            let first = self.seen(class, n) / KV_PAGE;
+            self.pages[class][first..end].iter().all(Option::is_some)
+        })
+    }
+
+    /// The tokens behind the block whose keys and values a class has.
+    pub(crate) fn kept(&self, class: usize) -> Range<usize> {
+        let gone = self.pages[class].iter().take_while(|page| page.is_none());
+        gone.count() * KV_PAGE..self.n - self.block_rows()
+    }
+
+    /// A head of some tokens, counted behind the block, as they lie in memory.
+    pub(crate) fn head(
+        &self,
+        il: usize,
+        part: KvPart,
+        head: usize,
+        tokens: Range<usize>,
+    ) -> Vec<u8> {
         let (class, layer) = self.pool.layout().layer(il);
         let mut out = Vec::new();
-        for (i, page) in self.pages[class].iter().enumerate() {
-            let tokens = 0..n.saturating_sub(i * KV_PAGE).min(KV_PAGE);
-            let page = page.as_ref().expect("tokens that are kept");
-            out.extend_from_slice(page.head(layer, part, head, tokens));
+        for (i, of_page) in pages_of(tokens) {
+            let page = self.pages[class][i].as_ref().expect("tokens that are kept");
+            out.extend_from_slice(page.head(layer, part, head, of_page));
         }
         out
     }
+
+    /// A text of `n` tokens behind this one's block, of which each class has those from `first` on: they are there once
+    /// [`KvText::put`] has put them. Whole pages are missing or there.
+    pub(crate) fn with_room(&self, n: usize, first: &[usize]) -> Result<Self, KvFull> {
+        let mut text = Self::new(self.pool.clone());
+        text.block.clone_from(&self.block);
+        text.n = text.block_rows() + n;
+        for (class, (pages, &first)) in text.pages.iter_mut().zip(first).enumerate() {
+            pages.resize(first / KV_PAGE, None);
+            for _ in pages.len()..n.div_ceil(KV_PAGE) {
+                pages.push(Some(Arc::new(self.pool.page(class)?)));
+            }
+        }
+        Ok(text)
+    }
+
+    /// Sets keys or values of a layer: of each head those of all tokens that [`KvText::kept`] counts, one head behind the other.
+    ///
+    /// # Panics
+    /// If it is another number of bytes, or others read the pages.
+    pub(crate) fn put(&mut self, il: usize, part: KvPart, bytes: &[u8]) {
+        let (class, layer) = self.pool.layout().layer(il);
+        let (tokens, row_bytes) = (self.kept(class), layer.row_bytes());
+        assert_eq!(bytes.len(), layer.heads.hk * tokens.len() * row_bytes);
+        let mut rest = bytes;
+        for head in 0..layer.heads.hk {
+            for (i, of_page) in pages_of(tokens.clone()) {
+                let page = self.pages[class][i].as_mut().expect("tokens that are kept");
+                let page = Arc::get_mut(page).expect("a text of its own");
+                let (rows, behind) = rest.split_at(of_page.len() * row_bytes);
+                page.head_mut(layer, part, head, of_page)
+                    .copy_from_slice(rows);
+                rest = behind;
+            }
+        }
+    }
+}
+
+/// The pages that hold some tokens, and which of each.
+fn pages_of(tokens: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (tokens.start / KV_PAGE..tokens.end.div_ceil(KV_PAGE)).map(move |i| {
+        let of_page = |token: usize| token.clamp(i * KV_PAGE, (i + 1) * KV_PAGE) - i * KV_PAGE;
+        (i, of_page(tokens.start)..of_page(tokens.end))
+    })
 }
 
 /// How keys and values of a step are read.

@@ -94,7 +94,7 @@ impl KvBlock {
         let layout = core.layout();
         Self::new(layout, n_rows, |il, part| {
             let heads: Vec<_> = (0..layout.layer(il).1.heads.hk)
-                .map(|head| text.head(il, part, head, n_rows))
+                .map(|head| text.head(il, part, head, 0..n_rows))
                 .collect();
             let row_bytes = heads[0].len() / n_rows;
             let row =

@@ -17,4 +17,4 @@ pub use ensemble::{Combine, Ensemble, EnsembleError, Fit, Losses, Sample};
 pub use error::SessionError;
 pub use generate::{GenerateOptions, Generated, StopReason, Timings, TokenLogprobs};
 pub use kv::KvType;
-pub use session::{ExistingText, FlashAttention, Session, SessionOptions};
+pub use session::{ExistingText, FlashAttention, SavedError, Session, SessionOptions};

@@ -15,6 +15,11 @@ impl Utf8Stream {
         Self::default()
     }
 
+    /// The beginning of a character whose end has not arrived.
+    pub(super) fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
     /// Takes the next bytes and returns the characters that are complete. Bytes that cannot belong to any character
     /// become U+FFFD as soon as that is certain.
     pub fn push(&mut self, bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@ mod arch;
 pub mod chat;
 mod error;
 mod hparams;
+mod identity;
 mod keys;
 mod rope;
 mod shape;
@@ -13,6 +14,7 @@ mod weights;
 pub(crate) use arch::NormKind;
 pub use error::ModelError;
 pub(crate) use hparams::{HParams, LayerShape};
+pub(crate) use identity::hex;
 pub use shape::{BaseShape, Fingerprint, PerLayer};
 pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
 

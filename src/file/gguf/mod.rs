@@ -74,6 +74,12 @@ impl Gguf {
     /// # Errors
     /// Every way in which a file can be malformed, see [`GgufError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, GgufError> {
+        Self::parse_head(bytes, bytes.len())
+    }
+
+    /// As [`Gguf::parse`], of a file of `len` bytes whose first `bytes` may be all that was read so far. That they end too soon is
+    /// [`GgufError::Truncated`].
+    pub(in crate::file) fn parse_head(bytes: &[u8], len: usize) -> Result<Self, GgufError> {
         if bytes.is_empty() {
             return Err(GgufError::Empty);
         }
@@ -90,14 +96,15 @@ impl Gguf {
         };
         let n_tensors = reader.u64("the tensor count")?;
         let n_keys = reader.u64("the key count")?;
-        let limit = reader.left() / MIN_TENSOR_INFO;
+        let left = (len - reader.pos) as u64;
+        let limit = left / MIN_TENSOR_INFO;
         if n_tensors > limit {
             return Err(GgufError::TooManyTensors {
                 got: n_tensors,
                 limit,
             });
         }
-        let limit = reader.left() / MIN_KEY_VALUE;
+        let limit = left / MIN_KEY_VALUE;
         if n_keys > limit {
             return Err(GgufError::TooManyKeys { got: n_keys, limit });
         }
@@ -138,7 +145,7 @@ impl Gguf {
             };
             tensors.push(tensor);
         }
-        let tensors = place(tensors, reader.pos, bytes.len(), alignment)?;
+        let tensors = place(tensors, reader.pos, len, alignment)?;
         Ok(Self {
             version,
             alignment,

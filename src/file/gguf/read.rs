@@ -90,7 +90,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Bytes behind the position.
-    pub(super) fn left(&self) -> u64 {
+    fn left(&self) -> u64 {
         (self.bytes.len() - self.pos) as u64
     }
 

@@ -66,13 +66,9 @@ impl Session {
         self.feed_prompt_with(tokens, None)
     }
 
-    fn feed_prompt_with(
-        &mut self,
-        tokens: Vec<i32>,
-        mut each: Option<EachLogits<'_>>,
-    ) -> Result<()> {
+    fn feed_prompt_with(&mut self, tokens: Vec<i32>, each: Option<EachLogits<'_>>) -> Result<()> {
         let first = self.history.is_empty();
-        let mut items = self.arrange(self.attached.as_ref(), &tokens, first)?;
+        let mut items = arranged(&self.core.model, self.attached.as_ref(), &tokens, first)?;
         let n: usize = items.iter().map(Item::len).sum();
         if n == 0 {
             return Err(SessionError::EmptyPrompt.into());
@@ -89,19 +85,7 @@ impl Session {
             if !joined {
                 s.settle()?;
             }
-            let last = items.len() - 1;
-            for (i, item) in items.iter().enumerate() {
-                match (item, &mut each) {
-                    (Item::Tokens(tokens), None) => s.run_all(Input::Tokens(tokens), i == last)?,
-                    (Item::Tokens(tokens), Some(each)) => {
-                        s.run_tokens_with_logits(tokens, i == last, |at, row| {
-                            each(tokens[at], row)
-                        })?
-                    }
-                    (Item::Virtual(rows), _) => s.run_virtual(rows.clone(), i == last)?,
-                }
-            }
-            Ok(())
+            s.run_items(&items, each)
         })?;
         self.unfinished = Utf8Stream::new();
         self.history.push(Segment {
@@ -111,8 +95,28 @@ impl Session {
         Ok(())
     }
 
+    /// Computes what a prompt was arranged to, and hands out the logits of tokens; those of the last position are kept.
+    pub(super) fn run_items(
+        &mut self,
+        items: &[Item],
+        mut each: Option<EachLogits<'_>>,
+    ) -> Result<()> {
+        for (i, item) in items.iter().enumerate() {
+            let is_last = i + 1 == items.len();
+            match (item, &mut each) {
+                (Item::Tokens(tokens), None) => self.run_all(Input::Tokens(tokens), is_last)?,
+                (Item::Tokens(tokens), Some(each)) => {
+                    self.run_tokens_with_logits(tokens, is_last, |at, row| each(tokens[at], row))?
+                }
+                (Item::Virtual(rows), _) => self.run_virtual(rows.clone(), is_last)?,
+            }
+        }
+        Ok(())
+    }
+
     /// All of `work`, which computes the text's last token if it is not, or nothing: after an error the session stands where
-    /// it stood. Logits are only replaced by the last step, so they still belong to the text.
+    /// it stood. Logits are only replaced by the last step, so they still belong to the text; those of a token that was not computed may be there by then,
+    /// and are known no more.
     fn whole(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let (n_past, uncomputed) = (self.text.len(), self.uncomputed);
         match work(self) {
@@ -124,6 +128,9 @@ impl Session {
             Err(e) => {
                 self.text.truncate(n_past);
                 self.uncomputed = uncomputed;
+                if uncomputed.is_some() {
+                    self.logits.clear();
+                }
                 Err(e)
             }
         }
@@ -137,14 +144,17 @@ impl Session {
         }
     }
 
-    /// The order in which a prompt's tokens and the virtual tokens of a template of `attached` are computed.
-    pub(super) fn arrange(
+    /// What is computed of a segment, the first of the text or another, in order.
+    pub(super) fn items(
         &self,
         attached: Option<&Attached>,
-        tokens: &[i32],
+        segment: &Segment,
         first: bool,
     ) -> Result<Vec<Item>> {
-        arranged(&self.core.model, attached, tokens, first)
+        match segment.prompt {
+            true => arranged(&self.core.model, attached, &segment.tokens, first),
+            false => Ok(vec![Item::Tokens(segment.tokens.clone())]),
+        }
     }
 
     /// Computes tokens as they are; logits of the last one are kept.
@@ -219,7 +229,7 @@ impl Session {
         self.core.graphs_built
     }
 
-    fn check_tokens(&self, tokens: &[i32]) -> Result<(), SessionError> {
+    pub(super) fn check_tokens(&self, tokens: &[i32]) -> Result<(), SessionError> {
         let n_vocab = self.core.model.weights().n_vocab();
         match tokens.iter().find(|&&id| id < 0 || id as usize >= n_vocab) {
             Some(&id) => Err(SessionError::TokenOutOfRange { id, n_vocab }),

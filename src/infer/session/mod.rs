@@ -2,8 +2,11 @@
 
 mod compute;
 mod options;
+mod saved;
+mod truncate;
 
 pub use options::{ExistingText, FlashAttention, SessionOptions};
+pub use saved::SavedError;
 
 use super::attached::Attached;
 use super::core::{Core, Input, Mode, Part, check_logits};
@@ -34,10 +37,11 @@ pub struct Session {
     attached: Option<Attached>,
     accept_other_base: bool,
     history: Vec<Segment>,
-    /// The last token of `history` if it has been sampled and nothing has asked for what follows it: it is computed with the
-    /// next input, and has no position until then.
+    /// The last token of `history` if it has been sampled, or the text behind it was taken back, and nothing has asked for what follows it: it is
+    /// computed with the next input, and has no position until then.
     uncomputed: Option<i32>,
-    /// Logits of the last computed input, `ne = [V]`; empty before the first.
+    /// Logits of the last computed input, `ne = [V]`; empty before the first, and while they are not known, which they are again when the token
+    /// is computed that is not.
     logits: Vec<f32>,
     /// The beginning of a character that [`Session::generate`] stopped in the middle of; empty once other text follows.
     unfinished: Utf8Stream,
@@ -206,6 +210,11 @@ impl Session {
         Ok(&self.logits)
     }
 
+    /// Positions in front of the text.
+    fn prefix_len(&self) -> usize {
+        self.attached.as_ref().map_or(0, Attached::prefix_len)
+    }
+
     /// Computes the token that is not, if there is one.
     fn settle(&mut self) -> Result<(), SessionError> {
         if let Some(id) = self.uncomputed {
@@ -218,7 +227,7 @@ impl Session {
 
     /// Nothing was fed yet.
     pub(super) fn is_empty(&self) -> bool {
-        self.logits.is_empty()
+        self.history.is_empty()
     }
 
     /// A token that was sampled becomes part of the text. It is computed with what follows.
@@ -302,12 +311,8 @@ impl Session {
         let mut needed = attached.as_ref().map_or(0, Attached::prefix_len);
         if existing == ExistingText::Recompute {
             for (i, segment) in self.history.iter().enumerate() {
-                needed += if segment.prompt {
-                    let items = self.arrange(attached.as_ref(), &segment.tokens, i == 0)?;
-                    items.iter().map(Item::len).sum()
-                } else {
-                    segment.tokens.len()
-                };
+                let items = self.items(attached.as_ref(), segment, i == 0)?;
+                needed += items.iter().map(Item::len).sum::<usize>();
             }
         }
         let virtual_tokens = (attached.as_ref()).map_or(0, |a| a.adapter().length());

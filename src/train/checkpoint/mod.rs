@@ -16,7 +16,7 @@ use super::{Init, TrainOptions};
 use crate::error::{Error, Result};
 use crate::file::atomic::write_atomic;
 use crate::file::read::read_capped;
-use crate::model::Model;
+use crate::model::{Model, hex};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use saved::Saved;
 use serde::Deserialize;
@@ -141,7 +141,7 @@ impl Trainer {
     pub(super) fn identity(&self) -> &Identity {
         self.identity.get_or_init(|| Identity {
             data: [&self.train, &self.valid].map(|set| hash(set.iter(&self.layout))),
-            weights: weights(&self.model),
+            weights: self.model.weights_checksum(),
         })
     }
 }
@@ -239,7 +239,7 @@ fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<(Saved, SafeTensors<'a>), T
 fn check_base(path: &Path, saved: &Saved, model: &Model) -> Result<(), TrainError> {
     let what = if saved.base != model.fingerprint().to_string() {
         "another base model"
-    } else if saved.weights != weights(model) {
+    } else if saved.weights != model.weights_checksum() {
         "another file of this base model, whose weights are rounded differently"
     } else {
         return Ok(());
@@ -336,29 +336,6 @@ fn checksum<'a, 'b: 'a>(
     }
     hex(hash)
 }
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Identifies the weights of a file: other quantizations of one model share its fingerprint, but no run goes on with them to
-/// the same result. All tensors count, by names, types, shapes and their first bytes: reading the rest would take longer than
-/// many a step.
-fn weights(model: &Model) -> String {
-    let file = model.file();
-    let mut tensors: Vec<_> = file.tensors().collect();
-    tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
-    let mut hash = Sha256::new();
-    for (part, info) in tensors {
-        hash.update(format!("\n{} {:?} {:?}\n", info.name, info.ty, info.ne));
-        let bytes = &file.parts()[part].bytes()[info.range.clone()];
-        hash.update(&bytes[..bytes.len().min(WEIGHT_BYTES)]);
-    }
-    hex(hash)
-}
-
-/// Bytes of each tensor that identify it.
-const WEIGHT_BYTES: usize = 4096;
 
 /// Identifies sequences: what is computed, what is predicted, and with which weight. A target counts as the token that follows
 /// in the text, whatever a teacher says of it: the context is among the options, and the teacher may not have spoken yet.

@@ -15,7 +15,7 @@ pub(super) struct Saved {
     pub(super) version: u32,
     /// Hexadecimal.
     pub(super) base: String,
-    /// Of the base's weights as they are in its file, see [`weights`].
+    /// Of the base's weights as they are in its file.
     pub(super) weights: String,
     /// Of training and validation set.
     pub(super) data: [String; 2],

@@ -1,6 +1,7 @@
 //! Random models of every architecture, and libllama as the oracle. Serves this repository's tests, benches and examples only.
 
 pub mod adapters;
+pub mod bases;
 pub mod bench;
 pub mod command;
 pub mod conformance;
