@@ -1035,6 +1035,11 @@ fn chat_in_a_pipe_ends_with_the_first_error() {
         ),
         ("/frobnicate\nThe\n", "unknown command '/frobnicate'"),
         ("/adapter\n", "unknown command '/adapter'"),
+        ("/undo\nThe\n", "there is nothing to take back"),
+        ("/save\n", "unknown command '/save'"),
+        ("/load\n", "unknown command '/load'"),
+        ("/load absent.gguf\nThe\n", "absent.gguf"),
+        ("/save /absent/text.gguf\nThe\n", "/absent/text.gguf"),
     ] {
         let output = chat(&["-a", &format!("p={PIRATE}")], input);
         assert!(failure(&output).contains(expected), "{output:?}");
@@ -1101,6 +1106,111 @@ fn chat_computes_only_what_is_new_in_each_turn() {
     let mut args = words("run -q -t 1 --temp 0 -n 5 --chat --system Talk. -p Hello -m");
     args.push(model.to_str().unwrap());
     assert!(text.starts_with(&ok(&args)));
+}
+
+/// What `chat` says with these arguments to each of these lines.
+#[track_caller]
+fn answers(args: &[&str], input: &str) -> Vec<String> {
+    let output = with_stdin(args, input.as_bytes());
+    stdout(&output).lines().map(str::to_owned).collect()
+}
+
+/// As text that is continued, under an adapter, and as messages.
+fn conversations(folder: &Path) -> [Vec<String>; 2] {
+    let model = chat_model(folder);
+    let texts = format!("{} -n 6 -a p={PIRATE}", CHAT.join(" "));
+    let messages = format!(
+        "chat -t 1 --temp 0 -n 6 --system Talk. -m {}",
+        model.display()
+    );
+    [texts, messages].map(|args| words(&args).into_iter().map(str::to_owned).collect())
+}
+
+#[test]
+fn chat_takes_turns_back() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in conversations(folder.path()) {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let plain = answers(&args, "Hello.\nThe rain.\nThe town.\n");
+        let [first, second, third] = &plain[..] else {
+            panic!("{plain:?}")
+        };
+        let got = answers(
+            &args,
+            "A horse.\n/undo\nHello.\nA horse.\nThe sea.\n/undo\n/undo\nThe rain.\n/undo\nThe rain.\nThe town.\n",
+        );
+        assert_eq!(got.len(), 7);
+        assert_eq!(
+            [&got[1], &got[4], &got[5], &got[6]],
+            [first, second, second, third]
+        );
+        // All of it, and no more.
+        let output = with_stdin(&args, b"Hello.\n/undo\n/undo\n");
+        assert!(failure(&output).contains("nothing to take back"));
+    }
+    // A swap computes the text again, and its turns are still there.
+    let args = format!("{} -n 6 -a p={PIRATE} -a b={BUTLER}", CHAT.join(" "));
+    let args = words(&args);
+    let want = answers(&args, "Hello.\n/adapter b\nThe rain.\n");
+    let got = answers(&args, "Hello.\nA horse.\n/adapter b\n/undo\nThe rain.\n");
+    assert_eq!([&got[0], &got[2]], [&want[0], &want[1]]);
+}
+
+#[test]
+fn chat_goes_on_in_another_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a talk.gguf");
+    let file = file.to_str().unwrap();
+    for args in conversations(folder.path()) {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let plain = answers(&args, "Hello.\nThe rain.\nThe town.\n");
+        let saved = answers(&args, &format!("Hello.\nThe rain.\n/save {file}\n"));
+        assert_eq!(saved, plain[..2]);
+        let verbose = [&args[..], &["-v"]].concat();
+        let input = format!("/load {file}\nThe town.\n");
+        let output = with_stdin(&verbose, input.as_bytes());
+        assert_eq!(stdout(&output).trim_end(), plain[2]);
+        // Only the last line was computed.
+        let prefills = |output: &Output| -> Vec<String> {
+            let text = stderr(output);
+            let lines = text.lines().filter(|line| line.contains("prefill of"));
+            lines.map(str::to_owned).collect()
+        };
+        let all = with_stdin(&verbose, b"Hello.\nThe rain.\nThe town.\n");
+        assert_eq!(prefills(&output), prefills(&all)[2..]);
+        // Turns come along, in place of what there was.
+        let input = format!("A horse.\n/load {file}\n/undo\nThe rain.\n");
+        assert_eq!(answers(&args, &input)[1], plain[1]);
+        let input = format!("/load {file}\n/undo\n/undo\nHello.\n");
+        assert_eq!(answers(&args, &input), plain[..1]);
+    }
+    let [texts, messages] = conversations(folder.path());
+    let [texts, messages]: [Vec<&str>; 2] =
+        [&texts, &messages].map(|args| args.iter().map(String::as_str).collect());
+    // The last one that was saved has messages, of a model that is the same but for its chat template.
+    let load = format!("/load {file}\n");
+    let output = with_stdin(&CHAT, load.as_bytes());
+    assert!(failure(&output).contains("chat template"), "{output:?}");
+    assert!(ok(&["inspect", file]).contains("saved session, GGUF version 3"));
+    ok_with(&texts, &format!("Hello.\n/save {file}\n"));
+    let output = with_stdin(&messages, load.as_bytes());
+    assert!(failure(&output).contains("attach what it was saved with"));
+    ok_with(&CHAT, &format!("Hello.\n/save {file}\n"));
+    let output = with_stdin(&messages, load.as_bytes());
+    assert!(failure(&output).contains("saved without a chat template"));
+    // What a program saved has no turns.
+    let model = Model::open(MODEL, &ModelOptions::default()).unwrap();
+    let mut session = Session::new(&model, &SessionOptions::default().n_threads(1)).unwrap();
+    session.prompt("Hello.").unwrap();
+    session.save(file.as_ref(), "").unwrap();
+    let output = with_stdin(&CHAT, load.as_bytes());
+    assert!(failure(&output).contains("not saved by"), "{output:?}");
+}
+
+#[track_caller]
+fn ok_with(args: &[&str], input: &str) {
+    let output = with_stdin(args, input.as_bytes());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 // ---- logits, eval, predict

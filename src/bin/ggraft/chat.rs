@@ -1,5 +1,8 @@
 //! `ggraft chat`: a conversation, with adapters swapped in between.
 
+mod saved;
+mod turns;
+
 use crate::args::{
     ChatArgs, Limit, ModelArgs, NONE, SampleArgs, SessionArgs, load_adapter, new_session,
     parse_limit, stem,
@@ -9,15 +12,19 @@ use crate::{interrupt, io};
 use clap::Args;
 use ggraft::infer::{ExistingText, GenerateOptions, KvType};
 use ggraft::model::chat::{ChatMessage, Conversation};
-use ggraft::{Adapter, Session};
+use ggraft::{Adapter, Session, SessionOptions};
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use turns::Turn;
 
 const EXAMPLES: &str = "In the conversation:
   /adapter NAME   swap to this adapter; the conversation so far is computed again under it
   /adapter none   go on without an adapter
   /adapters       list them; * marks the one in use
+  /undo           take back the last line and its answer
+  /save FILE      keep the conversation in a file, with what was computed of it
+  /load FILE      go on with it, under the same model and adapter, without computing it again
   /reset          forget the conversation
   /help, /quit
 
@@ -82,7 +89,8 @@ impl Chat {
             adapters.push((name, adapter));
         }
         let first = adapters.first().map(|(_, adapter)| adapter);
-        let session = new_session(&model, self.session.options(KvType::F16), first, self.force)?;
+        let how = self.session.options(KvType::F16);
+        let session = new_session(&model, how.clone(), first, self.force)?;
         let system: Vec<_> = self
             .system
             .iter()
@@ -90,12 +98,14 @@ impl Chat {
             .collect();
         let mut talk = Talk {
             session,
+            how,
             adapters,
             options,
             templated: model.vocab().chat_template().is_some(),
             messages: system.clone(),
             system,
             fed: None,
+            turns: Vec::new(),
             force: self.force,
             interactive: io::is_interactive(),
         };
@@ -118,6 +128,8 @@ fn named_path(arg: &OsString) -> (String, PathBuf) {
 
 struct Talk {
     session: Session,
+    /// Options of the session.
+    how: SessionOptions,
     adapters: Vec<(String, Adapter)>,
     options: GenerateOptions,
     /// The model has a chat template.
@@ -128,6 +140,8 @@ struct Talk {
     /// With a template: the formatted text (as `ChatScript::render` gives it) that the session has computed; `None` if it must be
     /// computed from the start.
     fed: Option<String>,
+    /// What can be taken back, the last turn at the end.
+    turns: Vec<Turn>,
     /// Adapters of other models of the same shape are welcome.
     force: bool,
     interactive: bool,
@@ -210,13 +224,17 @@ impl Talk {
         match (name, argument) {
             ("quit" | "exit", "") => return Ok(Next::Quit),
             ("help", "") => io::print(
-                "/adapter NAME  /adapter none  /adapters  /reset  /help  /quit; anything else is text\n",
+                "/adapter NAME  /adapter none  /adapters  /undo  /save FILE  /load FILE  /reset  /help  /quit; anything else is text\n",
             )?,
             ("reset", "") => {
                 self.session.reset();
                 self.messages = self.system.clone();
                 self.fed = None;
+                self.turns.clear();
             }
+            ("undo", "") => self.undo()?,
+            ("save", file) if !file.is_empty() => self.save(file.as_ref())?,
+            ("load", file) if !file.is_empty() => self.load(file.as_ref())?,
             ("adapters", "") => io::print(&self.list())?,
             ("adapter", NONE) => self.change(None)?,
             ("adapter", wanted) if !wanted.is_empty() => {
@@ -249,7 +267,7 @@ impl Talk {
         };
         if result.is_err() {
             // What the session still holds is not known.
-            self.fed = None;
+            self.forget_fed();
         }
         result.map_err(|e| Failure::from(e).forced(self.force))
     }
@@ -272,6 +290,7 @@ impl Talk {
     /// One turn of a conversation in the model's own format. Only what is new since the last turn is computed.
     fn turn(&mut self, line: &str) -> Result<()> {
         let before = self.messages.len();
+        self.turn_begins();
         self.messages.push(ChatMessage::new("user", line));
         let result = self.reply();
         if let Err(e) = &result {
@@ -281,6 +300,7 @@ impl Talk {
             // An answer that was interrupted stays as it is.
             if !(answered && e.is_cancelled()) {
                 self.messages.truncate(before);
+                self.turns.pop();
             }
         }
         result
@@ -297,6 +317,7 @@ impl Talk {
             Some(fed) if text.starts_with(fed.as_str()) => script.tokens(&text[fed.len()..])?,
             _ => {
                 self.session.reset();
+                self.forget_fed();
                 script.tokens_from_start(&text)?
             }
         };
@@ -316,7 +337,13 @@ impl Talk {
         let begins = self.session.tokens().is_empty();
         let before = if begins { "" } else { "\n" };
         let text = format!("{before}{line}\n");
-        self.prefill(|session| session.prompt(&text))?;
+        self.turn_begins();
+        let prefilled = self.prefill(|session| session.prompt(&text));
+        if prefilled.is_err() {
+            // Nothing of it is there.
+            self.turns.pop();
+        }
+        prefilled?;
         self.generate(&mut String::new())
     }
 

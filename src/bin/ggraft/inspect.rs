@@ -24,14 +24,14 @@ const SHOWN: usize = 8;
 /// Characters of a text that are shown.
 const SHOWN_TEXT: usize = 120;
 
-/// Show what a model, an adapter file or a PEFT folder contains
+/// Show what a model, an adapter file, a PEFT folder or a saved session contains
 ///
 /// Prints metadata (long values cut short), tensors with type, shape (fastest dimension first) and size, and the fingerprint that
 /// ties adapters to their model. Says why, if the file is well-formed and still cannot be used.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Inspect {
-    /// A GGUF file: a model (of a split one: any part) or an adapter; or the folder of an adapter that PEFT saved
+    /// A GGUF file: a model (of a split one: any part), an adapter or a saved session; or the folder of an adapter that PEFT saved
     #[arg(value_name = "FILE|FOLDER")]
     file: PathBuf,
     /// Print one JSON object
@@ -43,6 +43,8 @@ pub(crate) struct Inspect {
 enum Kind {
     Model,
     Adapter,
+    /// A text that `Session::save` or `/save` wrote.
+    Session,
 }
 
 struct Facts {
@@ -63,9 +65,10 @@ impl Inspect {
             });
         }
         let file = MappedGguf::open(&self.file)?;
-        let kind = match is_adapter(&file) {
-            true => Kind::Adapter,
-            false => Kind::Model,
+        let kind = match general_type(&file) {
+            Some("adapter") => Kind::Adapter,
+            Some("session") => Kind::Session,
+            _ => Kind::Model,
         };
         let loaded = match kind {
             Kind::Adapter => {
@@ -74,6 +77,8 @@ impl Inspect {
             Kind::Model => Model::open(&self.file, &ModelOptions::default())
                 .map(|m| Some(m.fingerprint().to_string()))
                 .map_err(Into::into),
+            // It is among the metadata, and whether the text can go on depends on a session.
+            Kind::Session => Ok(None),
         };
         let (fingerprint, problem) = match loaded {
             Ok(fingerprint) => (fingerprint, None),
@@ -98,6 +103,7 @@ impl Facts {
         match self.kind {
             Kind::Model => "model",
             Kind::Adapter => "adapter",
+            Kind::Session => "saved session",
         }
     }
 
@@ -203,8 +209,14 @@ impl Facts {
 
 /// Whether a file says that it is an adapter.
 pub(crate) fn is_adapter(file: &MappedGguf) -> bool {
-    let kind = file.main().gguf.get("general.type");
-    matches!(kind, Some(Value::String(kind)) if kind == "adapter")
+    general_type(file) == Some("adapter")
+}
+
+fn general_type(file: &MappedGguf) -> Option<&str> {
+    match file.main().gguf.get("general.type") {
+        Some(Value::String(kind)) => Some(kind),
+        _ => None,
+    }
 }
 
 /// Control characters, which a terminal would obey, as escapes; long text cut short.
