@@ -486,6 +486,60 @@ fn answers_to_one_prompt_compute_it_once() {
     assert!(scheduler.is_idle() && scheduler.fork(request, 0).unwrap().is_empty());
 }
 
+/// Wakes a thread that waits for it.
+struct Unpark(std::thread::Thread);
+
+impl std::task::Wake for Unpark {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// All that a stream gives, on this thread.
+fn collect<T>(mut stream: impl futures_core::Stream<Item = T> + Unpin) -> Vec<T> {
+    use std::task::{Context, Poll, Waker};
+    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut items = Vec::new();
+    loop {
+        match std::pin::Pin::new(&mut stream).poll_next(&mut context) {
+            Poll::Ready(Some(item)) => items.push(item),
+            Poll::Ready(None) => return items,
+            // Nobody else wakes it: it stops here for ever if the engine forgets to.
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[test]
+fn replies_are_streams() {
+    let engine = Engine::new(&MODEL, &options()).unwrap();
+    let request = Request::tokens(vec![30; 20]).generate(drawn(12, 5));
+    let want = alone(&MODEL, &options(), &request);
+    let mut replies = engine.fork(request.clone(), 2).unwrap();
+    let second = replies.pop().unwrap();
+    let mut first = replies.pop().unwrap();
+    let pieces: Vec<String> = collect(&mut first)
+        .into_iter()
+        .map(|p| p.unwrap())
+        .collect();
+    assert_eq!(pieces.concat(), want.text);
+    assert_eq!(said(&first.take_end().unwrap()), want);
+    let pieces = collect(second);
+    assert!(!pieces.is_empty() && pieces.into_iter().all(|piece| piece.is_ok()));
+    // Those who wait for an engine that goes are woken.
+    let long = request.generate(drawn(400, 5));
+    let reply = engine.submit(long).unwrap();
+    let waits = std::thread::spawn(move || collect(reply));
+    std::thread::sleep(Duration::from_millis(20));
+    drop(engine);
+    let last = waits.join().unwrap().pop().unwrap();
+    assert!(
+        matches!(last, Err(Error::Engine(EngineError::Ended))),
+        "{last:?}"
+    );
+}
+
 #[test]
 fn a_full_context_ends_an_answer() {
     let mut small = options();

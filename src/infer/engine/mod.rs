@@ -21,22 +21,23 @@
 
 mod error;
 mod prefix;
+mod reply;
 mod request;
 mod scheduler;
 mod task;
 mod voice;
 
 pub use error::EngineError;
+pub use reply::{Canceller, Reply};
 pub(super) use request::Watch;
 pub use request::{EngineOptions, Event, Prompt, Request, RequestId, WhenFull};
 pub use scheduler::Scheduler;
 
 use crate::error::Result;
 use crate::infer::SessionError;
-use crate::infer::generate::Generated;
 use crate::model::Model;
+use reply::Outlet;
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use task::{Reception, Task};
@@ -67,7 +68,7 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Default)]
 struct Inbox {
-    tasks: Vec<(Task, Sender<Event>)>,
+    tasks: Vec<(Task, Outlet)>,
     cancelled: Vec<RequestId>,
     /// Requests that were accepted and have not begun.
     waiting: usize,
@@ -148,14 +149,9 @@ impl Engine {
         }
         let mut replies = Vec::with_capacity(n);
         for task in tasks {
-            let (sender, events) = channel();
-            replies.push(Reply {
-                id: task.id,
-                events,
-                shared: self.shared.clone(),
-                end: None,
-            });
-            inbox.tasks.push((task, sender));
+            let (reply, outlet) = Reply::new(task.id, &self.shared);
+            replies.push(reply);
+            inbox.tasks.push((task, outlet));
         }
         self.shared.filled.notify_one();
         Ok(replies)
@@ -185,7 +181,7 @@ fn serve(mut scheduler: Scheduler, shared: &Shared) {
         }
     }
     let _end = End(shared);
-    let mut senders = HashMap::new();
+    let mut outlets = HashMap::new();
     loop {
         let (tasks, cancelled) = {
             let mut inbox = shared.inbox();
@@ -204,149 +200,28 @@ fn serve(mut scheduler: Scheduler, shared: &Shared) {
                 std::mem::take(&mut inbox.cancelled),
             )
         };
-        for (task, sender) in tasks {
-            senders.insert(task.id, sender);
+        for (task, outlet) in tasks {
+            outlets.insert(task.id, outlet);
             scheduler.enqueue(task);
         }
         for id in cancelled {
             scheduler.cancel(id);
-            if let Some(sender) = senders.remove(&id) {
-                // Nobody may be there to hear of it.
-                let _ = sender.send(Event::Failed(SessionError::Cancelled.into()));
+            if let Some(outlet) = outlets.remove(&id) {
+                outlet.send(Event::Failed(SessionError::Cancelled.into()));
             }
         }
         for (id, event) in scheduler.step() {
             let is_over = !matches!(event, Event::Text(_));
-            let Some(sender) = senders.get(&id) else {
+            let Some(outlet) = outlets.get(&id) else {
                 continue;
             };
-            // Who does not want to hear of it any more has cancelled it.
-            let _ = sender.send(event);
+            outlet.send(event);
             if is_over {
-                senders.remove(&id);
+                outlets.remove(&id);
             }
         }
         let [_, waiting] = scheduler.len();
         let mut inbox = shared.inbox();
         inbox.waiting = waiting + inbox.tasks.len();
-    }
-}
-
-/// The answer to a request, as it comes. It is an iterator over the text's pieces, which ends with the answer or after an error; dropped before, it cancels the
-/// request.
-#[derive(Debug)]
-pub struct Reply {
-    id: RequestId,
-    events: Receiver<Event>,
-    shared: Arc<Shared>,
-    /// How it ended: `None` before, and once it was handed out.
-    end: Option<End>,
-}
-
-#[derive(Debug)]
-enum End {
-    Done(Generated),
-    Over,
-}
-
-impl Reply {
-    /// What came of the request since the last call, without waiting: `None` if nothing did, or if it is over and its end was handed out.
-    pub fn poll(&mut self) -> Option<Event> {
-        if self.end.is_some() {
-            return None;
-        }
-        let event = match self.events.try_recv() {
-            Ok(event) => event,
-            Err(TryRecvError::Empty) => return None,
-            Err(TryRecvError::Disconnected) => Event::Failed(EngineError::Ended.into()),
-        };
-        if !matches!(event, Event::Text(_)) {
-            self.end = Some(End::Over);
-        }
-        Some(event)
-    }
-
-    /// Ends the request from another thread.
-    pub fn canceller(&self) -> Canceller {
-        Canceller {
-            id: self.id,
-            shared: self.shared.clone(),
-        }
-    }
-
-    /// Waits for all of it.
-    ///
-    /// # Errors
-    /// If the request failed.
-    pub fn wait(mut self) -> Result<Generated> {
-        for piece in &mut self {
-            piece?;
-        }
-        self.take_end()
-    }
-
-    /// All of the answer, once the iterator has ended.
-    ///
-    /// # Errors
-    /// [`EngineError::Ended`] if it is not over, it failed, or its end was handed out.
-    pub fn take_end(&mut self) -> Result<Generated> {
-        match self.end.take() {
-            Some(End::Done(out)) => {
-                self.end = Some(End::Over);
-                Ok(out)
-            }
-            other => {
-                self.end = other;
-                Err(EngineError::Ended.into())
-            }
-        }
-    }
-}
-
-/// Ends a request, also while another thread waits for it: that gets [`SessionError::Cancelled`].
-#[derive(Clone, Debug)]
-pub struct Canceller {
-    id: RequestId,
-    shared: Arc<Shared>,
-}
-
-impl Canceller {
-    /// Ends it when the step that is being computed is over. Nothing happens if it is over.
-    pub fn cancel(&self) {
-        self.shared.inbox().cancelled.push(self.id);
-        self.shared.filled.notify_one();
-    }
-}
-
-impl Iterator for Reply {
-    type Item = Result<String>;
-
-    fn next(&mut self) -> Option<Result<String>> {
-        if self.end.is_some() {
-            return None;
-        }
-        match self.events.recv() {
-            Ok(Event::Text(text)) => Some(Ok(text)),
-            Ok(Event::Done(out)) => {
-                self.end = Some(End::Done(out));
-                None
-            }
-            Ok(Event::Failed(e)) => {
-                self.end = Some(End::Over);
-                Some(Err(e))
-            }
-            Err(_) => {
-                self.end = Some(End::Over);
-                Some(Err(EngineError::Ended.into()))
-            }
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        if self.end.is_none() {
-            self.canceller().cancel();
-        }
     }
 }
