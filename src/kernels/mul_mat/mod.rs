@@ -14,8 +14,12 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::thread::LocalKey;
 
-/// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB.
+/// Values of a row of W that are unpacked at a time; a panel of them takes 64 KB. A multiple of the largest block of any type.
 const DEPTH: usize = 2048;
+/// The same in bytes for up to [`MOST_SHALLOW`] rows of X: writing the panel is much of the work then, and 16 KB stay in the first-level cache.
+const SHALLOW: usize = 512;
+/// With more rows fewer additions to Y count for more.
+const MOST_SHALLOW: usize = 32;
 /// Values of a row of W that become F32 at a time: the largest block of any type.
 const CHUNK: usize = 256;
 /// Rows of W that a thread computes at least, where these are floating-point numbers.
@@ -152,6 +156,9 @@ trait Unpacked: 'static {
     /// Rows at most.
     const WIDTH: usize;
 
+    /// Columns at most, where `t` rows of X are multiplied with them.
+    fn depth(t: usize) -> usize;
+
     /// Has room for so many blocks of each row.
     fn resize(&mut self, blocks: usize);
 
@@ -272,11 +279,12 @@ impl MulMat {
     /// As for [`MulMat::dots`].
     unsafe fn panels<P: Unpacked>(&self, rows: Range<usize>, panel: &'static LocalKey<RefCell<P>>) {
         panel.with_borrow_mut(|panel| {
-            panel.resize(DEPTH / BLOCK);
+            let most = P::depth(self.t);
+            panel.resize(most / BLOCK);
             for first in rows.clone().step_by(P::WIDTH) {
                 let rows = first..rows.end.min(first + P::WIDTH);
-                for k0 in (0..self.k).step_by(DEPTH) {
-                    let depth = k0..self.k.min(k0 + DEPTH);
+                for k0 in (0..self.k).step_by(most) {
+                    let depth = k0..self.k.min(k0 + most);
                     // SAFETY: rows and columns of W, all rows of X and ours of Y.
                     unsafe {
                         panel.unpack(self, &rows, &depth);
@@ -324,6 +332,10 @@ impl MulMat {
 impl Unpacked for Panel {
     const WIDTH: usize = WIDTH;
 
+    fn depth(_: usize) -> usize {
+        DEPTH
+    }
+
     fn resize(&mut self, blocks: usize) {
         self.resize(blocks);
     }
@@ -359,6 +371,10 @@ impl Unpacked for Panel {
 
 impl Unpacked for BytePanel {
     const WIDTH: usize = BYTE_WIDTH;
+
+    fn depth(t: usize) -> usize {
+        if t <= MOST_SHALLOW { SHALLOW } else { DEPTH }
+    }
 
     fn resize(&mut self, blocks: usize) {
         self.resize(blocks);

@@ -92,8 +92,12 @@ const MOST_DOTS: usize = 4;
 pub(super) fn most_dots(ty: GgmlType, bits: Bits) -> usize {
     match (arch::has_tiles(), ty) {
         (false, _) => usize::MAX,
-        // They shuffle on one port only, and that is what sums across lanes are made of.
-        _ if bits == Bits::Eight && is_intel() => 3,
+        // They shuffle on one port only, and that is what sums across lanes are made of. To turn whole bytes takes as many shuffles as for types that
+        // have two values in one, or more.
+        (true, ty) if bits == Bits::Eight && is_intel() => match ty {
+            GgmlType::Q8_0 => 3,
+            _ => 2,
+        },
         // Halves with steps and minimums: the sums of more rows do not fit registers.
         (true, GgmlType::Q2_K) => 2,
         (true, _) => MOST_DOTS,

@@ -3,7 +3,8 @@
 use super::super::avx512::dot::ByteDots;
 use super::super::for_each_block;
 use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, by_height, packed_words, prefetch};
-use super::formats::{Format, GROUP, Scales, Units, Visit, groups, visit};
+use super::formats::{Format, GROUP, Units, Visit, groups, visit};
+use super::scales::Scales;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 mod dot;
 pub(super) mod formats;
 mod panel;
+mod scales;
 mod tile;
 
 pub(super) use super::avx512::bytes::{BIASED, BYTE_TILE_HEIGHT, round_to_bytes};

@@ -2,7 +2,8 @@
 
 use super::super::for_each_block;
 use super::super::{BLOCK, Blocks, Line, MAX, Mins, WIDTH, WORDS};
-use super::formats::{Format, GROUP, Scales, Units, Visit, groups, visit};
+use super::formats::{Format, GROUP, Units, Visit, groups, visit};
+use super::scales::Scales;
 use super::{Integers, columns, store_lanes};
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;

@@ -5,6 +5,7 @@ use super::super::avx2::{Integers, packed_bytes};
 use super::super::bytes::{BYTE_WIDTH, ByteBlocks, ByteTile, Kind, LANES, QUADS};
 use super::super::{BLOCK, Line, Rounded, by_height};
 use super::two::{self, ROWS, Two, for_each_two, sixteens};
+use super::wide::Quads;
 use crate::file::types::GgmlType;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -50,7 +51,7 @@ impl ByteBlocks<'_> {
                 line,
             };
             // SAFETY: the caller's promise.
-            unsafe { for_each_two::<F>(rows, row_bytes, blocks, &mut to) };
+            unsafe { for_each_two::<F, _>(rows, row_bytes, blocks, &mut to) };
         }
         match (F::FACTORS, F::MINS) {
             (false, false) => Kind::Steps,
@@ -68,6 +69,10 @@ struct ToLine<'a, 'b> {
 }
 
 impl two::Visit for ToLine<'_, '_> {
+    // Those of the next panel.
+    const AHEAD: usize = BYTE_WIDTH;
+    const SOON: bool = false;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn visit<F: Format, const I: usize>(&mut self, two: Two<I>) {
@@ -86,25 +91,31 @@ impl ToLine<'_, '_> {
     /// Copies one of the two blocks.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn copy_block<F: Format, const I: usize>(
-        &mut self,
-        two: &Two<I>,
-        which: usize,
-        quads: [__m512i; QUADS],
-    ) {
+    fn copy_block<F: Format, const I: usize>(&mut self, two: &Two<I>, which: usize, quads: Quads) {
         let (panel, line, block) = (&mut *self.panel, self.line, two.first + which);
         let words = &mut panel.words[block * QUADS..(block + 1) * QUADS];
+        let offset = _mm512_set1_epi8(F::OFFSET.cast_signed());
         for (i, to) in words.iter_mut().enumerate() {
-            store(quads[i], &mut to[line]);
+            store(_mm512_sub_epi8(quads[i], offset), &mut to[line]);
         }
         // Minus what 128 more in each integer of X adds.
         let start = |from: usize, to: usize| {
-            let (x, zero) = (_mm512_set1_epi8(OFFSET), _mm512_setzero_si512());
-            let mut sum = zero;
-            for quad in &quads[from..to] {
-                sum = _mm512_dpbusd_epi32(sum, x, *quad);
+            let more = i32::from(F::OFFSET) * -i32::from(OFFSET) * 4 * (to - from) as i32;
+            let (mut sum, x) = (_mm512_set1_epi32(more), _mm512_set1_epi8(OFFSET));
+            if F::FULL {
+                for quad in &quads[from..to] {
+                    sum = _mm512_dpbusd_epi32(sum, *quad, x);
+                }
+                return sum;
             }
-            _mm512_sub_epi32(zero, sum)
+            // Sums of so small integers are bytes, too.
+            let pair = |i: usize| _mm512_add_epi8(quads[i], quads[i + 1]);
+            let four = |i: usize| _mm512_add_epi8(pair(i), pair(i + 2));
+            let all = match to - from {
+                4 => four(from),
+                _ => _mm512_add_epi8(four(from), four(from + 4)),
+            };
+            _mm512_dpbusd_epi32(sum, all, x)
         };
         let mut put = |at: usize, step, start| {
             store(_mm512_castps_si512(step), &mut panel.steps[at][line]);

@@ -65,7 +65,7 @@ impl ByteDots {
             sums: [_mm512_setzero_ps(); N],
         };
         // SAFETY: the blocks of these rows of W, and of X.
-        unsafe { for_each_two::<F>(rows, row_bytes, k / BLOCK, &mut products) };
+        unsafe { for_each_two::<F, _>(rows, row_bytes, k / BLOCK, &mut products) };
         products.sums
     }
 }
@@ -77,6 +77,9 @@ struct Products<const N: usize> {
 }
 
 impl<const N: usize> two::Visit for Products<N> {
+    const AHEAD: usize = ROWS;
+    const SOON: bool = true;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn visit<F: Format, const I: usize>(&mut self, two: Two<I>) {

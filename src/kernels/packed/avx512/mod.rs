@@ -6,7 +6,9 @@ use std::arch::x86_64::*;
 
 pub(super) mod bytes;
 pub(super) mod dot;
+pub(super) mod scales;
 mod two;
+pub(super) mod wide;
 
 /// 24 of the 32 registers hold sums, of integers and of blocks.
 pub(super) const TILES: Tiles = Tiles {

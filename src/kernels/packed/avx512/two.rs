@@ -1,9 +1,9 @@
 //! Two blocks of sixteen rows of weights at a time: a register holds both of a row.
 
-use super::super::avx2::formats::{Format, GROUP, Scales, Units, groups};
-use super::super::bytes::QUADS;
-use super::super::for_each_block;
-use super::super::prefetch;
+use super::super::avx2::formats::{Format, GROUP, groups};
+use super::super::{Line, for_each_block, prefetch};
+use super::scales::WideScales;
+use super::wide::{At, Quads};
 use std::arch::x86_64::*;
 
 /// Rows that are read side by side: lanes of a register.
@@ -27,6 +27,11 @@ pub(super) fn sixteens(
 
 /// Blocks of [`ROWS`] rows of weights, two by two.
 pub(super) trait Visit {
+    /// How many rows behind these those are that are visited next with the same columns.
+    const AHEAD: usize;
+    /// Whether they are visited before much else is read or written.
+    const SOON: bool;
+
     /// Called for each two blocks, in order. Which blocks of their units they are is a constant, which shifts depend on.
     ///
     /// # Safety
@@ -46,8 +51,8 @@ pub(super) struct Two<'a, const I: usize> {
 /// A block's unit.
 #[derive(Clone, Copy)]
 struct Block<'a> {
-    units: [Units<'a>; 2],
-    scales: &'a [Scales; 2],
+    at: At<'a>,
+    scales: &'a WideScales,
 }
 
 impl<const I: usize> Two<'_, I> {
@@ -67,10 +72,7 @@ impl<const I: usize> Two<'_, I> {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) unsafe fn bytes<F: Format>(&self, row: usize) -> __m512i {
         // SAFETY: the caller's promise.
-        let of = |b: usize| unsafe {
-            let at = self.blocks[b].units[row / GROUP].of(row % GROUP);
-            F::bytes(at, Self::index::<F>(b))
-        };
+        let of = |b: usize| unsafe { F::bytes(self.blocks[b].at.of(row), Self::index::<F>(b)) };
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(of(0)), of(1))
     }
 
@@ -80,88 +82,62 @@ impl<const I: usize> Two<'_, I> {
     /// As for [`Two::bytes`].
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn quads<F: Format>(&self) -> [[__m512i; QUADS]; 2] {
-        let offset = _mm512_set1_epi8(F::OFFSET.cast_signed());
+    pub(super) unsafe fn quads<F: Format>(&self) -> [Quads; 2] {
         // SAFETY: the caller's promise.
-        let row = |r| _mm512_sub_epi8(unsafe { self.bytes::<F>(r) }, offset);
-        // Of four rows: quad i of each quarter in register i.
-        let four = |r: usize| {
-            let [a, b, c, d] = [row(r), row(r + 1), row(r + 2), row(r + 3)];
-            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-            let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            [
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ef, gh),
-                _mm512_unpackhi_epi64(ef, gh),
-            ]
-        };
-        let [a, b, c, d] = [four(0), four(4), four(8), four(12)];
-        let quads = |i: usize| quarters([a[i], b[i], c[i], d[i]]);
-        let [i, j, k, l] = [quads(0), quads(1), quads(2), quads(3)];
-        let block = |b: usize| {
-            let ([i, m], [j, n], [k, o], [l, p]) = (i[b], j[b], k[b], l[b]);
-            [i, j, k, l, m, n, o, p]
-        };
-        [block(0), block(1)]
+        let of = |b: usize| unsafe { F::quads(self.blocks[b].at, Self::index::<F>(b)) };
+        [of(0), of(1)]
     }
 
     /// Steps of one of the blocks; of its half, if halves have factors. Lanes are rows.
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) fn steps<F: Format>(&self, block: usize, half: usize) -> __m512 {
-        let (scales, index) = (self.blocks[block].scales, Self::index::<F>(block));
-        let steps = lanes([scales[0].steps[index], scales[1].steps[index]]);
-        if !F::FACTORS {
-            return steps;
-        }
-        let factors = |s: &Scales| _mm256_cvtepi32_ps(s.factors[index][half]);
-        _mm512_mul_ps(steps, lanes([factors(&scales[0]), factors(&scales[1])]))
+        self.blocks[block].scales.steps[Self::index::<F>(block)][half]
     }
 
     /// Minimums of one of the blocks; of its half, if halves have factors. Lanes are rows.
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) fn mins<F: Format>(&self, block: usize, half: usize) -> __m512 {
-        let (scales, index) = (self.blocks[block].scales, Self::index::<F>(block));
-        lanes([scales[0].mins[index][half], scales[1].mins[index][half]])
+        self.blocks[block].scales.mins[Self::index::<F>(block)][half]
     }
 }
 
-/// Visits all blocks of some rows, and fetches those of the next rows from memory.
+/// Visits all blocks of some rows, and fetches those of the rows that are visited next from memory.
 ///
 /// # Safety
 /// The rows must have so many blocks, whole units of them. The CPU must have AVX-512 with VNNI.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn for_each_two<F: Format>(
+pub(super) unsafe fn for_each_two<F: Format, V: Visit>(
     rows: Sixteen,
     row_bytes: usize,
     blocks: usize,
-    visitor: &mut impl Visit,
+    visitor: &mut V,
 ) {
     // A unit has one block, or an even number.
     let step = if F::BLOCKS == 1 { 2 } else { 1 };
     for u in (0..blocks / F::BLOCKS).step_by(step) {
-        let units = |u: usize| [Units::new::<F>(&rows[0], u), Units::new::<F>(&rows[1], u)];
-        // SAFETY: these units of the rows.
-        let scales = |[a, b]: [Units; 2]| unsafe { [F::scales(a), F::scales(b)] };
-        let here = units(u);
+        let unit = |u: usize| At::new(&rows, u * F::BYTES);
+        let here = unit(u);
         for r in 0..ROWS {
-            let next = here[r / GROUP].of(r % GROUP).wrapping_add(ROWS * row_bytes);
-            prefetch(next, step * F::BYTES);
+            let next = here.of(r).wrapping_add(V::AHEAD * row_bytes);
+            match V::SOON {
+                true => prefetch(next, step * F::BYTES),
+                false => prefetch_for_later(next, step * F::BYTES),
+            }
         }
-        let first_scales = scales(here);
+        // SAFETY: these units of the rows.
+        let first_scales = unsafe { F::wide_scales(here) };
         let first = Block {
-            units: here,
+            at: here,
             scales: &first_scales,
         };
         if F::BLOCKS == 1 {
             let there = (blocks - u).min(2);
-            let behind = units(u + there - 1);
-            let second_scales = scales(behind);
+            let behind = unit(u + there - 1);
+            // SAFETY: as above.
+            let second_scales = unsafe { F::wide_scales(behind) };
             let second = Block {
-                units: behind,
+                at: behind,
                 scales: &second_scales,
             };
             let two = Two::<0> {
@@ -187,23 +163,13 @@ pub(super) unsafe fn for_each_two<F: Format>(
     }
 }
 
-/// Registers of four rows each, whose quarters are the halves of their first block and of their second one, as both halves of each block: lanes are
-/// all sixteen rows.
+/// As [`prefetch`], to the second-level cache: the first one has a panel.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn quarters([a, b, c, d]: [__m512i; 4]) -> [[__m512i; 2]; 2] {
-    let first = [even_quarters(a, b), even_quarters(c, d)];
-    let second = [odd_quarters(a, b), odd_quarters(c, d)];
-    [
-        [
-            even_quarters(first[0], first[1]),
-            even_quarters(second[0], second[1]),
-        ],
-        [
-            odd_quarters(first[0], first[1]),
-            odd_quarters(second[0], second[1]),
-        ],
-    ]
+fn prefetch_for_later(at: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(size_of::<Line<f32>>()) {
+        // SAFETY: reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) };
+    }
 }
 
 /// Quarters 0 and 2 of both.
@@ -218,11 +184,4 @@ pub(super) fn even_quarters(a: __m512i, b: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f")]
 pub(super) fn odd_quarters(a: __m512i, b: __m512i) -> __m512i {
     _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b)
-}
-
-/// Both halves of the rows.
-#[inline]
-#[target_feature(enable = "avx2,avx512f,avx512dq")]
-fn lanes([first, second]: [__m256; 2]) -> __m512 {
-    _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first), second)
 }
