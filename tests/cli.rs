@@ -2004,7 +2004,13 @@ fn bench_reports_mean_and_deviation() {
         ),
     ] {
         let mut args = options.clone();
-        args.extend(adapter.map(|a| ["-a", a]).into_iter().flatten());
+        // Users take several in turn.
+        args.extend(
+            adapter
+                .map(|a| ["-a", a, "-a", PIRATE])
+                .into_iter()
+                .flatten(),
+        );
         let table = ok(&args);
         for test in &tests {
             let row = table.lines().find(|l| l.contains(&format!("| {test} |")));
@@ -2027,6 +2033,11 @@ fn bench_reports_mean_and_deviation() {
                 .map(|s| s.as_f64().unwrap())
                 .collect();
             assert_eq!(samples.len(), 2);
+            if let Some((_, users)) = row["test"].as_str().unwrap().split_once(" x") {
+                let users: f64 = users.split(' ').next().unwrap().parse().unwrap();
+                near(&row["each"], row["mean"].as_f64().unwrap() / users);
+                assert!(row["of_one"].as_f64().unwrap() > 0.0);
+            }
             let mean = (samples[0] + samples[1]) / 2.0;
             near(&row["mean"], mean);
             near(

@@ -1,21 +1,21 @@
 //! `ggraft bench`: how fast this machine opens, attaches, swaps, reads and writes.
 
-use crate::args::{AdapterArgs, ModelArgs, SessionArgs, count, warn_of_threads, whole};
+use crate::args::{ModelArgs, SessionArgs, count, load_adapter, warn_of_threads, whole};
 use crate::failure::{Failure, Result};
 use crate::{interrupt, io};
 use clap::Args;
-use ggraft::infer::Ensemble;
 use ggraft::infer::engine::{EngineOptions, Event, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{ExistingText, GenerateOptions, KvType, SessionOptions};
 use ggraft::{Adapter, CpuLevel, Model, Session};
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const EXAMPLES: &str = "Examples:
   ggraft bench -m model.gguf
   ggraft bench -m model.gguf -a adapter.gguf -p 512 -n 128 -d 1024 -t 4
-  ggraft bench -m model.gguf -a adapter.gguf -p 0 --parallel 1,2,4,8,16
+  ggraft bench -m model.gguf -a one.gguf -a two.gguf -p 0 --parallel 1,2,4,8,16
 
 Rows, as llama-bench has them: mean and standard deviation of -r runs after one that is not counted.
   open      map the model and check it (the file is in the page cache; the tokenizer's tables are
@@ -27,8 +27,9 @@ Rows, as llama-bench has them: mean and standard deviation of -r runs after one 
   swap      replace one resident adapter by another
   ppN       compute a prompt of N tokens
   tgN       generate N tokens, one at a time, sampling left out
-  tgN xU    U users who generate N tokens each in the same steps (--parallel), of all together;
-            behind 32 tokens, or as many as -d says, with the most likely token taken
+  tgN xU    U users who generate N tokens each in the same steps (--parallel), of all together, of
+            each, and how many times the speed of tgN that is; behind 32 tokens, or as many as -d
+            says, with the most likely token taken
 `@ dN`: with N tokens in the context before. The adapter's tokens come on top. Without --ctx the context is as long as the longest \
 test needs, but no longer than what the model was trained on: what needs more is refused. Progress goes to stderr, if there is any.";
 
@@ -56,8 +57,15 @@ pub(crate) struct Bench {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    adapter: AdapterArgs,
+    /// Adapter to measure with: a GGUF adapter file or a PEFT folder. Can be given several times: users (--parallel) take them in turn, the other tests take the first
+    #[arg(short, long, value_name = "FILE|FOLDER", help_heading = "Adapter")]
+    adapter: Vec<PathBuf>,
+    /// Which task of a multitask PEFT folder, counted from 0
+    #[arg(long, value_name = "N", requires = "adapter", value_parser = whole::<usize>, help_heading = "Adapter")]
+    task: Option<usize>,
+    /// Use adapters even if they were made for another model of the same shape
+    #[arg(long, requires = "adapter", help_heading = "Adapter")]
+    force: bool,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -81,6 +89,15 @@ struct Test {
     name: String,
     unit: &'static str,
     samples: Vec<f64>,
+    /// Of tests with several users.
+    users: Option<Users>,
+}
+
+/// Who shares a test's tokens.
+struct Users {
+    n: usize,
+    /// What one alone has.
+    of_one: f64,
 }
 
 impl Bench {
@@ -88,42 +105,51 @@ impl Bench {
         let mut tests = Vec::new();
         let (open, model) = self.time("open", || self.model.open())?;
         tests.push(open);
-        let adapter = self.adapter.load(&model)?;
-        let schedule = self.schedule(&model, adapter.as_ref())?;
+        let load = |path: &PathBuf| self.load(path, &model);
+        let adapters: Vec<_> = self.adapter.iter().map(load).collect::<Result<_>>()?;
+        let adapter = adapters.first();
+        let schedule = self.schedule(&model, &adapters)?;
         let options = self.session.options(KvType::F16).n_ctx(schedule.n_ctx);
-        let options = options.accept_other_base(self.adapter.force);
+        let options = options.accept_other_base(self.force);
         let mut session = Session::new(&model, &options)?;
         warn_of_threads(options.n_threads);
         let _guard = interrupt::Guard::new(session.cancel_token());
-        if let Some(adapter) = &adapter {
+        if let Some(adapter) = adapter {
             self.adapters(&model, adapter, &mut session, &mut tests)?;
         }
+        let mut of_one = None;
         for (name, n, step) in [("pp", schedule.prompt, CHUNK), ("tg", schedule.generate, 1)] {
             if n > 0 {
-                tests.push(self.throughput(name, n, step, &mut session)?);
+                let test = self.throughput(name, n, step, &mut session)?;
+                of_one = (step == 1).then(|| test.mean());
+                tests.push(test);
             }
         }
         for &users in &self.parallel {
             if schedule.generate > 0 {
                 let n = schedule.generate;
-                tests.push(self.together(&model, adapter.as_ref(), &options, users, n)?);
+                let mut test = self.together(&model, &adapters, &options, users, n)?;
+                test.users = of_one.map(|of_one| Users { n: users, of_one });
+                tests.push(test);
             }
         }
-        self.print(&model, adapter.as_ref(), &session, &tests)
+        self.print(&model, adapter, &session, &tests)
+    }
+
+    fn load(&self, path: &Path, model: &Model) -> Result<Adapter> {
+        load_adapter(path, model, self.task).map_err(|e| e.forced(self.force))
     }
 
     /// Tests that were asked for must fit; where the length was not said, it is what fits.
-    fn schedule(&self, model: &Model, adapter: Option<&Adapter>) -> Result<Schedule> {
+    fn schedule(&self, model: &Model, adapters: &[Adapter]) -> Result<Schedule> {
         let (n_ctx, whose) = match self.session.ctx {
             Some(n) => (n, "--ctx has"),
             None => (model.n_ctx_train(), "the model was trained on"),
         };
         // BOS and fixed text of a template.
-        let template = adapter.and_then(Adapter::template).map_or(0, |_| 64);
-        let before = adapter
-            .map_or(0, Adapter::length)
-            .saturating_add(template)
-            .saturating_add(self.depth);
+        let before = |a: &Adapter| a.length().saturating_add(a.template().map_or(0, |_| 64));
+        let before = adapters.iter().map(before).max().unwrap_or(0);
+        let before = before.saturating_add(self.depth);
         let room = n_ctx.saturating_sub(before);
         let prompt = self.prompt.unwrap_or(room.min(512));
         let generate = self.generate.unwrap_or(room.min(128));
@@ -147,7 +173,7 @@ impl Bench {
         session: &mut Session,
         tests: &mut Vec<Test>,
     ) -> Result<()> {
-        let load = || Ok(self.adapter.load(model)?.unwrap_or_else(|| adapter.clone()));
+        let load = || self.load(&self.adapter[0], model);
         let (test, _) = self.time("load", load)?;
         tests.push(test);
 
@@ -155,7 +181,7 @@ impl Bench {
         let (mut compile, mut attach, mut swap) = (Vec::new(), Vec::new(), Vec::new());
         session
             .attach(adapter, ExistingText::Drop)
-            .map_err(|e| Failure::from(e).forced(self.adapter.force))?;
+            .map_err(|e| Failure::from(e).forced(self.force))?;
         for _ in 0..=self.repetitions {
             let other = load()?;
             session.detach(ExistingText::Drop)?;
@@ -237,7 +263,7 @@ impl Bench {
     fn together(
         &self,
         model: &Model,
-        adapter: Option<&Adapter>,
+        adapters: &[Adapter],
         session: &SessionOptions,
         users: usize,
         n: usize,
@@ -268,10 +294,12 @@ impl Bench {
             generate.ignore_eog = true;
             let before = if self.depth == 0 { BEFORE } else { self.depth };
             generate.max_tokens = Some(n + 16 + users * before.div_ceil(CHUNK));
-            for _ in 0..users {
+            for user in 0..users {
                 let prompt = ids.take(before);
                 let mut request = Request::tokens(prompt).generate(generate.clone());
-                request.ensemble = Ensemble::of_one(adapter.cloned());
+                if let Some(adapter) = adapters.get(user % adapters.len().max(1)) {
+                    request = request.adapter(adapter);
+                }
                 scheduler.submit(request)?;
             }
             let mut step = || -> Result<usize> {
@@ -409,6 +437,7 @@ impl Test {
             name: name.to_owned(),
             unit,
             samples,
+            users: None,
         }
     }
 
@@ -425,8 +454,16 @@ impl Test {
 
     fn text(&self) -> String {
         let digits = if self.mean() < 1.0 { 4 } else { 2 };
+        let of_users = match &self.users {
+            Some(Users { n, of_one }) => format!(
+                ", {:.2} each, {:.2} times tg",
+                self.mean() / *n as f64,
+                self.mean() / of_one
+            ),
+            None => String::new(),
+        };
         format!(
-            "{:.digits$} ± {:.digits$} {}",
+            "{:.digits$} ± {:.digits$} {}{of_users}",
             self.mean(),
             self.deviation(),
             self.unit
@@ -434,13 +471,19 @@ impl Test {
     }
 
     fn json(&self) -> serde_json::Value {
-        json!({
+        let mut object = json!({
             "test": self.name,
             "unit": self.unit,
             "mean": self.mean(),
             "deviation": self.deviation(),
             "samples": self.samples,
-        })
+        });
+        if let Some(Users { n, of_one }) = &self.users {
+            object["users"] = (*n).into();
+            object["each"] = (self.mean() / *n as f64).into();
+            object["of_one"] = (self.mean() / of_one).into();
+        }
+        object
     }
 }
 
