@@ -23,6 +23,7 @@ mod error;
 mod prefix;
 mod reply;
 mod request;
+mod rhythm;
 mod scheduler;
 mod task;
 mod voice;

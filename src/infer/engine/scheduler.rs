@@ -3,6 +3,7 @@
 use super::error::EngineError;
 use super::prefix::PrefixCache;
 use super::request::{EngineOptions, Event, Request, RequestId, WhenFull};
+use super::rhythm::Rhythm;
 use super::task::{Reception, Task};
 use super::voice::Voice;
 use crate::error::Result;
@@ -13,7 +14,7 @@ use crate::infer::session::{self, SessionOptions};
 use crate::infer::{Ensemble, SessionError};
 use crate::model::Model;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Serves many requests, each with its own adapter, in steps that compute some tokens of all of them. Whoever has it drives it; an
 /// [`Engine`](super::Engine) does so on a thread of its own.
@@ -40,40 +41,6 @@ impl std::fmt::Debug for Scheduler {
             .field("running", &self.running.len())
             .field("waiting", &self.waiting.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// How many tokens of prompts a step can take beside texts that are being written without their readers minding. Results do not depend on it.
-struct Rhythm {
-    /// Seconds of a step without prompts, smoothed.
-    alone: Option<f64>,
-    beside: usize,
-}
-
-impl Default for Rhythm {
-    fn default() -> Self {
-        Self {
-            alone: None,
-            beside: 8,
-        }
-    }
-}
-
-impl Rhythm {
-    /// A step with so many tokens of prompts took so long.
-    fn heard(&mut self, of_prompts: usize, time: Duration, most: usize) {
-        let seconds = time.as_secs_f64();
-        match (of_prompts, self.alone) {
-            (0, None) => self.alone = Some(seconds),
-            (0, Some(alone)) => self.alone = Some(0.8 * alone + 0.2 * seconds),
-            (n, Some(alone)) if seconds > 1.9 * alone => {
-                self.beside = (n.min(self.beside) * 7 / 8).max(1);
-            }
-            (n, Some(alone)) if n >= self.beside && seconds < 1.7 * alone => {
-                self.beside = (self.beside + 1).min(most);
-            }
-            _ => {}
-        }
     }
 }
 
@@ -234,19 +201,21 @@ impl Scheduler {
         self.end_late(&mut events);
         self.begin_waiting(&mut events);
         let lengths = self.plan(&mut events);
-        let tokens = |written: bool| {
-            let pairs = self.running.iter().zip(&lengths);
-            let chosen = pairs.filter(|(task, _)| task.is_written() == written);
-            chosen.flat_map(|(_, lengths)| lengths).sum::<usize>()
-        };
-        let [written, of_prompts] = [true, false].map(tokens);
+        let all: usize = lengths.iter().flatten().sum();
+        let written = self.written();
         let start = Instant::now();
         self.compute(&lengths, &mut events);
         if written > 0 {
             let most = self.reception.options.n_batch;
-            self.rhythm.heard(of_prompts, start.elapsed(), most);
+            (self.rhythm).heard(written, all - written, start.elapsed(), most);
         }
         events
+    }
+
+    /// Texts that are being written.
+    fn written(&self) -> usize {
+        let voices = self.running.iter().flat_map(Task::voices);
+        voices.filter(|voice| voice.is_written()).count()
     }
 
     /// Ends what nobody needs any more.
@@ -299,10 +268,9 @@ impl Scheduler {
     /// How many tokens of each running text are computed next, for which there is room then.
     fn plan(&mut self, events: &mut Vec<(RequestId, Event)>) -> Vec<Vec<usize>> {
         let options = &self.reception.options;
-        let is_written = self.running.iter().any(Task::is_written);
-        let mut budget = match is_written {
-            true => options.n_batch_beside.unwrap_or(self.rhythm.beside),
-            false => options.n_batch,
+        let mut budget = match self.written() {
+            0 => options.n_batch,
+            written => (options.n_batch_beside).unwrap_or_else(|| self.rhythm.beside(written)),
         };
         let mut logits = most_logits(self.core.model.weights().n_vocab());
         // Prompts take turns, from who is next on.

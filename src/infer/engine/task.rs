@@ -156,11 +156,6 @@ impl Task {
         &mut self.voices
     }
 
-    /// Its text is being written.
-    pub(super) fn is_written(&self) -> bool {
-        self.voices.iter().any(Voice::is_written)
-    }
-
     /// Makes room for all that is known. False if the pool is full.
     pub(super) fn reserve_all(&mut self) -> bool {
         (self.voices.iter_mut()).all(|voice| voice.reserve(voice.left()))
