@@ -117,7 +117,7 @@ fn our_step(s: &Setup, model: &Model, adapters: &[Adapter], n: usize) -> f64 {
     let mut scheduler = Scheduler::new(model, &options(s)).expect("an engine");
     for (i, adapter) in adapters.iter().enumerate().take(n) {
         // Those who begin first write until the last one does.
-        let generate = writing(s.written + 64 + n * 16);
+        let generate = writing(s.written + 64 + n * TEXT / 2);
         let request = Request::tokens(tokens(TEXT, i))
             .adapter(adapter)
             .generate(generate);
