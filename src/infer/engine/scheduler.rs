@@ -202,6 +202,7 @@ impl Scheduler {
         self.begin_waiting(&mut events);
         let lengths = self.plan(&mut events);
         let all: usize = lengths.iter().flatten().sum();
+        // One token of each is among them.
         let written = self.written();
         let start = Instant::now();
         self.compute(&lengths, &mut events);

@@ -126,7 +126,7 @@ impl Reception {
         let answer = match request.answer {
             Some(given) => {
                 let computed = &given[..more.min(given.len())];
-                voices.iter_mut().for_each(|voice| voice.append(computed));
+                voices.iter_mut().for_each(|voice| voice.give(computed));
                 Answer::given(given, request.generate.logprobs.unwrap_or(0), n_vocab)?
             }
             None => Answer::new(&request.generate, n_vocab, &tokens)?,

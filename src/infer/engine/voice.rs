@@ -25,6 +25,8 @@ pub(super) struct Voice {
     n: usize,
     /// Of the prompt.
     n_prompt: usize,
+    /// The answer is known: nobody waits for its tokens one by one.
+    is_given: bool,
     /// Tokens of the answer whose logits were used.
     n_used: usize,
     /// Logits that were not, `ne = [V, n]`: they wait for those of other members.
@@ -73,6 +75,7 @@ impl Voice {
             items,
             n,
             n_prompt: n,
+            is_given: false,
             n_used: 0,
             logits: Vec::new(),
         })
@@ -95,7 +98,13 @@ impl Voice {
 
     /// Its text is being written: of what is known, only the last token is not computed.
     pub(super) fn is_written(&self) -> bool {
-        self.n > self.n_prompt && self.left() == 1
+        !self.is_given && self.n > self.n_prompt && self.left() == 1
+    }
+
+    /// The answer, all but its last token, which predicts nothing.
+    pub(super) fn give(&mut self, answer: &[i32]) {
+        self.is_given = true;
+        self.append(answer);
     }
 
     fn prefix_len(&self) -> usize {
