@@ -1,7 +1,6 @@
 //! Many users at once: each gets what it would have got alone, whatever the others do.
 
 use ggraft::adapter::{Matrix, Parts, Payload, PrefixLayer};
-use ggraft::file::types::GgmlType;
 use ggraft::infer::engine::{
     Engine, EngineError, EngineOptions, Event, Request, RequestId, Scheduler, WhenFull,
 };
@@ -11,7 +10,7 @@ use ggraft::infer::{
 };
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::adapters;
-use ggraft_testkit::fixture::{FixtureSpec, all_variants, write_fixture};
+use ggraft_testkit::bases::{Base, Random};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -80,62 +79,14 @@ fn alone(model: &Model, options: &EngineOptions, request: &Request) -> Generated
     said(&run(&mut scheduler).remove(&id).unwrap().unwrap())
 }
 
-/// Numbers in no order, from a seed.
-struct Random(u64);
-
-impl Random {
-    /// Below `n`.
-    fn below(&mut self, n: usize) -> usize {
-        // Xorshift (Marsaglia 2003).
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % n
-    }
-
-    fn one<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())].clone()
-    }
-}
-
-/// A model and what its users may have in front of their texts.
-struct Base {
-    name: String,
-    model: Model,
-    adapters: Vec<Option<Adapter>>,
-}
-
-impl Base {
-    fn new(name: String, model: Model) -> Self {
-        let adapters = vec![
-            None,
-            Some(adapters::prefix(&model, 5, 1)),
-            Some(adapters::prefix(&model, 9, 2)),
-            Some(adapters::prompt(&model, 4, 3)),
-            Some(adapters::p_tuning(&model, "{v:2}{prompt}{v:3}", 5, 4)),
-        ];
-        Self {
-            name,
-            model,
-            adapters,
-        }
-    }
-}
-
 /// Of every architecture a fixture, and the embedded models.
 fn bases() -> Vec<Base> {
     let dir = tempfile::tempdir().unwrap();
-    let mut bases = Vec::new();
-    for &variant in all_variants() {
-        let path = dir.path().join(format!("{}.gguf", variant.name()));
-        write_fixture(&path, &FixtureSpec::new(variant, GgmlType::Q8_0)).unwrap();
-        let model = Model::open(&path, &ModelOptions::default()).unwrap();
-        bases.push(Base::new(variant.name().to_owned(), model));
-    }
-    for file in ["tinylm-f16", "tinylm-q4_k_m", "tinylm-q8_0"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/{file}.gguf"));
+    let mut bases = ggraft_testkit::bases::bases(dir.path(), &ModelOptions::default());
+    for name in ["tinylm-f16", "tinylm-q4_k_m", "tinylm-q8_0"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/{name}.gguf"));
         let model = Model::open(path, &ModelOptions::default()).unwrap();
-        bases.push(Base::new(file.to_owned(), model));
+        bases.push(Base::new(name, model, false));
     }
     bases
 }
@@ -155,7 +106,7 @@ fn ensemble(r: &mut Random, base: &Base) -> Ensemble {
 /// Requests that come, are cancelled, preempted and helped by what others left behind, in any order; each answer has the bits of the
 /// one that it would have got alone.
 fn schedule(base: &Base, seed: u64) -> Result<[usize; 3], String> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let r = &mut random;
     let trained = Session::new(&base.model, &SessionOptions::default()).unwrap();
     let n_ctx = 220.min(trained.n_ctx());
@@ -180,8 +131,7 @@ fn schedule(base: &Base, seed: u64) -> Result<[usize; 3], String> {
     options.kv_bytes = r.one(&[None, Some(some)]);
     let mut scheduler = Scheduler::new(&base.model, &options).map_err(|e| e.to_string())?;
     // Beginnings that several share.
-    let n_vocab = base.model.shape().n_vocab;
-    let text = |r: &mut Random, n| (0..n).map(|_| r.below(n_vocab) as i32).collect::<Vec<_>>();
+    let text = |r: &mut Random, n| r.tokens(&base.model, n);
     let beginnings = [text(r, 70), text(r, 130), Vec::new()];
     let mut requests = BTreeMap::new();
     let mut ends = BTreeMap::new();
@@ -792,8 +742,8 @@ fn many_users_for_a_while() {
     let mut options = options();
     options.n_threads = Some(2);
     options.kv_bytes = Some(40 * Scheduler::new(&MODEL, &options).unwrap().page_bytes());
-    let base = Base::new("tinylm-q8_0".to_owned(), MODEL.clone());
-    let mut random = Random(7);
+    let base = Base::new("tinylm-q8_0", MODEL.clone(), false);
+    let mut random = Random::new(7);
     let kinds: Vec<_> = (0..kinds)
         .map(|i| {
             let r = &mut random;
@@ -818,7 +768,7 @@ fn many_users_for_a_while() {
         for user in 0..64 {
             let (engine, kinds, served, warm) = (&engine, &kinds, &served, &warm);
             scope.spawn(move || {
-                let mut random = Random(user as u64 + 1);
+                let mut random = Random::new(user as u64);
                 let mut own = 0;
                 // Also on a machine that is busy everybody gets an answer.
                 while start.elapsed() < length || own == 0 {

@@ -81,6 +81,9 @@ fn whoever_has_all_the_weight_speaks() {
         // Of three that are worth the same nobody has it all.
         assert!(!say("").is_empty());
     }
+    // A power of one's own probabilities does not change which is the largest.
+    let sure = format!("-a {PIRATE} --ensemble product --weights 3");
+    assert_eq!(ok(&format!("{run} {MODEL} {sure}")), alone[0]);
     let both = format!("-a {PIRATE} -a {BUTLER} --ensemble product");
     let object = json_of(&format!("{run} {MODEL} --json {both}"));
     assert_eq!(object["tokens"].as_array().unwrap().len(), 24);

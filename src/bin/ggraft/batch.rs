@@ -315,7 +315,8 @@ fn answer_all(scheduler: &mut Scheduler, jobs: Vec<Job>) -> (Vec<Value>, usize) 
     let n = jobs.len();
     let mut order: Vec<_> = (0..n).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(jobs[i].request.priority));
-    let (ids, requests): (Vec<_>, Vec<_>) = jobs.into_iter().map(|j| (j.id, j.request)).unzip();
+    let (ids, requests): (Vec<_>, Vec<_>) =
+        jobs.into_iter().map(|j| (j.id, Some(j.request))).unzip();
     let answer = |id: Option<Value>| id.into_iter().map(|id| ("id".to_owned(), id)).collect();
     let mut answers = Answers {
         requests,
@@ -339,7 +340,8 @@ fn answer_all(scheduler: &mut Scheduler, jobs: Vec<Job>) -> (Vec<Value>, usize) 
 
 /// Requests, and what comes of them.
 struct Answers {
-    requests: Vec<Request>,
+    /// `None` are those that were submitted.
+    requests: Vec<Option<Request>>,
     /// Those that were not submitted yet.
     order: std::vec::IntoIter<usize>,
     answers: Vec<Map<String, Value>>,
@@ -352,7 +354,7 @@ impl Jobs for Answers {
 
     fn next(&mut self) -> Option<(usize, Request)> {
         let i = self.order.next()?;
-        Some((i, self.requests[i].clone()))
+        Some((i, self.requests[i].take()?))
     }
 
     fn end(&mut self, i: usize, outcome: Result<Generated>) {

@@ -117,31 +117,32 @@ impl Run {
         options.max_tokens = self.n.0;
         options.stop = self.stops.stop.clone();
         let show = !self.json;
-        let (attach, prefill_tokens, prefill, output) = match ensemble.members() {
-            [member] => {
-                let mut session = self.adapter.session(&model, session, member.as_ref())?;
-                let attach = begin.elapsed();
-                let _guard = interrupt::Guard::new(session.cancel_token());
-                let (begin, before) = (Instant::now(), session.n_past());
-                session.prompt_tokens(&tokens)?;
-                let (prefill, n) = (begin.elapsed(), session.n_past() - before);
-                let output = generate(&mut session, &options, show)?;
-                (attach, n, prefill, output)
-            }
-            _ => {
-                let mut scheduler = self.adapter.scheduler(&model, &ensemble, session, 1)?;
-                let request = Request::tokens(tokens).generate(options);
-                let id = scheduler.submit(request.ensemble(&ensemble).until_full(true))?;
-                let attach = begin.elapsed();
-                let _guard = interrupt::Guard::new(scheduler.cancel_token());
-                let begin = Instant::now();
-                let output = together(&mut scheduler, id, show)?;
-                let decoded = ensemble.members().len() * output.timings.decode_tokens;
-                let prefill = begin.elapsed().saturating_sub(output.timings.decode);
-                let n = scheduler.positions_computed().saturating_sub(decoded);
-                (attach, n, prefill, output)
-            }
-        };
+        let (attach, prefill_tokens, prefill, output) =
+            match (self.adapter.combine(), ensemble.members()) {
+                (None, [member]) => {
+                    let mut session = self.adapter.session(&model, session, member.as_ref())?;
+                    let attach = begin.elapsed();
+                    let _guard = interrupt::Guard::new(session.cancel_token());
+                    let (begin, before) = (Instant::now(), session.n_past());
+                    session.prompt_tokens(&tokens)?;
+                    let (prefill, n) = (begin.elapsed(), session.n_past() - before);
+                    let output = generate(&mut session, &options, show)?;
+                    (attach, n, prefill, output)
+                }
+                _ => {
+                    let mut scheduler = self.adapter.scheduler(&model, &ensemble, session, 1)?;
+                    let request = Request::tokens(tokens).generate(options);
+                    let id = scheduler.submit(request.ensemble(&ensemble).until_full(true))?;
+                    let attach = begin.elapsed();
+                    let _guard = interrupt::Guard::new(scheduler.cancel_token());
+                    let begin = Instant::now();
+                    let output = together(&mut scheduler, id, show)?;
+                    let decoded = ensemble.members().len() * output.timings.decode_tokens;
+                    let prefill = begin.elapsed().saturating_sub(output.timings.decode);
+                    let n = scheduler.positions_computed().saturating_sub(decoded);
+                    (attach, n, prefill, output)
+                }
+            };
         let report = Report {
             load,
             attach: (!self.adapter.adapter.is_empty()).then_some(attach),

@@ -9,14 +9,35 @@ use std::path::Path;
 
 /// A model, and adapters of all kinds for it.
 pub struct Base {
-    /// Of the architecture.
+    /// Of the architecture or the file.
     pub name: &'static str,
-    /// Of random weights of type Q8_0.
+    /// Of [`bases`]: of random weights of type Q8_0.
     pub model: Model,
     /// None, prefixes, virtual tokens in front, and two templates: one that ends with virtual tokens, one with text.
     pub adapters: Vec<Option<Adapter>>,
     /// Some layers see the last tokens only.
     pub has_window: bool,
+}
+
+impl Base {
+    /// A model with adapters.
+    pub fn new(name: &'static str, model: Model, has_window: bool) -> Self {
+        let p_tuning = |template, seed| Some(adapters::p_tuning(&model, template, 5, seed));
+        let adapters = vec![
+            None,
+            Some(adapters::prefix(&model, 5, 1)),
+            Some(adapters::prefix(&model, 9, 5)),
+            Some(adapters::prompt(&model, 4, 2)),
+            p_tuning("{v:2}{bos}{prompt}{v:3}", 3),
+            p_tuning("{v:2}{bos}a{prompt}{v:3}b", 4),
+        ];
+        Self {
+            name,
+            model,
+            adapters,
+            has_window,
+        }
+    }
 }
 
 /// One of each architecture, made in `dir`.
@@ -28,24 +49,7 @@ pub fn bases(dir: &Path, options: &ModelOptions) -> Vec<Base> {
         let path = dir.join(format!("{}.gguf", variant.name()));
         write_fixture(&path, &FixtureSpec::new(variant, GgmlType::Q8_0)).expect("room for a model");
         let model = Model::open(&path, options).expect("a model");
-        let adapters = vec![
-            None,
-            Some(adapters::prefix(&model, 5, 1)),
-            Some(adapters::prompt(&model, 4, 2)),
-            Some(adapters::p_tuning(&model, "{v:2}{bos}{prompt}{v:3}", 5, 3)),
-            Some(adapters::p_tuning(
-                &model,
-                "{v:2}{bos}a{prompt}{v:3}b",
-                5,
-                4,
-            )),
-        ];
-        Base {
-            name: variant.name(),
-            model,
-            adapters,
-            has_window: variant.sliding_window().is_some(),
-        }
+        Base::new(variant.name(), model, variant.sliding_window().is_some())
     };
     all_variants().iter().map(base).collect()
 }
@@ -101,6 +105,11 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 16) as usize % n
+    }
+
+    /// One of several, of which there is at least one.
+    pub fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
     }
 
     /// `n` tokens of a model.
