@@ -17,7 +17,7 @@ use super::level::{CpuLevel, has, is_intel};
 use super::mul_mat_back::round_to_bf16;
 use super::{Line, prefetch};
 use crate::file::types::GgmlType;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -92,15 +92,23 @@ const MOST_DOTS: usize = 4;
 pub(super) fn most_dots(ty: GgmlType, bits: Bits) -> usize {
     match (arch::has_tiles(), ty) {
         (false, _) => usize::MAX,
-        // They shuffle on one port only, and that is what sums across lanes are made of. To turn whole bytes takes as many shuffles as for types that
-        // have two values in one, or more.
-        (true, ty) if bits == Bits::Eight && is_intel() => match ty {
-            GgmlType::Q8_0 => 3,
-            _ => 2,
-        },
+        (true, ty) if bits == Bits::Eight && is_intel() => *turned(ty).end(),
         // Halves with steps and minimums: the sums of more rows do not fit registers.
         (true, GgmlType::Q2_K) => 2,
         (true, _) => MOST_DOTS,
+    }
+}
+
+/// How many rows of X, on Intel's CPUs, are multiplied in bytes with weights that are turned in registers; more are with a panel, fewer with rows of weights. The
+/// CPUs shuffle on one port, and sums that are added across take shuffles for each row of X; but rows of whole bytes take as many to be turned, and those of
+/// values in several places more. Where halves have sums, a block's integers fit registers beside those of few rows only.
+fn turned(ty: GgmlType) -> RangeInclusive<usize> {
+    match ty {
+        GgmlType::Q8_0 => 3..=8,
+        GgmlType::Q6_K => 2..=4,
+        GgmlType::Q3_K => 1..=4,
+        GgmlType::IQ4_XS => 1..=6,
+        _ => 1..=8,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
-use super::super::avx512::dot::ByteDots;
-use super::super::for_each_block;
-use super::super::{BLOCK, Bits, Dots, SCALED, WORDS, by_height, packed_words, prefetch};
+use super::super::avx512::{dot::ByteDots, turned::TurnedDots};
+use super::super::{BLOCK, Bits, Dots, SCALED, WORDS};
+use super::super::{by_height, for_each_block, is_intel, packed_words, prefetch, turned};
 use super::formats::{Format, GROUP, Units, Visit, groups, visit};
 use super::scales::Scales;
 use crate::file::types::GgmlType;
@@ -26,6 +26,9 @@ impl Dots {
         // SAFETY: the caller's promise.
         let done = unsafe {
             match self.bits {
+                Bits::Eight if is_intel() && turned(ty).contains(&self.t) => {
+                    visit(ty, TurnedDots(self))
+                }
                 Bits::Eight => visit(ty, ByteDots(self)),
                 Bits::Fourteen => visit(ty, self),
                 Bits::Bf16 | Bits::All => None,

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 pub(super) mod bytes;
 pub(super) mod dot;
 pub(super) mod scales;
+pub(super) mod turned;
 mod two;
 pub(super) mod wide;
 

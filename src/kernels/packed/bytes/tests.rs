@@ -18,15 +18,40 @@ fn weights(layout: &Layout, bytes: usize) -> Vec<u8> {
     w
 }
 
-/// Rows of W times rows of X, by tiles or by dot products with W as it lies in memory, in the depths that a panel has.
-fn product(ty: GgmlType, w: &[u8], x: &[f32], [k, rows, t]: [usize; 3], by_dots: bool) -> Vec<f32> {
+/// A kernel for [`Dots`]: false if there is none for the type.
+type Kernel = unsafe fn(Dots, GgmlType) -> bool;
+
+/// The kernels for weights as they lie in memory, of type `ty`, and for how many rows of X each is: the one that is chosen, and those that it is chosen from.
+fn kernels(ty: GgmlType) -> Vec<(&'static str, usize, Kernel)> {
+    let chosen = |dots: Dots, ty| unsafe { dots.compute(ty) };
+    let mut all: Vec<(_, _, Kernel)> = vec![("chosen", most_dots(ty, Bits::Eight), chosen)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::super::avx2::formats::visit;
+        use super::super::avx512::{dot::ByteDots, turned::MOST_TURNED, turned::TurnedDots};
+        let across: Kernel = |dots, ty| unsafe { visit(ty, ByteDots(dots)) }.is_some();
+        let turned: Kernel = |dots, ty| unsafe { visit(ty, TurnedDots(dots)) }.is_some();
+        all.push(("across", 4, across));
+        all.push(("turned", MOST_TURNED, turned));
+    }
+    all
+}
+
+/// Rows of W times rows of X, by a kernel for W as it lies in memory, or by tiles in the depths that a panel has.
+fn product(
+    ty: GgmlType,
+    w: &[u8],
+    x: &[f32],
+    [k, rows, t]: [usize; 3],
+    kernel: Option<Kernel>,
+) -> Vec<f32> {
     let (row_bytes, stride) = (w.len() / rows, packed_words(k, t, Bits::Eight));
     let mut packed = vec![0.0; stride * t];
     for (x, to) in x.chunks(k).zip(packed.chunks_mut(stride)) {
         pack_row(x, t, Bits::Eight, to);
     }
     let mut y = vec![f32::NAN; rows * t];
-    if by_dots {
+    if let Some(kernel) = kernel {
         let dots = Dots {
             first: w.as_ptr(),
             row_bytes,
@@ -39,7 +64,7 @@ fn product(ty: GgmlType, w: &[u8], x: &[f32], [k, rows, t]: [usize; 3], by_dots:
             y_stride: rows,
         };
         // SAFETY: the matrices have these sizes, and the CPU the instructions (checked by the caller).
-        assert!(unsafe { dots.compute(ty) });
+        assert!(unsafe { kernel(dots, ty) });
         return y;
     }
     let mut panel = BytePanel::new();
@@ -97,17 +122,18 @@ fn products_are_those_of_plain_code() {
                     .chunks(k)
                     .flat_map(|x| w_rows().map(move |w| dot(ty, w, x).to_bits()));
                 let want: Vec<_> = want.collect();
-                for by_dots in [false, true] {
-                    let possible = match by_dots {
-                        true => t <= most_dots(ty, Bits::Eight),
-                        false => arch::has_tiles(),
-                    };
-                    if !possible {
-                        continue;
-                    }
-                    let got = product(ty, &w, &x, [k, rows, t], by_dots);
+                let check = |name: &str, kernel| {
+                    let got = product(ty, &w, &x, [k, rows, t], kernel);
                     let got: Vec<_> = got.into_iter().map(f32::to_bits).collect();
-                    assert!(got == want, "{ty:?}, {k} x {rows} x {t}, dots: {by_dots}");
+                    assert!(got == want, "{ty:?}, {k} x {rows} x {t}, {name}");
+                };
+                if arch::has_tiles() {
+                    check("tiles", None);
+                }
+                for (name, most, kernel) in kernels(ty) {
+                    if t <= most {
+                        check(name, Some(kernel));
+                    }
                 }
             }
         }
