@@ -25,16 +25,24 @@ type Kernel = unsafe fn(Dots, GgmlType) -> bool;
 fn kernels(ty: GgmlType) -> Vec<(&'static str, usize, Kernel)> {
     let chosen = |dots: Dots, ty| unsafe { dots.compute(ty) };
     let mut all: Vec<(_, _, Kernel)> = vec![("chosen", most_dots(ty, Bits::Eight), chosen)];
-    #[cfg(target_arch = "x86_64")]
-    {
-        use super::super::avx2::formats::visit;
-        use super::super::avx512::{dot::ByteDots, turned::MOST_TURNED, turned::TurnedDots};
-        let across: Kernel = |dots, ty| unsafe { visit(ty, ByteDots(dots)) }.is_some();
-        let turned: Kernel = |dots, ty| unsafe { visit(ty, TurnedDots(dots)) }.is_some();
-        all.push(("across", 4, across));
-        all.push(("turned", MOST_TURNED, turned));
-    }
+    all.extend(choice());
     all
+}
+
+/// Those that one is chosen from.
+#[cfg(target_arch = "x86_64")]
+fn choice() -> [(&'static str, usize, Kernel); 2] {
+    use super::super::avx2::formats::visit;
+    use super::super::avx512::{dot::ByteDots, turned::MOST_TURNED, turned::TurnedDots};
+    let across: Kernel = |dots, ty| unsafe { visit(ty, ByteDots(dots)) }.is_some();
+    let turned: Kernel = |dots, ty| unsafe { visit(ty, TurnedDots(dots)) }.is_some();
+    [("across", 4, across), ("turned", MOST_TURNED, turned)]
+}
+
+/// There is only one.
+#[cfg(not(target_arch = "x86_64"))]
+fn choice() -> [(&'static str, usize, Kernel); 0] {
+    []
 }
 
 /// Rows of W times rows of X, by a kernel for W as it lies in memory, or by tiles in the depths that a panel has.
