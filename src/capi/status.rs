@@ -188,14 +188,13 @@ fn class(error: &Error) -> ggraft_status {
             _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
-        Error::Ensemble(e) => match e {
+        Error::Ensemble(
             EnsembleError::NoMembers
             | EnsembleError::WeightCount { .. }
             | EnsembleError::Weight { .. }
             | EnsembleError::NoWeight
-            | EnsembleError::NoLikelihood => GGRAFT_ERROR_ARGUMENT,
-            _ => GGRAFT_ERROR_INTERNAL,
-        },
+            | EnsembleError::NoLikelihood,
+        ) => GGRAFT_ERROR_ARGUMENT,
         Error::Data(e) => match e {
             DataError::NoChatTemplate { .. } | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
             DataError::NoRows { .. }

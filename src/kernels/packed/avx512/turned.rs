@@ -176,9 +176,8 @@ impl<const N: usize> two::Visit for Products<N> {
                 let mut acc = [[_mm512_setzero_si512(); N]; 2];
                 start::<F, N>(&mut acc, [&x[0].starts[0], &x[1].starts[0]]);
                 let words = x.map(|x| x.quads.as_ptr().cast::<i32>());
-                for i in 0..QUADS {
-                    let words = words.map(|x| x.add(i));
-                    add_quads(&mut acc, [quads[0][i], quads[1][i]], words);
+                for (i, (first, second)) in quads[0].into_iter().zip(quads[1]).enumerate() {
+                    add_quads(&mut acc, [first, second], words.map(|x| x.add(i)));
                 }
                 self.add(two.steps::<F>(0, 0), acc[0], x[0]);
                 self.add_mins::<F, I>(&two, 0, x[0]);

@@ -23,6 +23,7 @@ type Kernel = unsafe fn(Dots, GgmlType) -> bool;
 
 /// The kernels for weights as they lie in memory, of type `ty`, and for how many rows of X each is: the one that is chosen, and those that it is chosen from.
 fn kernels(ty: GgmlType) -> Vec<(&'static str, usize, Kernel)> {
+    // SAFETY: the caller's promise.
     let chosen = |dots: Dots, ty| unsafe { dots.compute(ty) };
     let mut all: Vec<(_, _, Kernel)> = vec![("chosen", most_dots(ty, Bits::Eight), chosen)];
     all.extend(choice());
@@ -34,7 +35,9 @@ fn kernels(ty: GgmlType) -> Vec<(&'static str, usize, Kernel)> {
 fn choice() -> [(&'static str, usize, Kernel); 2] {
     use super::super::avx2::formats::visit;
     use super::super::avx512::{dot::ByteDots, turned::MOST_TURNED, turned::TurnedDots};
+    // SAFETY: the caller's promise; the tests check that the CPU has the instructions.
     let across: Kernel = |dots, ty| unsafe { visit(ty, ByteDots(dots)) }.is_some();
+    // SAFETY: the same.
     let turned: Kernel = |dots, ty| unsafe { visit(ty, TurnedDots(dots)) }.is_some();
     [("across", 4, across), ("turned", MOST_TURNED, turned)]
 }
