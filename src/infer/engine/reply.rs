@@ -164,7 +164,7 @@ impl Reply {
     }
 }
 
-/// Ends a request, also while another thread waits for it: that gets [`SessionError::Cancelled`].
+/// Ends a request, also while another thread waits for it: that gets [`SessionError::Cancelled`](crate::infer::SessionError::Cancelled).
 #[derive(Clone, Debug)]
 pub struct Canceller {
     id: RequestId,
