@@ -1,5 +1,8 @@
 //! Adapters that speak as one, from the command line: what `--ensemble` says, how weights are fitted, how members are trained.
 
+use ggraft::infer::engine::EngineOptions;
+use ggraft::infer::{CancelToken, Combine, Ensemble, Sample};
+use ggraft::{Adapter, Model, ModelOptions, SessionOptions};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -229,6 +232,58 @@ fn fitted_weights_predict_best() {
     ));
     let weights = shown.split("--weights ").nth(1).unwrap().trim();
     assert_eq!(weights.split(',').count(), 3, "{shown}");
+}
+
+#[test]
+fn nothing_is_fitted_by_nothing() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = Model::open(root.join(MODEL), &ModelOptions::default()).unwrap();
+    let members = [PIRATE, BUTLER].map(|at| Some(Adapter::load(&root.join(at)).unwrap()));
+    let options = EngineOptions::from(&SessionOptions::default().n_threads(1).n_ctx(64));
+    let sample = |counts: bool, weight: f32, n: usize| Sample {
+        prompt: vec![5; n],
+        answer: vec![(7, counts), (8, counts)],
+        weight,
+    };
+    let cancel = CancelToken::default();
+    let text = |outcome: ggraft::Result<()>| outcome.unwrap_err().to_string();
+    for (samples, expected) in [
+        (vec![], "no sample has a token that counts"),
+        (vec![sample(false, 1.0, 2)], "no sample has a token"),
+        (vec![sample(true, 0.0, 2); 3], "no sample has a token"),
+        (vec![sample(true, 1.0, 100)], "the context is full"),
+        (
+            vec![sample(true, 1.0, 2), sample(true, f32::INFINITY, 2)],
+            "the loss of member 1",
+        ),
+    ] {
+        for combine in Combine::ALL {
+            let ensemble = Ensemble::new(members.clone(), combine).unwrap();
+            let fit = ensemble.fit(&model, &options, &samples, &cancel);
+            let why = text(fit.map(drop));
+            if combine == Combine::Vote {
+                assert!(why.contains("a vote has no probabilities"), "{why}");
+            } else {
+                assert!(why.contains(expected), "{combine:?}: {why}");
+            }
+            if samples.len() < 2 {
+                let why = text(
+                    ensemble
+                        .measure(&model, &options, &samples, &cancel)
+                        .map(drop),
+                );
+                assert!(why.contains(expected), "{combine:?}: {why}");
+            }
+        }
+    }
+    cancel.cancel();
+    let ensemble = Ensemble::new(members, Combine::MeanProb).unwrap();
+    let why = text(
+        ensemble
+            .fit(&model, &options, &[sample(true, 1.0, 2)], &cancel)
+            .map(drop),
+    );
+    assert!(why.contains("cancelled"), "{why}");
 }
 
 #[test]

@@ -193,7 +193,9 @@ fn class(error: &Error) -> ggraft_status {
             | EnsembleError::WeightCount { .. }
             | EnsembleError::Weight { .. }
             | EnsembleError::NoWeight
-            | EnsembleError::NoLikelihood,
+            | EnsembleError::NoLikelihood
+            | EnsembleError::NothingCounts
+            | EnsembleError::InfiniteLoss { .. },
         ) => GGRAFT_ERROR_ARGUMENT,
         Error::Data(e) => match e {
             DataError::NoChatTemplate { .. } | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,

@@ -7,10 +7,9 @@ use crate::args::{
 use crate::data;
 use crate::failure::{Failure, Result};
 use crate::outputs::Files;
-use crate::serve::{Jobs, serve};
 use crate::{interrupt, io, run};
 use clap::Args;
-use ggraft::infer::engine::{EngineOptions, Request, Scheduler};
+use ggraft::infer::engine::{EngineOptions, Jobs, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{Combine, Ensemble, GenerateOptions, Generated, KvType, TokenLogprobs};
 use ggraft::train::data::{Dataset, Row};
@@ -325,7 +324,7 @@ fn answer_all(scheduler: &mut Scheduler, jobs: Vec<Job>) -> (Vec<Value>, usize) 
         done: 0,
         progress: io::progress(n),
     };
-    serve(scheduler, &mut answers);
+    scheduler.serve(&mut answers);
     answers.progress.finish_and_clear();
     let Answers {
         mut answers, done, ..
@@ -357,7 +356,7 @@ impl Jobs for Answers {
         Some((i, self.requests[i].take()?))
     }
 
-    fn end(&mut self, i: usize, outcome: Result<Generated>) {
+    fn end(&mut self, i: usize, outcome: ggraft::Result<Generated>) {
         let answer = &mut self.answers[i];
         match outcome {
             Ok(out) => {
@@ -370,7 +369,10 @@ impl Jobs for Answers {
                     answer.insert("logprobs".to_owned(), logprobs(&out));
                 }
             }
-            Err(why) => drop(answer.insert("error".to_owned(), why.line().into())),
+            Err(e) => {
+                let why = Failure::from(e).line();
+                answer.insert("error".to_owned(), why.into());
+            }
         }
         self.progress.inc(1);
     }

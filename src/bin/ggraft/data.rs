@@ -3,9 +3,8 @@
 use crate::args::ChatArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
-use crate::serve::{Jobs, serve};
 use ggraft::infer::Generated;
-use ggraft::infer::engine::{Request, Scheduler};
+use ggraft::infer::engine::{Jobs, Request, Scheduler};
 use ggraft::train::data::{Content, Dataset, Examples, ExamplesBuilder, Row, for_each_row};
 use indicatif::ProgressBar;
 use std::collections::VecDeque;
@@ -173,7 +172,7 @@ pub(crate) fn for_each<T>(
         done: 0,
         progress: crate::io::progress(data.rows().len()),
     };
-    serve(scheduler, &mut rows);
+    scheduler.serve(&mut rows);
     // An error line must not end up behind the bar.
     rows.progress.finish_and_clear();
     let (n, done, long) = (data.rows().len(), rows.done, rows.long);
@@ -259,7 +258,8 @@ where
         self.asked.pop()
     }
 
-    fn end(&mut self, (row, number): Self::Key, outcome: Result<Generated>) {
+    fn end(&mut self, (row, number): Self::Key, outcome: ggraft::Result<Generated>) {
+        let outcome = outcome.map_err(Failure::from);
         self.enough |= matches!(&outcome, Err(why) if !why.is_context_full());
         // Behind a row that failed nobody wants to know.
         if let Some(row) = row

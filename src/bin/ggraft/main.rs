@@ -21,7 +21,6 @@ mod plot;
 mod predict;
 mod run;
 mod score;
-mod serve;
 mod train;
 
 use clap::error::ErrorKind;

@@ -20,6 +20,7 @@
 //! ```
 
 mod error;
+mod jobs;
 mod prefix;
 mod reply;
 mod request;
@@ -29,6 +30,7 @@ mod task;
 mod voice;
 
 pub use error::EngineError;
+pub use jobs::Jobs;
 pub use reply::{Canceller, Reply};
 pub(super) use request::Watch;
 pub use request::{EngineOptions, Event, Prompt, Request, RequestId, WhenFull};

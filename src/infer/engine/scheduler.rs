@@ -108,7 +108,7 @@ impl Scheduler {
         adapters.try_for_each(|adapter| self.reception.attach(adapter).map(drop))
     }
 
-    fn options(&self) -> &EngineOptions {
+    pub(super) fn options(&self) -> &EngineOptions {
         &self.reception.options
     }
 
@@ -168,6 +168,12 @@ impl Scheduler {
     /// steps compute nothing, and then all go on as if nothing had been.
     pub fn cancel_token(&self) -> CancelToken {
         self.core.cancel.clone()
+    }
+
+    /// Lets another token than one of its own stop it ([`Scheduler::cancel_token`]).
+    pub fn stopped_by(mut self, token: &CancelToken) -> Self {
+        self.core.cancel = token.clone();
+        self
     }
 
     /// Nothing is to be computed.

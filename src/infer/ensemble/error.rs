@@ -31,4 +31,13 @@ pub enum EnsembleError {
         "a vote has no probabilities that weights could be fitted by: fit those of another method"
     )]
     NoLikelihood,
+    /// There is nothing to measure by.
+    #[error("no sample has a token that counts: give rows with an answer, and weights above 0")]
+    NothingCounts,
+    /// A member finds a token impossible, or its logits are no numbers.
+    #[error("the loss of member {index} is not finite: no weights can be fitted with it")]
+    InfiniteLoss {
+        /// Which one, counted from 1.
+        index: usize,
+    },
 }

@@ -2,11 +2,10 @@
 
 use super::{Combine, Ensemble, EnsembleError};
 use crate::error::Result;
-use crate::infer::engine::{EngineOptions, Event, Request, Scheduler, Watch};
-use crate::infer::{CancelToken, GenerateOptions, SessionError, TokenLogprobs};
+use crate::infer::engine::{EngineOptions, Jobs, Request, Scheduler, Watch};
+use crate::infer::{CancelToken, GenerateOptions, Generated, SessionError, TokenLogprobs};
 use crate::kernels::{exp_sub_sum, largest};
 use crate::model::Model;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A text and how it goes on, to measure an ensemble by.
@@ -51,7 +50,8 @@ impl Ensemble {
     /// How well it predicts `samples`, on an engine of these options.
     ///
     /// # Errors
-    /// If an adapter does not fit, [`SessionError::Cancelled`] when `cancel` is raised, [`SessionError::ContextFull`] if no sample fits into the context.
+    /// If an adapter does not fit, [`SessionError::Cancelled`] when `cancel` is raised, [`SessionError::ContextFull`] if no sample fits into the context,
+    /// [`EnsembleError::NothingCounts`] if none has a token that counts.
     pub fn measure(
         &self,
         model: &Model,
@@ -75,7 +75,7 @@ impl Ensemble {
     /// around equal parts of 1.
     ///
     /// # Errors
-    /// As [`Ensemble::measure`]; [`EnsembleError::NoLikelihood`] for a vote.
+    /// As [`Ensemble::measure`]; [`EnsembleError::NoLikelihood`] for a vote, [`EnsembleError::InfiniteLoss`] of a member.
     pub fn fit(
         &self,
         model: &Model,
@@ -93,6 +93,9 @@ impl Ensemble {
             cancel,
         };
         let (before, tokens) = engine.pass(self, None)?;
+        if let Some(member) = before.members.iter().position(|loss| !loss.is_finite()) {
+            return Err(EnsembleError::InfiniteLoss { index: member + 1 }.into());
+        }
         let (weights, loss) = match self.combine {
             Combine::MeanProb => mixture(&tokens),
             _ => engine.newton(self)?,
@@ -115,9 +118,6 @@ struct Engine<'a> {
     cancel: &'a CancelToken,
 }
 
-/// Requests that are submitted beyond those that run.
-const AHEAD: usize = 16;
-
 impl Engine<'_> {
     /// All samples once. What a token counts, its place and the members' logits go to `watch`.
     fn pass(
@@ -128,62 +128,37 @@ impl Engine<'_> {
         let n = ensemble.members.len();
         let mut options = self.options.clone();
         options.max_running = options.max_running.max(n);
-        let mut scheduler = Scheduler::new(self.model, &options)?;
-        let mut rest = self.samples.iter();
-        let mut running = HashMap::new();
-        let (mut together, mut mass, mut left_out, mut full) = (0.0, 0.0, 0, None);
-        let mut tokens: Vec<Token> = Vec::new();
-        loop {
-            while scheduler.len()[1] < AHEAD
-                && let Some(sample) = rest.next()
-            {
-                match scheduler.submit(sample.request(ensemble, watch)) {
-                    Ok(id) => drop(running.insert(id, sample)),
-                    Err(crate::Error::Session(e @ SessionError::ContextFull { .. })) => {
-                        full = Some(e);
-                        left_out += 1;
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-            if scheduler.is_idle() {
-                break;
-            }
-            if self.cancel.is_cancelled() {
-                return Err(SessionError::Cancelled.into());
-            }
-            for (id, event) in scheduler.step() {
-                match event {
-                    Event::Failed(e) => return Err(e),
-                    Event::Done(out) => {
-                        let sample = running.remove(&id).expect("a request that was submitted");
-                        for (part, token) in sample.parts().zip(&out.logprobs) {
-                            if part > 0.0 {
-                                together -= part * f64::from(token.logprob);
-                                mass += part;
-                                tokens.push((part, members(token)));
-                            }
-                        }
-                    }
-                    Event::Text(_) => {}
-                }
-            }
+        let mut scheduler = Scheduler::new(self.model, &options)?.stopped_by(self.cancel);
+        let mut pass = Pass {
+            ensemble,
+            watch,
+            rest: self.samples.iter(),
+            together: 0.0,
+            mass: 0.0,
+            tokens: Vec::new(),
+            left_out: 0,
+            full: None,
+            failed: None,
+        };
+        scheduler.serve(&mut pass);
+        if let Some(e) = pass.failed {
+            return Err(e);
         }
-        if tokens.is_empty()
-            && let Some(full) = full
-        {
-            return Err(full.into());
+        if self.cancel.is_cancelled() {
+            return Err(SessionError::Cancelled.into());
+        }
+        let (tokens, mass) = (pass.tokens, pass.mass);
+        if tokens.is_empty() {
+            return Err(pass.full.unwrap_or(EnsembleError::NothingCounts.into()));
         }
         let of_member = |m: usize| -tokens.iter().map(|(part, p)| part * p[m]).sum::<f64>() / mass;
-        Ok((
-            Losses {
-                together: together / mass,
-                members: (0..n).map(of_member).collect(),
-                tokens: tokens.len(),
-                left_out,
-            },
-            tokens,
-        ))
+        let losses = Losses {
+            together: pass.together / mass,
+            members: (0..n).map(of_member).collect(),
+            tokens: tokens.len(),
+            left_out: pass.left_out,
+        };
+        Ok((losses, tokens))
     }
 
     /// Weights of logits, and their loss.
@@ -225,6 +200,52 @@ impl Engine<'_> {
         }
         let (weights, _, loss) = best.expect("the first pass has a finite loss");
         Ok((weights, loss))
+    }
+}
+
+/// Samples on their way.
+struct Pass<'a> {
+    ensemble: &'a Ensemble,
+    watch: Option<&'a Arc<Curvature>>,
+    rest: std::slice::Iter<'a, Sample>,
+    together: f64,
+    /// What all tokens count.
+    mass: f64,
+    tokens: Vec<Token>,
+    left_out: usize,
+    /// Why a sample was left out.
+    full: Option<crate::Error>,
+    failed: Option<crate::Error>,
+}
+
+impl<'a> Jobs for Pass<'a> {
+    type Key = &'a Sample;
+
+    fn next(&mut self) -> Option<(&'a Sample, Request)> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let sample = self.rest.next()?;
+        Some((sample, sample.request(self.ensemble, self.watch)))
+    }
+
+    fn end(&mut self, sample: &'a Sample, outcome: Result<Generated>) {
+        match outcome {
+            Ok(out) => {
+                for (part, token) in sample.parts().zip(&out.logprobs) {
+                    if part > 0.0 {
+                        self.together -= part * f64::from(token.logprob);
+                        self.mass += part;
+                        self.tokens.push((part, members(token)));
+                    }
+                }
+            }
+            Err(e @ crate::Error::Session(SessionError::ContextFull { .. })) => {
+                self.full = Some(e);
+                self.left_out += 1;
+            }
+            Err(e) => self.failed = Some(e),
+        }
     }
 }
 
