@@ -3,6 +3,7 @@
 use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
+use crate::host::HostError;
 use crate::infer::engine::EngineError;
 use crate::infer::sampler::SamplerError;
 use crate::infer::text::StopError;
@@ -64,6 +65,9 @@ pub enum Error {
     /// An engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// An application that runs llama.cpp cannot take an adapter.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// Members cannot speak as one.
     #[error(transparent)]
     Ensemble(#[from] EnsembleError),

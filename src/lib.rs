@@ -39,6 +39,7 @@ mod error;
 pub mod file;
 mod ggml;
 mod graph;
+pub mod host;
 pub mod infer;
 mod kernels;
 pub mod model;

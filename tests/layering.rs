@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "train",
         &["file", "kernels", "ggml", "model", "adapter", "graph"],
     ),
+    ("host", &["file", "model", "adapter"]),
     ("capi", &["model", "adapter", "infer", "train"]),
 ];
 
@@ -50,6 +51,9 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
         "instructions of one CPU, operands that ggml owns",
     ),
     ("file/mmap.rs", "maps files, states the contract"),
+    ("host/api.rs", "finds functions of llama.h by their names"),
+    ("host/context.rs", "calls them"),
+    ("host/mod.rs", "takes the context of an application"),
     ("capi/", "the C interface"),
     ("model/vocab/native.rs", "libllama's tokenizer"),
     ("infer/sampler.rs", "libllama's samplers"),

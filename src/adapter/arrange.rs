@@ -5,6 +5,32 @@ use crate::Result;
 use crate::model::vocab::Vocab;
 use std::ops::Range;
 
+/// Whose tokens a template's text has.
+pub(crate) trait Words {
+    /// The token that begins a text; `None` if there is none.
+    fn bos(&self) -> Option<i32>;
+
+    /// BOS, if texts begin with it.
+    fn leading_bos(&self) -> Option<i32>;
+
+    /// Tokens of a text, special ones among them, without BOS.
+    fn tokens(&self, text: &str) -> Result<Vec<i32>>;
+}
+
+impl Words for Vocab {
+    fn bos(&self) -> Option<i32> {
+        self.bos()
+    }
+
+    fn leading_bos(&self) -> Option<i32> {
+        self.leading_bos()
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<i32>> {
+        Ok(self.tokenize(text, false, true)?)
+    }
+}
+
 /// A piece of input in computing order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
@@ -34,12 +60,12 @@ fn push_tokens(items: &mut Vec<Item>, tokens: &[i32]) {
 /// Arranges a prompt's `tokens` (without BOS) by `template`. `bos` says whether the text begins here: then BOS comes in front
 /// if the model wants one and the template does not place it.
 pub(crate) fn arrange(
-    vocab: &Vocab,
+    words: &impl Words,
     template: Option<&Template>,
     tokens: &[i32],
     bos: bool,
 ) -> Result<Vec<Item>> {
-    let first = vocab.leading_bos_if(bos);
+    let first = if bos { words.leading_bos() } else { None };
     let mut items = Vec::new();
     let Some(template) = template else {
         push_tokens(&mut items, first.as_slice());
@@ -52,8 +78,8 @@ pub(crate) fn arrange(
     let mut row = 0;
     for piece in template.pieces() {
         match piece {
-            Piece::Bos => push_tokens(&mut items, vocab.bos().as_slice()),
-            Piece::Text(text) => push_tokens(&mut items, &vocab.tokenize(text, false, true)?),
+            Piece::Bos => push_tokens(&mut items, words.bos().as_slice()),
+            Piece::Text(text) => push_tokens(&mut items, &words.tokens(text)?),
             Piece::Prompt => push_tokens(&mut items, tokens),
             Piece::Virtual(n) => {
                 items.push(Item::Virtual(row..row + n));

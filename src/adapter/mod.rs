@@ -21,7 +21,7 @@ mod matrix;
 mod peft;
 mod template;
 
-pub(crate) use arrange::{Item, arrange};
+pub(crate) use arrange::{Item, Words, arrange};
 pub use concat::concat;
 pub use error::AdapterError;
 pub use format::FORMAT_VERSION;

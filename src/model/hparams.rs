@@ -9,7 +9,7 @@ use crate::file::mmap::Part;
 use crate::ggml::Rope;
 
 /// llama.cpp's own limit of layers.
-const MAX_LAYERS: usize = 512;
+pub(super) const MAX_LAYERS: usize = 512;
 
 /// What one layer looks like. Letters as in the design: H, Hk, d, F.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ fn read_layers(
     n_ctx_train: usize,
 ) -> Result<Vec<LayerShape>, ModelError> {
     let n_layer = keys.size("block_count", MAX_LAYERS)?;
-    let per_layer = |key: &str| keys.size_per_layer(key, n_layer);
+    let per_layer = |key: &str| keys.size_per_layer(key, n_layer, 1);
     let (head_count, kv_count) = ("attention.head_count", "attention.head_count_kv");
     let n_head = keys.required(head_count, per_layer(head_count)?)?;
     let n_head_kv = per_layer(kv_count)?.unwrap_or_else(|| n_head.clone());

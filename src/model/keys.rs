@@ -66,19 +66,20 @@ impl<'a> Keys<'a> {
         value.map(|n| self.in_range(key, n, MAX_SIZE)).transpose()
     }
 
-    /// 1 to [`MAX_SIZE`] for each of `n_layer` layers: an array, or one number for all of them.
+    /// `least` to [`MAX_SIZE`] for each of `n_layer` layers: an array, or one number for all of them.
     pub(super) fn size_per_layer(
         &self,
         key: &str,
         n_layer: usize,
+        least: usize,
     ) -> Result<Option<Vec<usize>>, ModelError> {
         let (gguf, name) = (&self.part.gguf, self.name(key));
         let Some(values) = gguf.u32_or_array(self.part.bytes(), &name, n_layer)? else {
             return Ok(None);
         };
         let check = |(il, n): (usize, u32)| match n as usize {
-            n if (1..=MAX_SIZE).contains(&n) => Ok(n),
-            n => Err(self.bad_in_layer(key, n, il, format!("must be 1 to {MAX_SIZE}"))),
+            n if (least..=MAX_SIZE).contains(&n) => Ok(n),
+            n => Err(self.bad_in_layer(key, n, il, format!("must be {least} to {MAX_SIZE}"))),
         };
         let sizes = values.into_iter().enumerate().map(check);
         sizes.collect::<Result<_, _>>().map(Some)

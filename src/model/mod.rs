@@ -1,6 +1,7 @@
 //! The base model: architecture table, hyper-parameters, weights in the map, vocabulary, fingerprint.
 
 mod arch;
+mod base;
 pub mod chat;
 mod error;
 mod hparams;
@@ -12,8 +13,10 @@ pub mod vocab;
 mod weights;
 
 pub(crate) use arch::NormKind;
+pub use base::Base;
 pub use error::ModelError;
 pub(crate) use hparams::{HParams, LayerShape};
+use identity::fingerprint;
 pub(crate) use identity::hex;
 pub use shape::{BaseShape, Fingerprint, PerLayer};
 pub(crate) use weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights};
@@ -23,7 +26,6 @@ use crate::file::mmap::MappedGguf;
 use crate::file::types::GgmlType;
 use crate::ggml::{Operations, ThreadPool};
 use crate::kernels::{CpuLevel, has_attention};
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -259,37 +261,4 @@ impl Model {
         pools.insert(n_threads, Arc::downgrade(&pool));
         pool
     }
-}
-
-/// SHA-256 of the shape signature and of all norm tensors, by name. Quantization leaves norms in F32, so every file of one
-/// model has the same fingerprint.
-fn fingerprint(file: &MappedGguf, shape: &BaseShape) -> Fingerprint {
-    let mut hash = Sha256::new();
-    hash.update(b"ggraft fingerprint 1\0");
-    hash.update(shape.architecture.as_bytes());
-    hash.update([0]);
-    let one = |n: usize| PerLayer::from(n);
-    for sizes in [
-        &one(shape.n_layer),
-        &one(shape.n_embd),
-        &shape.n_head,
-        &shape.n_head_kv,
-        &shape.head_dim,
-        &one(shape.n_vocab),
-    ] {
-        for &n in sizes.values() {
-            hash.update((n as u64).to_le_bytes());
-        }
-    }
-    let mut norms: Vec<_> = file
-        .tensors()
-        .filter(|(_, t)| t.name.ends_with("norm.weight") || t.name.ends_with("norm.bias"))
-        .collect();
-    norms.sort_by(|a, b| a.1.name.cmp(&b.1.name));
-    for (part, info) in norms {
-        hash.update(info.name.as_bytes());
-        hash.update([0]);
-        hash.update(&file.parts()[part].bytes()[info.range.clone()]);
-    }
-    Fingerprint(hash.finalize().into())
 }

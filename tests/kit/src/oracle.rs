@@ -69,6 +69,8 @@ pub struct Options {
     pub n_sequences: usize,
     /// One cache for all sequences, instead of one for each.
     pub kv_unified: bool,
+    /// Keep every position of layers with a sliding window, so that a whole prefix can be put in; the mask is the same.
+    pub swa_full: bool,
     /// Allow [`Llama::logits_with_intermediates`]; computes node by node, so not for timing.
     pub capture: bool,
 }
@@ -85,6 +87,7 @@ impl Default for Options {
             repack: false,
             n_sequences: 1,
             kv_unified: false,
+            swa_full: true,
             capture: false,
         }
     }
@@ -240,8 +243,7 @@ impl Llama {
             Some(false) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             Some(true) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
         };
-        // Keeps every position of sliding-window layers, so that a whole prefix can be put in; the mask is the same.
-        params.swa_full = true;
+        params.swa_full = options.swa_full;
         let capture = options
             .capture
             .then(|| NonNull::from(Box::leak(Box::<Capture>::default())));
@@ -275,6 +277,16 @@ impl Llama {
     /// The model.
     pub fn model(&self) -> &Rc<Model> {
         &self.model
+    }
+
+    /// The `llama_context *`, for whoever uses it as an application's.
+    pub fn context(&self) -> *mut c_void {
+        self.ctx.as_ptr().cast()
+    }
+
+    /// Says that others have filled `n` positions of the first sequence.
+    pub fn go_on_at(&mut self, n: usize) {
+        self.n_past = n;
     }
 
     /// Positions in use: the next token goes to this one.
@@ -329,7 +341,9 @@ impl Llama {
     /// Appends `tokens`; logits of each, V values per row.
     pub fn logits(&mut self, tokens: &[i32]) -> Result<Vec<Vec<f32>>, OracleError> {
         self.decode(Input::Tokens(tokens), true)?;
-        Ok((0..tokens.len()).map(|i| self.row(i).to_vec()).collect())
+        Ok((0..tokens.len())
+            .map(|i| self.row(i as isize).to_vec())
+            .collect())
     }
 
     /// Appends rows of D values in place of token embeddings; logits of each.
@@ -338,18 +352,23 @@ impl Llama {
     pub fn logits_embd(&mut self, rows: &[f32]) -> Result<Vec<Vec<f32>>, OracleError> {
         let n = rows.len() / self.model.n_embd();
         self.decode(Input::Embeddings(rows), true)?;
-        Ok((0..n).map(|i| self.row(i).to_vec()).collect())
+        Ok((0..n).map(|i| self.row(i as isize).to_vec()).collect())
     }
 
     /// Appends `tokens`; logits of the last, without a copy. What prefill is timed with.
     pub fn prefill(&mut self, tokens: &[i32]) -> Result<&[f32], OracleError> {
         self.decode(Input::Tokens(tokens), false)?;
-        Ok(self.row(tokens.len() - 1))
+        Ok(self.row(-1))
     }
 
     /// Appends one token; its logits, without a copy. What decoding is timed with.
     pub fn step(&mut self, token: i32) -> Result<&[f32], OracleError> {
         self.prefill(&[token])
+    }
+
+    /// Logits of what was decoded last, by whomever.
+    pub fn last_logits(&mut self) -> &[f32] {
+        self.row(-1)
     }
 
     /// Puts each of `tokens`, of a sequence and at a position, into the cache, in one step; `each` gets the logits of the last one of each sequence in the step.
@@ -384,7 +403,7 @@ impl Llama {
             return Err(OracleError::Decode { code, position });
         }
         for i in (0..tokens.len()).filter(|&i| wanted[i] == 1) {
-            each(self.row(i));
+            each(self.row(i as isize));
         }
         Ok(())
     }
@@ -516,8 +535,8 @@ impl Llama {
         Ok(())
     }
 
-    /// Logits of batch row `i`.
-    fn row(&mut self, i: usize) -> &[f32] {
+    /// Logits of batch row `i`, -1 the last one.
+    fn row(&mut self, i: isize) -> &[f32] {
         // SAFETY: row `i` of the last batch had its logits asked for, so libllama returns V floats that it keeps until the
         // next decode, which needs `&mut self`.
         unsafe {

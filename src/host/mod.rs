@@ -1,0 +1,259 @@
+//! Adapters inside an application that runs llama.cpp itself: prefix rows go into the cells of one of its sequences, virtual tokens through its decoder.
+//!
+//! A [`Host`] works on a `llama_context` of the application's through public functions of llama.h only, which come as a table ([`Api`]): nothing here needs a libllama of
+//! its own. How the context keeps keys and values is read from a state that it writes itself, and refused if any of it is not understood.
+//!
+//! ```no_run
+//! use ggraft::Adapter;
+//! use ggraft::host::{Api, Host};
+//! use ggraft::model::Base;
+//!
+//! # fn application(ctx: *mut std::ffi::c_void) -> ggraft::Result<()> {
+//! let base = Base::open("base.gguf")?;
+//! let pirate = Adapter::load("pirate.gguf".as_ref())?;
+//! // SAFETY: `ctx` is a live llama_context, which nobody else uses meanwhile.
+//! let mut host = unsafe { Host::new(Api::loaded()?, ctx, base, 0)? };
+//! let graft = host.prepare(&pirate, 0)?;
+//! // Sequence 0 begins with the adapter: decode the text from this position on.
+//! let position = host.attach(&graft, 0)?;
+//! # let _ = position;
+//! # Ok(())
+//! # }
+//! ```
+
+mod api;
+mod context;
+mod encode;
+mod error;
+mod graft;
+mod state;
+
+pub use api::{Api, ApiTable, Batch};
+pub use error::HostError;
+pub use graft::{Graft, Piece};
+
+use crate::adapter::{Adapter, Item, Payload, arrange};
+use crate::error::Result;
+use crate::model::Base;
+use context::{Context, Input};
+use state::Layout;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A `llama_context` of an application, and the base that it runs.
+///
+/// It owns nothing of the context's: dropping it leaves the context, and what was attached, as they are.
+#[derive(Debug)]
+pub struct Host {
+    id: u64,
+    context: Context,
+    base: Base,
+    /// How keys and values are kept, or why prefixes cannot be.
+    layout: Result<Layout, HostError>,
+}
+
+impl Host {
+    /// The context `ctx`, which runs the model of `base`. To see how it keeps keys and values one token is decoded into `seq`, which must be empty, and taken out again.
+    ///
+    /// # Safety
+    /// `ctx` must be a live `llama_context *` of the library that the functions of `api` belong to, and live as long as methods of this are called. Nobody else may use it
+    /// during a call.
+    ///
+    /// # Errors
+    /// [`HostError::NoContext`], [`HostError::OtherBase`] if the context runs another model, [`HostError::NoMemory`] if it has no memory of texts,
+    /// [`HostError::SequenceRange`], [`HostError::NotEmpty`], [`HostError::Decode`].
+    pub unsafe fn new(api: Api, ctx: *mut c_void, base: Base, seq: i32) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let ctx = NonNull::new(ctx).ok_or(HostError::NoContext)?;
+        // SAFETY: as the caller promises.
+        let mut context = unsafe { Context::new(api, ctx, base.shape().n_embd) };
+        context.check_runs(&base)?;
+        context.check_empty(seq)?;
+        let layout = match context.check_attends() {
+            Ok(()) => learn(&mut context, &base, seq)?,
+            Err(why) => Err(why),
+        };
+        Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            context,
+            base,
+            layout,
+        })
+    }
+
+    /// The base that it was made for.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Rows in the context's own form, or what its decoder makes of virtual tokens: an adapter is prepared once and attached often.
+    ///
+    /// Virtual tokens are decoded into `seq`, which must be empty, and taken out again; a prefix does not need it.
+    ///
+    /// # Errors
+    /// If the adapter is one for another base, or the context cannot hold it: [`HostError::Recurrent`], [`HostError::Encoder`] and [`HostError::UnknownState`] for a prefix,
+    /// [`HostError::Template`] if virtual tokens stand among the text ([`Host::compose`] is for these), [`HostError::NoRoom`], [`HostError::Decode`].
+    pub fn prepare(&mut self, adapter: &Adapter, seq: i32) -> Result<Graft> {
+        self.check_fits(adapter)?;
+        let n_rows = adapter.length();
+        self.check_room(n_rows)?;
+        let state = match adapter.payload() {
+            Payload::Prefix { layers } => {
+                let layout = self.layout.as_ref().map_err(Clone::clone)?;
+                layout.prefix(layers, self.base.shape(), n_rows)?
+            }
+            Payload::VirtualTokens(_) if adapter.template().is_some() => {
+                return Err(HostError::Template.into());
+            }
+            Payload::VirtualTokens(rows) => {
+                self.context.check_empty(seq)?;
+                let rows = self.input(rows.to_f32());
+                let state = (self.context)
+                    .decode(Input::Rows(&rows), 0, seq)
+                    .and_then(|()| self.context.state(seq));
+                self.context.remove(seq)?;
+                state?
+            }
+        };
+        Ok(Graft {
+            host: self.id,
+            n_rows,
+            state,
+        })
+    }
+
+    /// Puts an adapter at the beginning of `seq`, which must be empty; returns the position of the first token behind it.
+    ///
+    /// # Errors
+    /// [`HostError::OtherHost`] if it was prepared by another one, [`HostError::SequenceRange`], [`HostError::NotEmpty`], [`HostError::NoRoom`] if too few cells are free.
+    pub fn attach(&mut self, graft: &Graft, seq: i32) -> Result<usize> {
+        self.context.check_empty(seq)?;
+        self.swap(graft, seq)
+    }
+
+    /// As [`Host::attach`], in place of what `seq` has, text and all.
+    ///
+    /// # Errors
+    /// As [`Host::attach`]; the sequence is empty if there is no room.
+    pub fn swap(&mut self, graft: &Graft, seq: i32) -> Result<usize> {
+        if graft.host != self.id {
+            return Err(HostError::OtherHost.into());
+        }
+        if self.context.set_state(&graft.state, seq)? {
+            Ok(graft.n_rows)
+        } else {
+            Err(self.no_room(graft.n_rows).into())
+        }
+    }
+
+    /// As [`Host::swap`], and decodes `tokens` behind the adapter, so that the text goes on under it. Returns the position behind them; the logits are those of the last one.
+    ///
+    /// # Errors
+    /// As [`Host::swap`], and [`HostError::Decode`].
+    pub fn swap_and_recompute(&mut self, graft: &Graft, seq: i32, tokens: &[i32]) -> Result<usize> {
+        let position = self.swap(graft, seq)?;
+        (self.context).decode(Input::Tokens(tokens), position, seq)?;
+        Ok(position + tokens.len())
+    }
+
+    /// Empties `seq`.
+    ///
+    /// # Errors
+    /// [`HostError::SequenceRange`].
+    pub fn detach(&mut self, seq: i32) -> Result<()> {
+        Ok(self.context.remove(seq)?)
+    }
+
+    /// Lets `to`, which must be empty, begin with all that `from` has: its cells are shared where the context has one cache for all sequences (`kv_unified`), and copied
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// [`HostError::SequenceRange`], [`HostError::NotEmpty`].
+    pub fn copy(&mut self, from: i32, to: i32) -> Result<()> {
+        self.context.check_empty(to)?;
+        Ok(self.context.copy(from, to)?)
+    }
+
+    /// A prompt under an adapter whose template places virtual tokens: tokens, and rows for batches of embeddings, in the order of the template. `prompt` has no BOS, which
+    /// is put where it belongs.
+    ///
+    /// # Errors
+    /// If the adapter is one for another base; [`HostError::NoVirtualTokens`], [`HostError::Tokenize`].
+    pub fn compose(&self, adapter: &Adapter, prompt: &[i32]) -> Result<Vec<Piece>> {
+        self.check_fits(adapter)?;
+        let Payload::VirtualTokens(rows) = adapter.payload() else {
+            return Err(HostError::NoVirtualTokens.into());
+        };
+        let width = rows.width();
+        let rows = self.input(rows.to_f32());
+        let mut items = arrange(&self.context, adapter.template(), prompt, true)?;
+        if adapter.template().is_none() {
+            // In front of everything.
+            items.insert(0, Item::Virtual(0..adapter.length()));
+        }
+        let piece = |item| match item {
+            Item::Tokens(tokens) => Piece::Tokens(tokens),
+            Item::Virtual(at) => Piece::Rows(rows[at.start * width..at.end * width].to_vec()),
+        };
+        Ok(items.into_iter().map(piece).collect())
+    }
+
+    /// Decodes pieces of [`Host::compose`] into `seq` from `position` on; returns the position behind them. The logits are those of the last one.
+    ///
+    /// # Errors
+    /// [`HostError::SequenceRange`], [`HostError::Decode`].
+    pub fn decode(&mut self, pieces: &[Piece], mut position: usize, seq: i32) -> Result<usize> {
+        for piece in pieces {
+            let input = match piece {
+                Piece::Tokens(tokens) => Input::Tokens(tokens),
+                Piece::Rows(rows) => Input::Rows(rows),
+            };
+            self.context.decode(input, position, seq)?;
+            position += match piece {
+                Piece::Tokens(tokens) => tokens.len(),
+                Piece::Rows(rows) => rows.len() / self.base.shape().n_embd,
+            };
+        }
+        Ok(position)
+    }
+
+    fn check_fits(&self, adapter: &Adapter) -> Result<()> {
+        Ok(adapter.check_fits(self.base.shape(), &self.base.fingerprint(), false)?)
+    }
+
+    fn check_room(&self, rows: usize) -> Result<(), HostError> {
+        match rows > self.context.n_ctx() {
+            true => Err(self.no_room(rows)),
+            false => Ok(()),
+        }
+    }
+
+    fn no_room(&self, rows: usize) -> HostError {
+        let n_ctx = self.context.n_ctx();
+        HostError::NoRoom { rows, n_ctx }
+    }
+
+    /// Virtual tokens as the context's decoder takes them: Gemma's first two multiply what is given by sqrt(D), as they do with their own.
+    fn input(&self, mut rows: Vec<f32>) -> Vec<f32> {
+        let shape = self.base.shape();
+        if ["gemma", "gemma2"].contains(&shape.architecture.as_str()) {
+            let scale = (shape.n_embd as f32).sqrt();
+            rows.iter_mut().for_each(|x| *x /= scale);
+        }
+        rows
+    }
+}
+
+/// How the context keeps keys and values: a token is put in, and taken out again when its state is read.
+fn learn(
+    context: &mut Context,
+    base: &Base,
+    seq: i32,
+) -> Result<Result<Layout, HostError>, HostError> {
+    let state = context
+        .decode(Input::Tokens(&[0]), 0, seq)
+        .and_then(|()| context.state(seq));
+    context.remove(seq)?;
+    Ok(Layout::read(&state?, seq, base, context.window()))
+}

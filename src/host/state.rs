@@ -1,0 +1,365 @@
+//! What llama.cpp writes of a sequence: cells and their rows of keys and values, cache by cache.
+//!
+//! The form belongs to a version of llama.cpp, and nothing in it says which. A state of one cell is read in every form that is known, and the one that accounts for every
+//! byte is taken; what is written then has this form.
+
+use super::HostError;
+use super::encode::{Encoding, hadamard};
+use crate::adapter::PrefixLayer;
+use crate::file::types::GgmlType;
+use crate::model::{Base, BaseShape};
+
+/// First four bytes of a state, since they were introduced.
+const MAGIC: u32 = 0xaf14_3cd8;
+/// More than any model has; keeps what is read of a foreign form small.
+const MOST_LAYERS: u32 = 1024;
+const MOST_STREAMS: u32 = 4096;
+/// Beyond any row of keys of a layer, in bytes.
+const LONGEST_ROW: u64 = 1 << 24;
+
+/// What differs between versions and models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Form {
+    /// A magic number and the sequence stand in front.
+    envelope: bool,
+    /// The number of streams stands in front of a cache, and each has cells of its own.
+    streams: bool,
+    /// A cell names its sequence.
+    names_sequence: bool,
+    /// Bytes of a cell behind its position and number of sequences: more positions, its token.
+    extra: usize,
+    /// Sizes of the rotations of keys and values are given.
+    rotations: bool,
+}
+
+impl Form {
+    /// All that are known, newest first.
+    fn all() -> impl Iterator<Item = Self> {
+        let form = |bits: usize| {
+            [0, 8, 12].map(|extra| Self {
+                envelope: bits & 1 == 0,
+                streams: bits & 2 == 0,
+                names_sequence: bits & 4 == 0,
+                rotations: bits & 8 == 0,
+                extra,
+            })
+        };
+        (0..16).flat_map(form)
+    }
+}
+
+/// How a context keeps keys and values.
+#[derive(Debug)]
+pub(super) struct Layout {
+    form: Form,
+    caches: Vec<Cache>,
+    /// Positions that windowed layers see: the second of two caches keeps these only.
+    window: usize,
+}
+
+/// One cache: a model whose layers see windows has a second one for them.
+#[derive(Debug, PartialEq)]
+struct Cache {
+    n_streams: u32,
+    /// A channel's values of all cells are neighbours, instead of a cell's.
+    transposed: bool,
+    /// Size of the Hadamard rotation of keys and of values, 0 for none.
+    rotations: [u32; 2],
+    layers: Vec<Rows>,
+}
+
+/// A layer's rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rows {
+    /// Its place in the model.
+    layer: usize,
+    k: GgmlType,
+    v: GgmlType,
+    /// Bytes of a row of keys, and of one of values.
+    bytes: [u64; 2],
+}
+
+impl Layout {
+    /// From the state of a sequence that has one token.
+    ///
+    /// # Errors
+    /// [`HostError::UnknownState`].
+    pub(super) fn read(
+        state: &[u8],
+        seq: i32,
+        base: &Base,
+        window: usize,
+    ) -> Result<Self, HostError> {
+        let readings: Vec<_> = Form::all()
+            .filter_map(|form| Some((form, Reader(state).state(form, seq)?)))
+            .collect();
+        let unknown = |why: &str| HostError::UnknownState {
+            why: why.to_owned(),
+        };
+        let mut readings = readings.into_iter();
+        let (form, mut caches) = readings
+            .next()
+            .ok_or_else(|| unknown("no known form accounts for its bytes"))?;
+        if readings.next().is_some() {
+            return Err(unknown("more than one form accounts for its bytes"));
+        }
+        let places: Vec<Vec<usize>> = match caches.len() {
+            1 => vec![(0..base.shape().n_layer).collect()],
+            2 => {
+                let of = |kind| move |il: &usize| base.is_windowed(*il) == kind;
+                let all = 0..base.shape().n_layer;
+                vec![
+                    all.clone().filter(of(false)).collect(),
+                    all.filter(of(true)).collect(),
+                ]
+            }
+            n => return Err(unknown(&format!("{n} caches"))),
+        };
+        for (cache, places) in caches.iter_mut().zip(places) {
+            if cache.layers.len() != places.len() {
+                return Err(unknown(&format!(
+                    "a cache has {} layers where the base has {}",
+                    cache.layers.len(),
+                    places.len()
+                )));
+            }
+            for (rows, place) in cache.layers.iter_mut().zip(places) {
+                rows.layer = place;
+                let width = base.shape().kv_width(place) as u64;
+                let expected = [rows.k.row_bytes(width), rows.v.row_bytes(width)];
+                if expected != rows.bytes.map(Some) {
+                    return Err(unknown(&format!(
+                        "rows of layer {place} have {:?} bytes where {width} values have {expected:?}",
+                        rows.bytes
+                    )));
+                }
+            }
+        }
+        Ok(Self {
+            form,
+            caches,
+            window,
+        })
+    }
+
+    /// The state of a sequence that has `n` rows of a prefix, and nothing else.
+    ///
+    /// # Errors
+    /// [`HostError::CacheType`].
+    pub(super) fn prefix(
+        &self,
+        layers: &[PrefixLayer],
+        shape: &BaseShape,
+        n: usize,
+    ) -> Result<Vec<u8>, HostError> {
+        let mut out = Writer::default();
+        if self.form.envelope {
+            out.u32(MAGIC);
+            out.u32(0);
+        }
+        for (i, cache) in self.caches.iter().enumerate() {
+            // What no later token of the windowed layers can see is not kept.
+            let first = match i {
+                0 => 0,
+                _ => n.saturating_sub(self.window),
+            };
+            cache.write(self.form, layers, shape, first..n, &mut out)?;
+        }
+        Ok(out.0)
+    }
+}
+
+impl Cache {
+    fn write(
+        &self,
+        form: Form,
+        layers: &[PrefixLayer],
+        shape: &BaseShape,
+        cells: std::ops::Range<usize>,
+        out: &mut Writer,
+    ) -> Result<(), HostError> {
+        if form.streams {
+            out.u32(self.n_streams);
+        }
+        out.u32(cells.len() as u32);
+        for position in cells.clone() {
+            out.u32(position as u32);
+            out.u32(u32::from(form.names_sequence));
+            match form.extra {
+                0 => {}
+                // A text's further positions are its first one; its cell has no token, as after a batch of embeddings.
+                n => {
+                    out.u32(position as u32);
+                    out.u32(position as u32);
+                    if n == 12 {
+                        out.u32(u32::MAX);
+                    }
+                }
+            }
+            if form.names_sequence {
+                out.u32(0);
+            }
+        }
+        out.u32(u32::from(self.transposed));
+        out.u32(self.layers.len() as u32);
+        if form.rotations {
+            self.rotations.iter().for_each(|&n| out.u32(n));
+        }
+        let rows = |layer: usize, of_values: bool| {
+            let PrefixLayer { k, v } = &layers[layer];
+            let (matrix, width) = (if of_values { v } else { k }, shape.kv_width(layer));
+            let mut rows = matrix.to_f32().split_off(cells.start * width);
+            hadamard(&mut rows, self.rotations[usize::from(of_values)] as usize);
+            rows
+        };
+        for layer in &self.layers {
+            out.u32(layer.k as u32);
+            out.u64(layer.bytes[0]);
+            Encoding::of(layer.k)?.encode(&rows(layer.layer, false), &mut out.0);
+        }
+        for layer in &self.layers {
+            let (values, encoding) = (rows(layer.layer, true), Encoding::of(layer.v)?);
+            out.u32(layer.v as u32);
+            if self.transposed {
+                let width = shape.kv_width(layer.layer);
+                out.u32(layer.v.type_size() as u32);
+                out.u32(width as u32);
+                let channel = |j| values.iter().skip(j).step_by(width).copied();
+                let turned: Vec<f32> = (0..width).flat_map(channel).collect();
+                encoding.encode(&turned, &mut out.0);
+            } else {
+                out.u64(layer.bytes[1]);
+                encoding.encode(&values, &mut out.0);
+            }
+        }
+        // The sequence's cells are in one stream, whichever it is: the others are empty.
+        for _ in 1..if form.streams { self.n_streams } else { 1 } {
+            out.u32(0);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn u32(&mut self, n: u32) {
+        self.0.extend(n.to_le_bytes());
+    }
+
+    fn u64(&mut self, n: u64) {
+        self.0.extend(n.to_le_bytes());
+    }
+}
+
+/// Bytes that are left to read. `None` is what no state of a form has.
+#[derive(Clone, Copy)]
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn skip(&mut self, n: u64) -> Option<()> {
+        self.0 = self.0.get(usize::try_from(n).ok()?..)?;
+        Some(())
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        let (head, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_le_bytes(*head))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        Some(u64::from(self.u32()?) | u64::from(self.u32()?) << 32)
+    }
+
+    fn expect(&mut self, n: u32) -> Option<()> {
+        (self.u32()? == n).then_some(())
+    }
+
+    /// A size in bytes of something that is there.
+    fn size(&mut self) -> Option<u64> {
+        self.u64().filter(|n| (1..=LONGEST_ROW).contains(n))
+    }
+
+    fn ty(&mut self) -> Option<GgmlType> {
+        GgmlType::from_u32(self.u32()?)
+    }
+
+    /// All caches of a state with one cell, at position 0 of `seq`.
+    fn state(mut self, form: Form, seq: i32) -> Option<Vec<Cache>> {
+        if form.envelope {
+            self.expect(MAGIC)?;
+            self.expect(seq as u32)?;
+        }
+        let mut caches = Vec::new();
+        while !self.0.is_empty() {
+            caches.push(self.cache(form, seq)?);
+        }
+        (!caches.is_empty()).then_some(caches)
+    }
+
+    fn cache(&mut self, form: Form, seq: i32) -> Option<Cache> {
+        let n_streams = match form.streams {
+            true => self.u32().filter(|n| (1..=MOST_STREAMS).contains(n))?,
+            false => 1,
+        };
+        let mut found = None;
+        for _ in 0..n_streams {
+            match self.u32()? {
+                0 => {}
+                1 if found.is_none() => found = Some(self.cells(form, seq)?),
+                _ => return None,
+            }
+        }
+        found.map(|cache| Cache { n_streams, ..cache })
+    }
+
+    /// One cell, and its rows in all layers.
+    fn cells(&mut self, form: Form, seq: i32) -> Option<Cache> {
+        self.expect(0)?;
+        self.expect(u32::from(form.names_sequence))?;
+        self.skip(form.extra as u64)?;
+        if form.names_sequence {
+            self.expect(seq as u32)?;
+        }
+        let transposed = self.u32().filter(|&n| n <= 1)? == 1;
+        let n_layers = self.u32().filter(|n| (1..=MOST_LAYERS).contains(n))?;
+        let rotation = |r: &mut Self| {
+            let n = r.u32()?;
+            (n == 0 || n.is_power_of_two() && (2..=65_536).contains(&n)).then_some(n)
+        };
+        let rotations = match form.rotations {
+            true => [rotation(self)?, rotation(self)?],
+            false => [0; 2],
+        };
+        let mut layers = Vec::new();
+        for _ in 0..n_layers {
+            let (k, bytes) = (self.ty()?, self.size()?);
+            self.skip(bytes)?;
+            layers.push(Rows {
+                layer: 0,
+                k,
+                v: k,
+                bytes: [bytes, 0],
+            });
+        }
+        for layer in &mut layers {
+            layer.v = self.ty()?;
+            layer.bytes[1] = match transposed {
+                true => {
+                    self.expect(layer.v.type_size() as u32)?;
+                    u64::from(self.u32()?) * layer.v.type_size()
+                }
+                false => self.size()?,
+            };
+            self.skip(layer.bytes[1])?;
+        }
+        Some(Cache {
+            n_streams: 1,
+            transposed,
+            rotations,
+            layers,
+        })
+    }
+}

@@ -1,0 +1,418 @@
+//! Adapters in contexts of libllama's, as an application would attach them, against our own sessions.
+
+use ggraft::file::types::GgmlType;
+use ggraft::host::{Api, ApiTable, Host, HostError, Piece};
+use ggraft::infer::{FlashAttention, KvType};
+use ggraft::model::Base;
+use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
+use ggraft_testkit::bases::{self, Random, bases};
+use ggraft_testkit::metrics::nmse;
+use ggraft_testkit::oracle::{self, Llama};
+use ggraft_testkit::{adapters, oracle::Options};
+use std::path::Path;
+use std::rc::Rc;
+
+const MODEL: &str = "models/tinylm-q8_0.gguf";
+/// Positions: libllama takes multiples of 256 only, and rotates by the number that it has.
+const N_CTX: usize = 256;
+
+/// How a context keeps keys and values, and how far its logits may be from those of a session: beyond F32 the cache rounds, and ggraft's Q8_0 cache is not rotated.
+#[derive(Clone, Copy, Debug)]
+struct Cache {
+    ty: GgmlType,
+    flash: bool,
+    session: KvType,
+    most: f64,
+}
+
+const CACHES: [Cache; 4] = [
+    cache(GgmlType::F32, false, KvType::F32, 1e-6),
+    cache(GgmlType::F16, false, KvType::F16, 1e-6),
+    cache(GgmlType::F16, true, KvType::F16, 1e-6),
+    cache(GgmlType::Q8_0, true, KvType::F16, 1e-2),
+];
+
+const fn cache(ty: GgmlType, flash: bool, session: KvType, most: f64) -> Cache {
+    Cache {
+        ty,
+        flash,
+        session,
+        most,
+    }
+}
+
+impl Cache {
+    fn options(self) -> Options {
+        Options {
+            n_ctx: N_CTX,
+            kv_type: self.ty,
+            flash_attention: Some(self.flash),
+            ..Options::default()
+        }
+    }
+
+    fn session(self, model: &Model, adapter: Option<&Adapter>) -> Session {
+        let flash = match self.flash {
+            true => FlashAttention::On,
+            false => FlashAttention::Off,
+        };
+        let options = SessionOptions::default()
+            .n_ctx(N_CTX)
+            .n_threads(1)
+            .kv_type(self.session)
+            .flash_attention(flash);
+        bases::session(model, &options, adapter)
+    }
+}
+
+fn model_options() -> ModelOptions {
+    // Logits are libllama's, bit for bit.
+    ModelOptions::default().kernels(Kernels::Ggml)
+}
+
+fn at(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn host(llama: &Llama, model: &Model) -> Host {
+    let base = Base::open(model.path()).unwrap();
+    // SAFETY: the context lives as long as `llama`, which no test drops before its host's last call, and nobody else uses it during one.
+    unsafe { Host::new(Api::linked(), llama.context(), base, 0).unwrap() }
+}
+
+/// Logits of `tokens` behind what a session has.
+fn logits(session: &mut Session, tokens: &[i32]) -> Vec<f32> {
+    session.feed(tokens).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+#[track_caller]
+fn why(outcome: ggraft::Result<impl Sized>) -> HostError {
+    match outcome {
+        Err(Error::Host(e)) => e,
+        Err(e) => panic!("{e}"),
+        Ok(_) => panic!("it should have been refused"),
+    }
+}
+
+#[test]
+fn a_base_is_read_as_the_model_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let bases = bases(dir.path(), &model_options());
+    assert!(bases.len() > 20);
+    for base in &bases {
+        let file = Base::open(base.model.path()).unwrap();
+        assert_eq!(file.shape(), base.model.shape(), "{}", base.name);
+        assert_eq!(
+            file.fingerprint(),
+            base.model.fingerprint(),
+            "{}",
+            base.name
+        );
+    }
+    let e = Base::open(at("models/adapters/pirate.gguf")).unwrap_err();
+    assert!(e.to_string().contains("not a model"), "{e}");
+}
+
+#[test]
+fn a_context_says_what_a_session_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut compared, mut farthest) = (0, [0.0f64; CACHES.len()]);
+    for base in &bases(dir.path(), &model_options()) {
+        let path = base.model.path();
+        let loaded = Rc::new(oracle::Model::load(path, false).unwrap());
+        let prompt = Random::new(7).tokens(&base.model, 20);
+        for (i, &cache) in CACHES.iter().enumerate() {
+            for swa_full in [true, false] {
+                if !swa_full && !base.has_window {
+                    continue;
+                }
+                let options = Options {
+                    swa_full,
+                    ..cache.options()
+                };
+                let Ok(mut llama) = Llama::new(loaded.clone(), &options) else {
+                    // Heads that are no whole blocks have no quantized cache.
+                    assert!(cache.ty.is_quantized(), "{} {cache:?}", base.name);
+                    continue;
+                };
+                let mut host = host(&llama, &base.model);
+                for adapter in base.adapters.iter().flatten() {
+                    let mut session = cache.session(&base.model, Some(adapter));
+                    let want = match adapter.template() {
+                        Some(_) => {
+                            session.prompt_tokens(&prompt).unwrap();
+                            session.logits().unwrap().to_vec()
+                        }
+                        None => logits(&mut session, &prompt),
+                    };
+                    let got = if adapter.template().is_some() {
+                        host.detach(0).unwrap();
+                        let pieces = host.compose(adapter, &prompt).unwrap();
+                        let n = host.decode(&pieces, 0, 0).unwrap();
+                        assert_eq!(n, session.n_past());
+                        llama.go_on_at(n);
+                        llama.last_logits().to_vec()
+                    } else {
+                        host.detach(0).unwrap();
+                        let graft = host.prepare(adapter, 0).unwrap();
+                        let n = host.attach(&graft, 0).unwrap();
+                        assert_eq!(n, adapter.length());
+                        llama.go_on_at(n);
+                        llama.prefill(&prompt).unwrap().to_vec()
+                    };
+                    // And a token behind it.
+                    let far = [
+                        nmse(&got, &want),
+                        nmse(llama.step(65).unwrap(), &logits(&mut session, &[65])),
+                    ];
+                    let far = far[0].max(far[1]);
+                    farthest[i] = farthest[i].max(far);
+                    assert!(
+                        far <= cache.most,
+                        "{} {:?} {cache:?} swa_full {swa_full}: NMSE {far:.2e}",
+                        base.name,
+                        adapter.kind()
+                    );
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 300, "{compared}");
+    eprintln!("{compared} compared, farthest {farthest:?}");
+}
+
+/// The adapters of tinylm, its contexts of several sequences, in one cache and in one for each.
+fn each_way(mut check: impl FnMut(&Model, Llama, bool)) {
+    let model = Model::open(at(MODEL), &model_options()).unwrap();
+    let loaded = Rc::new(oracle::Model::load(model.path(), false).unwrap());
+    for kv_unified in [false, true] {
+        let options = Options {
+            n_ctx: 1024,
+            n_sequences: 4,
+            kv_unified,
+            kv_type: GgmlType::F16,
+            flash_attention: Some(true),
+            ..Options::default()
+        };
+        let llama = Llama::new(loaded.clone(), &options).unwrap();
+        check(&model, llama, kv_unified);
+    }
+}
+
+fn load(path: &str) -> Adapter {
+    Adapter::load(&at(path)).unwrap()
+}
+
+#[test]
+fn sequences_of_one_batch_have_adapters_of_their_own() {
+    let (pirate, butler) = (
+        load("models/adapters/pirate.gguf"),
+        load("models/adapters/butler.gguf"),
+    );
+    each_way(|model, mut llama, kv_unified| {
+        let mut host = host(&llama, model);
+        let text = model
+            .vocab()
+            .tokenize("The rain has not", false, false)
+            .unwrap();
+        assert!(text.len() > 3);
+        // Sequence 3 stays without an adapter.
+        let mut starts = [0; 4];
+        for (seq, adapter) in [(0, &pirate), (1, &butler), (2, &pirate)] {
+            let graft = host.prepare(adapter, seq).unwrap();
+            assert_eq!(graft.length(), adapter.length());
+            starts[seq as usize] = host.attach(&graft, seq).unwrap();
+        }
+        let batch: Vec<_> = (0..4)
+            .flat_map(|seq| {
+                let of_seq = text.iter().enumerate();
+                of_seq.map(move |(i, &id)| (seq, starts[seq] + i, id))
+            })
+            .collect();
+        let mut got = Vec::new();
+        llama
+            .step_sequences(&batch, |row| got.push(row.to_vec()))
+            .unwrap();
+        assert_eq!(got.len(), 4);
+        for (seq, adapter) in [Some(&pirate), Some(&butler), Some(&pirate), None]
+            .into_iter()
+            .enumerate()
+        {
+            let mut session = Cache { ..CACHES[2] }.session(model, adapter);
+            let far = nmse(&got[seq], &logits(&mut session, &text));
+            assert!(far <= 1e-6, "{kv_unified} {seq}: {far:.2e}");
+        }
+        assert!(nmse(&got[0], &got[1]) > 1e-3 && nmse(&got[0], &got[3]) > 1e-3);
+    });
+}
+
+#[test]
+fn adapters_are_swapped_copied_and_taken_out() {
+    let (pirate, butler) = (
+        load("models/adapters/pirate.gguf"),
+        load("models/adapters/butler.gguf"),
+    );
+    each_way(|model, mut llama, kv_unified| {
+        let mut host = host(&llama, model);
+        let text = model
+            .vocab()
+            .tokenize("Yesterday it was", false, false)
+            .unwrap();
+        let alone = |adapter: Option<&Adapter>| {
+            let mut session = CACHES[2].session(model, adapter);
+            logits(&mut session, &text)
+        };
+        let [one, other] = [&pirate, &butler].map(|a| host.prepare(a, 0).unwrap());
+        let decode = |llama: &mut Llama, seq: usize, at: usize| {
+            let tokens = text.iter().enumerate().map(|(i, &id)| (seq, at + i, id));
+            let mut out = Vec::new();
+            llama
+                .step_sequences(&tokens.collect::<Vec<_>>(), |row| out = row.to_vec())
+                .unwrap();
+            out
+        };
+        let near = |got: &[f32], adapter: Option<&Adapter>| {
+            let far = nmse(got, &alone(adapter));
+            assert!(far <= 1e-6, "{kv_unified}: {far:.2e}");
+        };
+        let n = host.attach(&one, 1).unwrap();
+        near(&decode(&mut llama, 1, n), Some(&pirate));
+        // A text is not lost by accident.
+        let refused = why(host.attach(&other, 1));
+        let last = (n + text.len() - 1) as i32;
+        assert_eq!(refused, HostError::NotEmpty { seq: 1, last });
+        // Swapped, without its text and with it.
+        let n = host.swap(&other, 1).unwrap();
+        near(&decode(&mut llama, 1, n), Some(&butler));
+        let n = host.swap_and_recompute(&one, 1, &text).unwrap();
+        assert_eq!(n, pirate.length() + text.len());
+        near(llama.last_logits(), Some(&pirate));
+        // A copy does not need what it is of.
+        host.swap(&one, 1).unwrap();
+        host.copy(1, 2).unwrap();
+        near(&decode(&mut llama, 2, n - text.len()), Some(&pirate));
+        let refused = why(host.copy(1, 2));
+        assert!(matches!(refused, HostError::NotEmpty { seq: 2, .. }));
+        host.detach(1).unwrap();
+        near(&decode(&mut llama, 1, 0), None);
+        host.detach(1).unwrap();
+        host.attach(&other, 1).unwrap();
+        let next = decode(&mut llama, 2, n);
+        let mut session = CACHES[2].session(model, Some(&pirate));
+        logits(&mut session, &text);
+        let far = nmse(&next, &logits(&mut session, &text));
+        assert!(far <= 1e-6, "{far:.2e}");
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let pirate = load("models/adapters/pirate.gguf");
+    each_way(|model, mut llama, kv_unified| {
+        // Safety of the calls below: as in `host`.
+        let new = |path: &Path, ctx, seq| {
+            let base = Base::open(path).unwrap();
+            unsafe { Host::new(Api::linked(), ctx, base, seq) }
+        };
+        let ctx = llama.context();
+        assert_eq!(
+            why(new(model.path(), std::ptr::null_mut(), 0)),
+            HostError::NoContext
+        );
+        for seq in [-1, 4, i32::MAX, i32::MIN] {
+            let e = why(new(model.path(), ctx, seq));
+            assert_eq!(e, HostError::SequenceRange { seq, n: 4 });
+        }
+        // Another base.
+        let dir = tempfile::tempdir().unwrap();
+        let bases = bases(dir.path(), &model_options());
+        for base in &bases {
+            let e = why(new(base.model.path(), ctx, 0));
+            assert!(
+                matches!(e, HostError::OtherBase { .. }),
+                "{}: {e}",
+                base.name
+            );
+        }
+        // A sequence that has a text.
+        llama
+            .step_sequences(&[(3, 0, 65), (3, 1, 66)], |_| {})
+            .unwrap();
+        let e = why(new(model.path(), ctx, 3));
+        assert_eq!(e, HostError::NotEmpty { seq: 3, last: 1 });
+
+        let mut host = new(model.path(), ctx, 0).unwrap();
+        let foreign = bases[0].adapters[1].as_ref().unwrap();
+        assert!(matches!(host.prepare(foreign, 0), Err(Error::Adapter(_))));
+        assert!(matches!(
+            host.compose(foreign, &[1]),
+            Err(Error::Adapter(_))
+        ));
+        let long = adapters::prefix(model, 1025, 1);
+        let e = why(host.prepare(&long, 0));
+        assert_eq!(
+            e,
+            HostError::NoRoom {
+                rows: 1025,
+                n_ctx: 1024
+            }
+        );
+        let placed = adapters::p_tuning(model, "{v:2}{prompt}", 2, 1);
+        assert_eq!(why(host.prepare(&placed, 0)), HostError::Template);
+        assert_eq!(why(host.compose(&pirate, &[1])), HostError::NoVirtualTokens);
+        let tokens = adapters::prompt(model, 4, 1);
+        let e = why(host.prepare(&tokens, 3));
+        assert_eq!(e, HostError::NotEmpty { seq: 3, last: 1 });
+
+        // More than one sequence has, or than what others leave.
+        let long = adapters::prefix(model, 1000, 1);
+        let graft = host.prepare(&long, 0).unwrap();
+        let expected = HostError::NoRoom {
+            rows: 1000,
+            n_ctx: 1024,
+        };
+        if kv_unified {
+            host.attach(&graft, 0).unwrap();
+            assert_eq!(why(host.attach(&graft, 1)), expected);
+            host.detach(0).unwrap();
+            // The one that failed is empty.
+            host.attach(&graft, 1).unwrap();
+            host.detach(1).unwrap();
+        } else {
+            assert_eq!(why(host.attach(&graft, 0)), expected);
+        }
+        // Another context's rows.
+        let mut second = new(model.path(), ctx, 0).unwrap();
+        assert_eq!(why(second.attach(&graft, 0)), HostError::OtherHost);
+        let e = why(host.decode(&[Piece::Tokens(vec![1; 1100])], 0, 0));
+        assert!(matches!(e, HostError::Decode { code: 1, .. }), "{e}");
+        host.detach(0).unwrap();
+
+        // The text that was there is as it was.
+        let mut got = Vec::new();
+        llama
+            .step_sequences(&[(3, 2, 67)], |row| got = row.to_vec())
+            .unwrap();
+        let mut session = CACHES[2].session(model, None);
+        assert!(nmse(&got, &logits(&mut session, &[65, 66, 67])) <= 1e-6);
+        // A context that is freed first: a host that is dropped afterwards does not touch it.
+        drop(llama);
+        drop((host, second));
+    });
+}
+
+#[test]
+fn functions_come_from_the_process_or_from_a_table() {
+    let missing = ApiTable::default().complete().unwrap_err();
+    assert_eq!(
+        missing,
+        HostError::MissingFunction {
+            name: "llama_get_model"
+        }
+    );
+    // SAFETY: it returns nothing that could be called.
+    let missing = unsafe { Api::find(|_| std::ptr::null()) }.unwrap_err();
+    assert!(missing.to_string().contains("'llama_get_model' is missing"));
+}
