@@ -16,6 +16,22 @@
 
 #include <stddef.h>
 #include <stdint.h>
+/* The functions of llama.h that ggraft_host_new asks for. A ggraft_find_callback for a static libllama:
+ *
+ *     static ggraft_function find(const char *name, void *user_data) {
+ *     #define FIND(f) if (strcmp(name, #f) == 0) return (ggraft_function)f;
+ *         GGRAFT_HOST_FUNCTIONS(FIND)
+ *         return NULL;
+ *     }
+ */
+#define GGRAFT_HOST_FUNCTIONS(F) \
+    F(llama_get_model) F(llama_get_memory) F(llama_n_ctx) F(llama_n_batch) F(llama_n_seq_max) \
+    F(llama_model_get_vocab) F(llama_model_n_layer) F(llama_model_n_embd) F(llama_model_n_swa) \
+    F(llama_model_is_recurrent) F(llama_model_is_hybrid) F(llama_model_has_encoder) \
+    F(llama_model_meta_val_str) F(llama_vocab_n_tokens) F(llama_vocab_bos) F(llama_vocab_get_add_bos) \
+    F(llama_tokenize) F(llama_memory_seq_rm) F(llama_memory_seq_cp) F(llama_memory_seq_pos_max) \
+    F(llama_state_seq_get_size) F(llama_state_seq_get_data) F(llama_state_seq_set_data) F(llama_decode)
+
 
 // Grows when a change of the library breaks programs that were compiled with an older header.
 #define GGRAFT_ABI_VERSION 1
@@ -76,6 +92,8 @@ enum ggraft_status
   GGRAFT_ERROR_DATA = -20,
   // A saved session is damaged, or was saved with another model, adapter or KV cache.
   GGRAFT_ERROR_SAVED = -22,
+  // An application's llama_context cannot take an adapter, or one of its functions failed.
+  GGRAFT_ERROR_HOST = -23,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -408,6 +426,12 @@ typedef struct ggraft_adapter ggraft_adapter;
 // Serves many requests at once, each with its own adapter, on a thread of its own. For any number of threads at the same time.
 typedef struct ggraft_engine ggraft_engine;
 
+// An adapter in the form that one context asked for. May be used by any thread.
+typedef struct ggraft_graft ggraft_graft;
+
+// A `llama_context` of the application's, and the base that it runs. For one thread at a time (GGRAFT_ERROR_BUSY otherwise), as the context itself.
+typedef struct ggraft_host ggraft_host;
+
 // A frozen base model, mapped from its file. May be used by any number of threads at once.
 typedef struct ggraft_model ggraft_model;
 
@@ -495,18 +519,6 @@ typedef struct {
   const char *content;
 } ggraft_chat_message;
 
-// Choices of `ggraft_adapter_import`. Fill it with `ggraft_import_params_init`.
-typedef struct {
-  // Size of the struct, set by the init function.
-  size_t struct_size;
-  // Name of the new adapter; NULL: none.
-  const char *name;
-  // Which task of a multi-task adapter, from 0; required there, refused elsewhere. Default -1: none.
-  int32_t task;
-  // Multiplies the rows of prompt and P-tuning adapters. Default 0: rows stay as they are.
-  float row_factor;
-} ggraft_import_params;
-
 // Facts about an adapter. The strings belong to the adapter.
 typedef struct {
   // Its name, NULL if it has none.
@@ -522,6 +534,18 @@ typedef struct {
   // Number of virtual tokens.
   uint32_t length;
 } ggraft_adapter_info;
+
+// Choices of `ggraft_adapter_import`. Fill it with `ggraft_import_params_init`.
+typedef struct {
+  // Size of the struct, set by the init function.
+  size_t struct_size;
+  // Name of the new adapter; NULL: none.
+  const char *name;
+  // Which task of a multi-task adapter, from 0; required there, refused elsewhere. Default -1: none.
+  int32_t task;
+  // Multiplies the rows of prompt and P-tuning adapters. Default 0: rows stay as they are.
+  float row_factor;
+} ggraft_import_params;
 
 // How a session computes. Fill it with `ggraft_session_params_init`.
 typedef struct {
@@ -642,6 +666,15 @@ typedef struct {
   // Not 0: take adapters whose fingerprint names another base of the same shape. Default 0.
   int32_t accept_other_base;
 } ggraft_engine_params;
+
+// A function of llama.h, to be cast to its own type.
+typedef void (*ggraft_function)(void);
+
+// Finds a function of the application's libllama by its name in llama.h, or returns NULL; `GGRAFT_HOST_FUNCTIONS` lists all that are asked for.
+typedef ggraft_function (*ggraft_find_callback)(const char *name, void *user_data);
+
+// A part of a prompt: `n` tokens, with `rows` NULL, or `n` rows of embeddings, with `tokens` NULL. They live until the callback returns.
+typedef void (*ggraft_piece_callback)(const int32_t *tokens, const float *rows, size_t n, void *user_data);
 
 // What to train, and how. Fill it with `ggraft_train_params_init`. Texts are copied.
 typedef struct {
@@ -872,6 +905,34 @@ ggraft_status ggraft_tokenize_chat(const ggraft_model *model,
                                    size_t capacity,
                                    size_t *n_tokens);
 
+// Writes `adapter` as a GGUF adapter file; it appears at `path` complete or not at all. `precision` is a `ggraft_precision`.
+//
+// # Safety
+// `adapter` is a live handle, `path` a NUL-terminated string.
+ggraft_status ggraft_adapter_save(const ggraft_adapter *adapter,
+                                  const char *path,
+                                  int32_t precision);
+
+// Makes one adapter of two of the same base and kind: the rows of `first`, then those of `second`. Both stay as they are.
+//
+// # Safety
+// `first` and `second` are live handles, `out` is valid for a write.
+ggraft_status ggraft_adapter_concat(const ggraft_adapter *first,
+                                    const ggraft_adapter *second,
+                                    ggraft_adapter **out);
+
+// Stores facts about `adapter`: `ggraft_adapter_get_info(adapter, &info, sizeof info)`.
+//
+// # Safety
+// `adapter` is a live handle, `info` valid for writes of `size` bytes. The strings live as long as the handle.
+ggraft_status ggraft_adapter_get_info(const ggraft_adapter *adapter, ggraft_adapter_info *info, size_t size);
+
+// Frees the handle; NULL is allowed. Sessions that hold the adapter go on and keep it in memory.
+//
+// # Safety
+// `adapter` is NULL or a live handle that no thread uses now or later.
+void ggraft_adapter_free(ggraft_adapter *adapter);
+
 // Loads an adapter: a GGUF adapter file, or a PEFT folder that fits `model` (with no choices; see `ggraft_adapter_import`).
 // For a file `model` may be NULL. Whether an adapter fits is checked when it is attached.
 //
@@ -905,34 +966,6 @@ ggraft_status ggraft_adapter_export(const ggraft_adapter *adapter,
                                     const ggraft_model *model,
                                     const char *dir,
                                     const char *base_name);
-
-// Writes `adapter` as a GGUF adapter file; it appears at `path` complete or not at all. `precision` is a `ggraft_precision`.
-//
-// # Safety
-// `adapter` is a live handle, `path` a NUL-terminated string.
-ggraft_status ggraft_adapter_save(const ggraft_adapter *adapter,
-                                  const char *path,
-                                  int32_t precision);
-
-// Makes one adapter of two of the same base and kind: the rows of `first`, then those of `second`. Both stay as they are.
-//
-// # Safety
-// `first` and `second` are live handles, `out` is valid for a write.
-ggraft_status ggraft_adapter_concat(const ggraft_adapter *first,
-                                    const ggraft_adapter *second,
-                                    ggraft_adapter **out);
-
-// Stores facts about `adapter`: `ggraft_adapter_get_info(adapter, &info, sizeof info)`.
-//
-// # Safety
-// `adapter` is a live handle, `info` valid for writes of `size` bytes. The strings live as long as the handle.
-ggraft_status ggraft_adapter_get_info(const ggraft_adapter *adapter, ggraft_adapter_info *info, size_t size);
-
-// Frees the handle; NULL is allowed. Sessions that hold the adapter go on and keep it in memory.
-//
-// # Safety
-// `adapter` is NULL or a live handle that no thread uses now or later.
-void ggraft_adapter_free(ggraft_adapter *adapter);
 
 // Fills `params` with the defaults: `ggraft_session_params_init(&params, sizeof params)`.
 //
@@ -1253,6 +1286,114 @@ ggraft_status ggraft_text_stream_finish(ggraft_text_stream *stream,
 // # Safety
 // `stream` is NULL or a live handle that no thread uses now or later.
 void ggraft_text_stream_free(ggraft_text_stream *stream);
+
+// Makes a host of the application's `ctx`, a `struct llama_context *`, which runs the model file `base`. Its functions are found by `find`; with NULL by the dynamic linker, if
+// the process has them as a shared library. To see how the context keeps keys and values one token is decoded into the sequence `seq`, which must be empty, and taken out
+// again. The context must live as long as the host is used, but for `ggraft_host_free`, and no other thread may use it during a call.
+//
+// # Safety
+// `find` returns the functions that it is asked for, or NULL, `ctx` is NULL or a live context of their library, `base` a NUL-terminated string, `out` valid for a write.
+ggraft_status ggraft_host_new(ggraft_find_callback find,
+                              void *user_data,
+                              void *ctx,
+                              const char *base,
+                              int32_t seq,
+                              ggraft_host **out);
+
+// Frees the handle; NULL is allowed. Neither the context nor what was attached to it is touched.
+//
+// # Safety
+// `host` is NULL or a live handle that no thread uses now or later.
+void ggraft_host_free(ggraft_host *host);
+
+// Loads an adapter: a GGUF adapter file, or a PEFT folder for the host's base. `ggraft_adapter_free` frees it.
+//
+// # Safety
+// `host` is a live handle, `path` a NUL-terminated string, `out` valid for a write.
+ggraft_status ggraft_host_load(const ggraft_host *host, const char *path, ggraft_adapter **out);
+
+// Prepares an adapter for the host's context: once, to be attached often. Virtual tokens are decoded into the sequence `seq`, which must be empty, and taken out again; a
+// prefix does not need it. One whose template places virtual tokens among the text is refused: that is what `ggraft_host_prompt` is for.
+//
+// # Safety
+// `host` and `adapter` are live handles, `out` is valid for a write.
+ggraft_status ggraft_host_prepare(ggraft_host *host,
+                                  const ggraft_adapter *adapter,
+                                  int32_t seq,
+                                  ggraft_graft **out);
+
+// Positions that a prepared adapter takes, or a negative `ggraft_status`.
+//
+// # Safety
+// `graft` is a live handle.
+int64_t ggraft_graft_length(const ggraft_graft *graft);
+
+// Frees the handle; NULL is allowed. Sequences that it is attached to keep it.
+//
+// # Safety
+// `graft` is NULL or a live handle that no thread uses now or later.
+void ggraft_graft_free(ggraft_graft *graft);
+
+// Puts a prepared adapter at the beginning of the sequence `seq`, which must be empty. Returns the position of the first token behind it, or a negative `ggraft_status`.
+//
+// # Safety
+// `host` and `graft` are live handles.
+int64_t ggraft_host_attach(ggraft_host *host,
+                           const ggraft_graft *graft,
+                           int32_t seq);
+
+// As `ggraft_host_attach`, in place of what `seq` has, text and all.
+//
+// # Safety
+// As for `ggraft_host_attach`.
+int64_t ggraft_host_swap(ggraft_host *host, const ggraft_graft *graft, int32_t seq);
+
+// As `ggraft_host_swap`, and decodes `tokens` behind the adapter, so that the text goes on under it. Returns the position behind them, or a negative `ggraft_status`; the
+// context's logits are those of the last one.
+//
+// # Safety
+// As for `ggraft_host_attach`; `tokens` has `n` elements.
+int64_t ggraft_host_swap_and_recompute(ggraft_host *host,
+                                       const ggraft_graft *graft,
+                                       int32_t seq,
+                                       const int32_t *tokens,
+                                       size_t n);
+
+// Empties the sequence `seq`.
+//
+// # Safety
+// `host` is a live handle.
+ggraft_status ggraft_host_detach(ggraft_host *host, int32_t seq);
+
+// Lets the sequence `to`, which must be empty, begin with all that `from` has: cells are shared where the context has one cache for all sequences, and copied elsewhere.
+//
+// # Safety
+// `host` is a live handle.
+ggraft_status ggraft_host_copy(ggraft_host *host,
+                               int32_t from,
+                               int32_t to);
+
+// Decodes a prompt of `n` tokens, without BOS, into the empty sequence `seq`, with the adapter's virtual tokens where its template places them. Returns the position behind
+// it, or a negative `ggraft_status`; the context's logits are those of the last token or row.
+//
+// # Safety
+// `host` and `adapter` are live handles, `tokens` has `n` elements.
+int64_t ggraft_host_prompt(ggraft_host *host,
+                           const ggraft_adapter *adapter,
+                           const int32_t *tokens,
+                           size_t n,
+                           int32_t seq);
+
+// As `ggraft_host_prompt`, but hands out the parts of the prompt, in order, for batches of the application's own: tokens, and rows as `embd` of a batch takes them.
+//
+// # Safety
+// As for `ggraft_host_prompt`; `callback` may be called with `user_data`.
+ggraft_status ggraft_host_compose(ggraft_host *host,
+                                  const ggraft_adapter *adapter,
+                                  const int32_t *tokens,
+                                  size_t n,
+                                  ggraft_piece_callback callback,
+                                  void *user_data);
 
 // Fills `params` with the defaults: `ggraft_train_params_init(&params, sizeof params)`.
 //

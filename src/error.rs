@@ -4,17 +4,21 @@ use crate::adapter::AdapterError;
 use crate::file::gguf::GgufError;
 use crate::file::peft::PeftError;
 use crate::host::HostError;
-use crate::infer::engine::EngineError;
-use crate::infer::sampler::SamplerError;
-use crate::infer::text::StopError;
-use crate::infer::{EnsembleError, SavedError, SessionError};
-use crate::kernels::CpuError;
 use crate::model::ModelError;
-use crate::model::chat::ChatError;
-use crate::model::vocab::VocabError;
-use crate::train::TrainError;
-use crate::train::data::DataError;
 use std::path::{Path, PathBuf};
+
+#[cfg(feature = "runtime")]
+use {
+    crate::infer::engine::EngineError,
+    crate::infer::sampler::SamplerError,
+    crate::infer::text::StopError,
+    crate::infer::{EnsembleError, SavedError, SessionError},
+    crate::kernels::CpuError,
+    crate::model::chat::ChatError,
+    crate::model::vocab::VocabError,
+    crate::train::TrainError,
+    crate::train::data::DataError,
+};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -46,15 +50,19 @@ pub enum Error {
         source: ModelError,
     },
     /// The vocabulary cannot be used, or text cannot be tokenized.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Vocab(#[from] VocabError),
     /// The environment asks for instructions that are not there.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Cpu(#[from] CpuError),
     /// A session refused.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Session(#[from] SessionError),
     /// A saved session is damaged, or does not belong to the session that shall go on with it.
+    #[cfg(feature = "runtime")]
     #[error("{}{source}", prefix(path))]
     Saved {
         /// The file; `None` while it is not named yet.
@@ -63,24 +71,30 @@ pub enum Error {
         source: SavedError,
     },
     /// An engine refused.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// An application that runs llama.cpp cannot take an adapter.
     #[error(transparent)]
     Host(#[from] HostError),
     /// Members cannot speak as one.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Ensemble(#[from] EnsembleError),
     /// Sampling failed.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Sampler(#[from] SamplerError),
     /// A stop string is not usable.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Stop(#[from] StopError),
     /// A row of a data set cannot be used.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Data(#[from] DataError),
     /// Training failed.
+    #[cfg(feature = "runtime")]
     #[error(transparent)]
     Train(#[from] TrainError),
     /// The operating system refused to read or write `path`.
@@ -101,6 +115,7 @@ impl Error {
                 path: Some(file.to_owned()),
                 source,
             },
+            #[cfg(feature = "runtime")]
             Self::Saved { path: None, source } => Self::Saved {
                 path: Some(file.to_owned()),
                 source,
@@ -110,6 +125,7 @@ impl Error {
     }
 }
 
+#[cfg(feature = "runtime")]
 impl From<SavedError> for Error {
     fn from(source: SavedError) -> Self {
         Self::Saved { path: None, source }
@@ -122,6 +138,7 @@ impl From<GgufError> for Error {
     }
 }
 
+#[cfg(feature = "runtime")]
 impl From<ChatError> for Error {
     fn from(source: ChatError) -> Self {
         Self::Vocab(source.into())

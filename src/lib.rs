@@ -34,15 +34,24 @@
 //! Data flows one way: `file -> model -> adapter -> graph -> {infer, train} -> bin`, and to the C interface, a crate of its own
 //! in `src/capi`.
 
+// What only running and training use.
+#![cfg_attr(not(feature = "runtime"), allow(dead_code, unused_imports))]
+
 pub mod adapter;
 mod error;
 pub mod file;
+#[cfg(feature = "runtime")]
 mod ggml;
+#[cfg(feature = "runtime")]
 mod graph;
 pub mod host;
+#[cfg(feature = "runtime")]
 pub mod infer;
+#[cfg(feature = "runtime")]
 mod kernels;
 pub mod model;
+mod operation;
+#[cfg(feature = "runtime")]
 pub mod train;
 
 /// The code in docs/TRAINING.md compiles and runs.
@@ -145,12 +154,16 @@ struct ServingPage;
 #[cfg(doctest)]
 struct Lifetimes;
 
-#[doc(hidden)]
-pub use ggml::measure;
-
 pub use adapter::Adapter;
 pub use error::{Error, Result};
-pub use ggml::default_threads;
-pub use infer::{Session, SessionOptions};
-pub use kernels::{CpuError, CpuLevel};
-pub use model::{Kernels, Model, ModelOptions};
+
+#[cfg(feature = "runtime")]
+#[doc(hidden)]
+pub use ggml::measure;
+#[cfg(feature = "runtime")]
+pub use {
+    ggml::default_threads,
+    infer::{Session, SessionOptions},
+    kernels::{CpuError, CpuLevel},
+    model::{Kernels, Model, ModelOptions},
+};

@@ -72,11 +72,13 @@ fn generate_header() -> String {
         "log",
         "model",
         "adapter",
+        "import",
         "session",
         "saved",
         "engine",
         "sampler",
         "stream",
+        "host",
         "train/params",
         "train/report",
         "train/mod",
@@ -104,6 +106,22 @@ fn header_is_current() {
     );
 }
 
+/// The macro for `ggraft_find_callback` has all functions that are asked for.
+#[test]
+fn the_header_lists_the_functions_of_a_host() {
+    let header = std::fs::read_to_string(root().join("include/ggraft.h")).unwrap();
+    let list = header
+        .split("#define GGRAFT_HOST_FUNCTIONS(F)")
+        .nth(1)
+        .unwrap();
+    let list = list.split("\n\n").next().unwrap();
+    let names = list
+        .split("F(")
+        .skip(1)
+        .map(|s| s.split(')').next().unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), ggraft::host::Api::NAMES);
+}
+
 /// Names of the variants of a public enum, read from its source.
 fn variants(file: &str, name: &str) -> Vec<String> {
     let source = std::fs::read_to_string(root().join(file)).unwrap();
@@ -125,12 +143,14 @@ fn variants(file: &str, name: &str) -> Vec<String> {
 /// The compiler cannot check it from another crate: a new error must be given its status.
 #[test]
 fn every_error_has_its_status() {
-    let class = std::fs::read_to_string(root().join("src/capi/status.rs")).unwrap();
+    let read = |at: &str| std::fs::read_to_string(root().join(at)).unwrap();
+    let class = read("src/capi/status.rs") + &read("src/capi/status/runtime.rs");
     let words: std::collections::HashSet<&str> = class
         .split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
         .collect();
     for (file, name) in [
         ("src/error.rs", "Error"),
+        ("src/host/error.rs", "HostError"),
         ("src/infer/error.rs", "SessionError"),
         ("src/infer/session/saved/error.rs", "SavedError"),
         ("src/infer/engine/error.rs", "EngineError"),

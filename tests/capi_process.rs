@@ -92,6 +92,36 @@ fn c_example_serves_four_users() {
     }
 }
 
+#[test]
+fn c_host_example() {
+    let (a, b) = (
+        file("peft/persona_pirate-prefix"),
+        file("peft/persona_butler-prefix_proj"),
+    );
+    let code = ggraft_c_example::host(&[&file("tinylm-q8_0.gguf"), &a, &b]);
+    assert_eq!(code, 0);
+}
+
+/// Two sequences of an application's own context are told what the program that swaps is told.
+#[test]
+fn c_example_grafts_onto_llama_cpp() {
+    let output = run("c_host_example");
+    assert!(output.status.success(), "{output:?}");
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let (host, swap) = (text(output), text(run("c_example")));
+    for (label, folder) in [
+        ("A", "persona_pirate-prefix"),
+        ("B", "persona_butler-prefix_proj"),
+    ] {
+        let start = format!("[{label}] ");
+        let want = swap.lines().find_map(|l| l.strip_prefix(&start)).unwrap();
+        let said = host.split(&format!("{folder}]\n")).nth(1).expect(folder);
+        let (said, want) = (said.trim(), want.trim());
+        let n = said.len().min(want.len()).min(40);
+        assert!(n > 30 && said[..n] == want[..n], "{host}{swap}");
+    }
+}
+
 /// Names the folder of the next test to its child process.
 const TRAIN_DIR: &str = "GGRAFT_TEST_TRAIN_DIR";
 

@@ -1,7 +1,7 @@
 //! Adapters in contexts of libllama's, as an application would attach them, against our own sessions.
 
 use ggraft::file::types::GgmlType;
-use ggraft::host::{Api, ApiTable, Host, HostError, Piece};
+use ggraft::host::{Api, Host, HostError, Piece};
 use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::Base;
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
@@ -148,8 +148,7 @@ fn a_context_says_what_a_session_says() {
                     };
                     let got = if adapter.template().is_some() {
                         host.detach(0).unwrap();
-                        let pieces = host.compose(adapter, &prompt).unwrap();
-                        let n = host.decode(&pieces, 0, 0).unwrap();
+                        let n = host.prompt(adapter, &prompt, 0).unwrap();
                         assert_eq!(n, session.n_past());
                         llama.go_on_at(n);
                         llama.last_logits().to_vec()
@@ -404,15 +403,15 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn functions_come_from_the_process_or_from_a_table() {
-    let missing = ApiTable::default().complete().unwrap_err();
-    assert_eq!(
-        missing,
-        HostError::MissingFunction {
-            name: "llama_get_model"
-        }
-    );
-    // SAFETY: it returns nothing that could be called.
-    let missing = unsafe { Api::find(|_| std::ptr::null()) }.unwrap_err();
-    assert!(missing.to_string().contains("'llama_get_model' is missing"));
+fn a_function_that_is_not_found_is_named() {
+    assert!(Api::NAMES.len() > 20 && Api::NAMES.contains(&"llama_decode"));
+    for missing in Api::NAMES {
+        let find = |name: &std::ffi::CStr| match name.to_str() == Ok(missing) {
+            true => std::ptr::null(),
+            false => std::ptr::dangling(),
+        };
+        // SAFETY: what it returns is not called.
+        let e = unsafe { Api::find(find) }.unwrap_err();
+        assert_eq!(e, HostError::MissingFunction { name: missing });
+    }
 }

@@ -11,10 +11,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("file", &[]),
     // Types of tensors are facts of the file format.
     ("kernels", &["file"]),
-    ("ggml", &["file", "kernels"]),
-    ("model", &["file", "kernels", "ggml"]),
+    ("operation", &[]),
+    ("ggml", &["file", "kernels", "operation"]),
+    ("model", &["file", "kernels", "operation", "ggml"]),
     ("adapter", &["file", "model"]),
-    ("graph", &["file", "kernels", "ggml", "model"]),
+    ("graph", &["file", "kernels", "operation", "ggml", "model"]),
     (
         "infer",
         &["file", "kernels", "ggml", "model", "adapter", "graph"],
@@ -24,7 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["file", "kernels", "ggml", "model", "adapter", "graph"],
     ),
     ("host", &["file", "model", "adapter"]),
-    ("capi", &["model", "adapter", "infer", "train"]),
+    ("capi", &["model", "adapter", "host", "infer", "train"]),
 ];
 
 /// May be used by every module, and gathers the errors of all of them: it lies above the files that define these.

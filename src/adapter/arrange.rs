@@ -2,7 +2,6 @@
 
 use super::{Piece, Template};
 use crate::Result;
-use crate::model::vocab::Vocab;
 use std::ops::Range;
 
 /// Whose tokens a template's text has.
@@ -17,7 +16,8 @@ pub(crate) trait Words {
     fn tokens(&self, text: &str) -> Result<Vec<i32>>;
 }
 
-impl Words for Vocab {
+#[cfg(feature = "runtime")]
+impl Words for crate::model::vocab::Vocab {
     fn bos(&self) -> Option<i32> {
         self.bos()
     }

@@ -11,28 +11,32 @@
 //!   a callback of the same handle, is [`ggraft_status::GGRAFT_ERROR_BUSY`].
 
 #![allow(non_camel_case_types)]
+// What only running and training use.
+#![cfg_attr(
+    not(feature = "runtime"),
+    allow(dead_code, unused_imports, unused_macros)
+)]
 
 mod adapter;
-mod engine;
 mod exclusive;
+mod host;
 mod log;
-mod model;
 mod params;
 mod pointer;
-mod sampler;
-mod saved;
-mod session;
 mod status;
-mod stream;
-mod train;
 
 pub use adapter::*;
-pub use engine::*;
+pub use host::*;
 pub use log::*;
-pub use model::*;
-pub use sampler::*;
-pub use saved::*;
-pub use session::*;
 pub use status::*;
-pub use stream::*;
-pub use train::*;
+
+/// A module with what it exports, in the library that runs models.
+macro_rules! runtime {
+    ($($name:ident)*) => {$(
+        #[cfg(feature = "runtime")]
+        mod $name;
+        #[cfg(feature = "runtime")]
+        pub use $name::*;
+    )*};
+}
+runtime!(engine import model sampler saved session stream train);

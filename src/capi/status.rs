@@ -2,14 +2,8 @@
 
 use ggraft::Error;
 use ggraft::adapter::AdapterError;
-use ggraft::infer::engine::EngineError;
-use ggraft::infer::sampler::SamplerError;
-use ggraft::infer::text::StopError;
-use ggraft::infer::{EnsembleError, SavedError, SessionError};
+use ggraft::host::HostError;
 use ggraft::model::ModelError;
-use ggraft::model::vocab::VocabError;
-use ggraft::train::TrainError;
-use ggraft::train::data::DataError;
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -69,7 +63,12 @@ pub enum ggraft_status {
     GGRAFT_ERROR_DATA = -20,
     /// A saved session is damaged, or was saved with another model, adapter or KV cache.
     GGRAFT_ERROR_SAVED = -22,
+    /// An application's llama_context cannot take an adapter, or one of its functions failed.
+    GGRAFT_ERROR_HOST = -23,
 }
+
+#[cfg(feature = "runtime")]
+mod runtime;
 
 use ggraft_status::*;
 
@@ -106,19 +105,13 @@ macro_rules! failure_from {
     )*};
 }
 
-failure_from!(
-    AdapterError,
-    DataError,
-    SamplerError,
-    SessionError,
-    EnsembleError,
-    StopError,
-    TrainError,
-    VocabError
-);
+#[cfg(feature = "runtime")]
+use failure_from;
+
+failure_from!(AdapterError);
 
 /// The class of an error. The catch-alls are for the compiler, which forbids to count another crate's variants: a test checks
-/// that those of the small enumerations are all named here (tests/capi.rs).
+/// that those of the small enumerations are all named here and in `status/runtime.rs` (tests/capi.rs).
 fn class(error: &Error) -> ggraft_status {
     match error {
         Error::Gguf { .. } => GGRAFT_ERROR_GGUF,
@@ -135,109 +128,28 @@ fn class(error: &Error) -> ggraft_status {
             ModelError::OutOfMemory { .. } => GGRAFT_ERROR_MEMORY,
             _ => GGRAFT_ERROR_MODEL,
         },
-        Error::Cpu(_) => GGRAFT_ERROR_ARGUMENT,
-        Error::Vocab(VocabError::Gguf(_)) => GGRAFT_ERROR_GGUF,
-        Error::Vocab(_) => GGRAFT_ERROR_VOCAB,
-        Error::Session(e) => match e {
-            SessionError::ContextFull { .. } => GGRAFT_ERROR_CONTEXT_FULL,
-            SessionError::Cancelled => GGRAFT_ERROR_CANCELLED,
-            SessionError::OutOfMemory => GGRAFT_ERROR_MEMORY,
-            SessionError::NonFiniteLogits => GGRAFT_ERROR_NON_FINITE,
-            SessionError::TokenOutOfRange { .. }
-            | SessionError::Empty
-            | SessionError::EmptyPrompt
-            | SessionError::BadOption { .. } => GGRAFT_ERROR_ARGUMENT,
-            SessionError::AlreadyAttached
-            | SessionError::NotAttached
-            | SessionError::NoVirtualTokens
-            | SessionError::NoLogits => GGRAFT_ERROR_STATE,
-            _ => GGRAFT_ERROR_INTERNAL,
-        },
-        Error::Saved {
-            source:
-                SavedError::NotASession { .. }
-                | SavedError::Version { .. }
-                | SavedError::Damaged
-                | SavedError::OtherBase { .. }
-                | SavedError::OtherWeights
-                | SavedError::OtherAdapter { .. }
-                | SavedError::OtherKvType { .. }
-                | SavedError::OtherAttention { .. }
-                | SavedError::OtherContext { .. }
-                | SavedError::Tensor { .. }
-                | SavedError::Text { .. },
-            ..
-        } => GGRAFT_ERROR_SAVED,
-        Error::Engine(e) => match e {
-            EngineError::Busy { .. } => GGRAFT_ERROR_BUSY,
-            EngineError::TooManyMembers { .. } => GGRAFT_ERROR_ARGUMENT,
-            EngineError::TooLarge { .. }
-            | EngineError::OutOfPages
-            | EngineError::NoThread { .. } => GGRAFT_ERROR_MEMORY,
-            EngineError::Late => GGRAFT_ERROR_CANCELLED,
-            EngineError::Ended => GGRAFT_ERROR_STATE,
-            _ => GGRAFT_ERROR_INTERNAL,
-        },
-        Error::Sampler(e) => match e {
-            SamplerError::NonFinite => GGRAFT_ERROR_NON_FINITE,
-            SamplerError::OutOfRange { .. }
-            | SamplerError::BiasToken { .. }
-            | SamplerError::ReservedSeed
-            | SamplerError::VocabSize { .. }
-            | SamplerError::LogitCount { .. } => GGRAFT_ERROR_ARGUMENT,
-            _ => GGRAFT_ERROR_INTERNAL,
-        },
-        Error::Stop(StopError::Empty { .. }) => GGRAFT_ERROR_ARGUMENT,
-        Error::Ensemble(
-            EnsembleError::NoMembers
-            | EnsembleError::WeightCount { .. }
-            | EnsembleError::Weight { .. }
-            | EnsembleError::NoWeight
-            | EnsembleError::NoLikelihood
-            | EnsembleError::NothingCounts
-            | EnsembleError::InfiniteLoss { .. },
-        ) => GGRAFT_ERROR_ARGUMENT,
-        Error::Data(e) => match e {
-            DataError::NoChatTemplate { .. } | DataError::Vocab { .. } => GGRAFT_ERROR_VOCAB,
-            DataError::NoRows { .. }
-            | DataError::LineTooLong { .. }
-            | DataError::NotUtf8 { .. }
-            | DataError::Nul { .. }
-            | DataError::Json { .. }
-            | DataError::Weight { .. }
-            | DataError::NoWeight { .. }
-            | DataError::NotAnObject { .. }
-            | DataError::Field { .. }
-            | DataError::Speaker { .. }
-            | DataError::Message { .. }
-            | DataError::OtherFile { .. }
-            | DataError::NoContent { .. }
-            | DataError::ManyContents { .. }
-            | DataError::Preference { .. }
-            | DataError::NoMessages { .. }
-            | DataError::CompletionWithoutPrompt { .. }
-            | DataError::NoCompletion { .. }
-            | DataError::NoPrompt { .. }
-            | DataError::NoAnswer { .. }
-            | DataError::NoTargets { .. } => GGRAFT_ERROR_DATA,
-            _ => GGRAFT_ERROR_INTERNAL,
-        },
-        Error::Train(e) => match e {
-            TrainError::Cancelled => GGRAFT_ERROR_CANCELLED,
-            TrainError::OutOfMemory => GGRAFT_ERROR_MEMORY,
-            TrainError::NonFinite { .. } => GGRAFT_ERROR_NON_FINITE,
-            TrainError::Option { .. }
-            | TrainError::Conflict { .. }
-            | TrainError::EmptyInit
-            | TrainError::InitAdapter { .. }
-            | TrainError::State(_) => GGRAFT_ERROR_ARGUMENT,
-            TrainError::NothingToLearn { .. }
-            | TrainError::NoWeight { .. }
-            | TrainError::Token { .. } => GGRAFT_ERROR_DATA,
-            TrainError::Checkpoint { .. } | TrainError::OtherRun { .. } => GGRAFT_ERROR_CHECKPOINT,
+        Error::Host(e) => match e {
+            HostError::NoContext => GGRAFT_ERROR_NULL,
+            HostError::SequenceRange { .. } | HostError::OtherHost => GGRAFT_ERROR_ARGUMENT,
+            HostError::NotEmpty { .. } => GGRAFT_ERROR_STATE,
+            HostError::NoRoom { .. } => GGRAFT_ERROR_CONTEXT_FULL,
+            HostError::Template | HostError::NoVirtualTokens => GGRAFT_ERROR_ADAPTER,
+            HostError::Tokenize => GGRAFT_ERROR_VOCAB,
+            HostError::MissingFunction { .. }
+            | HostError::OtherBase { .. }
+            | HostError::NoMemory
+            | HostError::Recurrent
+            | HostError::Encoder
+            | HostError::UnknownState { .. }
+            | HostError::CacheType { .. }
+            | HostError::NoState
+            | HostError::Decode { .. } => GGRAFT_ERROR_HOST,
             _ => GGRAFT_ERROR_INTERNAL,
         },
         Error::Io { .. } => GGRAFT_ERROR_IO,
+        #[cfg(feature = "runtime")]
+        other => runtime::class(other),
+        #[cfg(not(feature = "runtime"))]
         _ => GGRAFT_ERROR_INTERNAL,
     }
 }

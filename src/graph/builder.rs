@@ -2,11 +2,10 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{
-    Activation, Context, Gate, GraphShape, Operations, Rope, Scoring, Spans, Tensor,
-};
+use crate::ggml::{Context, Gate, GraphShape, Operations, Scoring, Spans, Tensor};
 use crate::kernels::Bits;
 use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
+use crate::operation::{Activation, Rope};
 use std::cell::RefCell;
 use std::sync::Arc;
 

@@ -49,29 +49,10 @@ macro_rules! functions {
             )*
         }
 
-        /// [`Api`] as C fills it: what is left out is null.
-        #[derive(Clone, Copy, Debug, Default)]
-        #[repr(C)]
-        pub struct ApiTable {
-            $(
-                #[doc = concat!("`", stringify!($symbol), "`.")]
-                pub $field: Option<unsafe extern "C" fn($($arg: $ty),*) $(-> $ret)?>,
-            )*
-        }
-
-        impl ApiTable {
-            /// All functions.
-            ///
-            /// # Errors
-            /// [`HostError::MissingFunction`] names the first that is null.
-            pub fn complete(&self) -> Result<Api, HostError> {
-                Ok(Api {
-                    $($field: self.$field.ok_or(HostError::MissingFunction { name: stringify!($symbol) })?,)*
-                })
-            }
-        }
-
         impl Api {
+            /// Names of all functions in llama.h.
+            pub const NAMES: &[&str] = &[$(stringify!($symbol),)*];
+
             /// The functions that `find` knows by their names in llama.h; it returns null for one that it does not.
             ///
             /// # Safety
@@ -95,6 +76,7 @@ macro_rules! functions {
             }
 
             /// Those of the libllama that ggraft itself is linked with.
+            #[cfg(feature = "runtime")]
             pub fn linked() -> Self {
                 unsafe extern "C" {
                     $(fn $symbol($($arg: $ty),*) $(-> $ret)?;)*

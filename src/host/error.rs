@@ -7,9 +7,9 @@ pub enum HostError {
     /// The context is a null pointer.
     #[error("there is no context: the pointer is null")]
     NoContext,
-    /// A function is in no library of the process, or not in the table.
+    /// A function of llama.h is not found.
     #[error(
-        "'{name}' is missing: the application's libllama is too old or too new, or not linked so that it can be found"
+        "'{name}' is not found: the application's libllama has another version, or is linked so that the dynamic linker does not see it"
     )]
     MissingFunction {
         /// Its name in llama.h.

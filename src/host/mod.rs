@@ -28,7 +28,7 @@ mod error;
 mod graft;
 mod state;
 
-pub use api::{Api, ApiTable, Batch};
+pub use api::{Api, Batch};
 pub use error::HostError;
 pub use graft::{Graft, Piece};
 
@@ -216,6 +216,16 @@ impl Host {
             };
         }
         Ok(position)
+    }
+
+    /// Decodes a prompt under an adapter of virtual tokens into `seq`, which must be empty: [`Host::compose`] and [`Host::decode`].
+    ///
+    /// # Errors
+    /// As theirs, and [`HostError::NotEmpty`].
+    pub fn prompt(&mut self, adapter: &Adapter, prompt: &[i32], seq: i32) -> Result<usize> {
+        self.context.check_empty(seq)?;
+        let pieces = self.compose(adapter, prompt)?;
+        self.decode(&pieces, 0, seq)
     }
 
     fn check_fits(&self, adapter: &Adapter) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The architectures, one row of plain data each. What the file itself can answer is not in the table: a bias, a q/k
 //! norm or a fused projection exists if its tensor exists, the output is tied if `output.weight` is absent.
 
-use crate::ggml::{Activation, RopeKind};
+use crate::operation::{Activation, RopeKind};
 
 /// Normalization of the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::rope::{read_rope, read_window};
 use super::{BaseShape, ModelError};
 use crate::file::gguf::Gguf;
 use crate::file::mmap::Part;
-use crate::ggml::Rope;
+use crate::operation::Rope;
 
 /// llama.cpp's own limit of layers.
 pub(super) const MAX_LAYERS: usize = 512;

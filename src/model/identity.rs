@@ -1,13 +1,15 @@
 //! What tells two models apart, and the weights of two files of one model.
 
-use super::{BaseShape, Fingerprint, Model, PerLayer};
+use super::{BaseShape, Fingerprint, PerLayer};
 use crate::file::mmap::MappedGguf;
 use sha2::{Digest, Sha256};
 
 /// Bytes of each tensor that identify it.
+#[cfg(feature = "runtime")]
 const WEIGHT_BYTES: usize = 4096;
 
-impl Model {
+#[cfg(feature = "runtime")]
+impl super::Model {
     /// Identifies the weights as they are in the file, in hexadecimal digits: other quantizations of one model share its
     /// fingerprint, but what was computed with one is not what another computes. All tensors count, by names, types, shapes and
     /// their first bytes: reading the rest would take longer than many a use.

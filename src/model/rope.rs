@@ -3,7 +3,7 @@
 use super::ModelError;
 use super::arch::ArchSpec;
 use super::keys::Keys;
-use crate::ggml::{Rope, RopeKind};
+use crate::operation::{Rope, RopeKind};
 
 /// Sliding-window layers.
 pub(super) struct Window {

@@ -208,6 +208,7 @@ fn main() {
         .expect("ggml's headers can be read");
     let to = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("bindings.rs");
     bindings.write_to_file(to).expect("OUT_DIR can be written");
+    println!("cargo::metadata=include={}", include.display());
     println!("cargo::rerun-if-changed=build.rs");
 }
 

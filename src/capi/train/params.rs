@@ -1,6 +1,6 @@
 //! How to train: a struct that grows, and its choices.
 
-use crate::adapter::{self, ggraft_adapter, ggraft_adapter_kind};
+use crate::adapter::{ggraft_adapter, ggraft_adapter_kind};
 use crate::params::{self, Params, choose};
 use crate::pointer::{handle, text};
 use crate::status::{Failure, call, ggraft_status, ggraft_status::*};
@@ -240,7 +240,7 @@ unsafe fn optional(ptr: *const c_char, name: &str) -> Result<Option<String>, Fai
 pub(super) unsafe fn options(params: *const ggraft_train_params) -> Result<TrainOptions, Failure> {
     // SAFETY: the caller's promise.
     let p = unsafe { params::read(params, "params")? };
-    let mut o = TrainOptions::new(adapter::kind(p.method)?);
+    let mut o = TrainOptions::new(kind(p.method)?);
     // SAFETY: the caller's promise.
     unsafe {
         o.name = optional(p.name, "name")?;
@@ -362,4 +362,13 @@ pub unsafe extern "C" fn ggraft_train_params_init(
 ) -> ggraft_status {
     // SAFETY: the caller's promise.
     call(|| unsafe { params::init(params, size) })
+}
+
+/// The caller's `ggraft_adapter_kind` as the Rust API has it.
+fn kind(value: i32) -> Result<AdapterKind, Failure> {
+    choose!(value, ggraft_adapter_kind {
+        GGRAFT_ADAPTER_PREFIX => AdapterKind::Prefix,
+        GGRAFT_ADAPTER_PROMPT => AdapterKind::Prompt,
+        GGRAFT_ADAPTER_P_TUNING => AdapterKind::PTuning,
+    })
 }

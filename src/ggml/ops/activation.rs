@@ -4,17 +4,9 @@ use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output};
 use crate::ggml::tensor::Tensor;
 use crate::kernels::{exp, vectorized};
+use crate::operation::Activation;
 use ggml_sys as sys;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
-
-/// An activation function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activation {
-    /// `x sigmoid(x)`.
-    Silu,
-    /// `x Phi(x)`, tanh approximation.
-    Gelu,
-}
 
 impl Activation {
     /// Value and derivative.

@@ -11,9 +11,8 @@ mod product;
 mod rope;
 mod rows;
 
-pub(crate) use activation::{Activation, Gate};
+pub(crate) use activation::Gate;
 pub(crate) use attention::{Scoring, Spans};
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::Targets;
 pub(super) use rope::RopeTable;
-pub(crate) use rope::{Rope, RopeKind};

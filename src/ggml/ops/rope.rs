@@ -4,36 +4,12 @@ use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts, small_parts};
 use crate::ggml::tensor::Tensor;
 use crate::kernels::vectorized;
+use crate::operation::{Rope, RopeKind};
 use ggml_sys as sys;
 use std::f32::consts::TAU;
 
 /// `GGML_ROPE_TYPE_NEOX`, a macro in ggml.h that the bindings leave out.
 const ROPE_TYPE_NEOX: i32 = 2;
-
-/// How RoPE pairs the values of a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RopeKind {
-    /// Neighbours (2i, 2i+1), llama's permuted rows.
-    Interleaved,
-    /// (i, i + n_rot/2), GPT-NeoX and Hugging Face.
-    Neox,
-}
-
-/// Parameters of a rotary embedding, as `ggml_rope_ext` takes them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rope {
-    pub(crate) kind: RopeKind,
-    /// Rotated values per head, from the front.
-    pub(crate) n_rot: usize,
-    /// Context length of the original training (YaRN).
-    pub(crate) n_ctx_orig: usize,
-    pub(crate) freq_base: f32,
-    pub(crate) freq_scale: f32,
-    pub(crate) ext_factor: f32,
-    pub(crate) attn_factor: f32,
-    pub(crate) beta_fast: f32,
-    pub(crate) beta_slow: f32,
-}
 
 /// `ggml_rope_ext` and its derivative.
 type RopeFn = unsafe extern "C" fn(

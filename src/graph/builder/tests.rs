@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::file::types::GgmlType;
-use crate::ggml::{Graph, GraphMemory, RopeKind, ThreadPool};
+use crate::ggml::{Graph, GraphMemory, ThreadPool};
 use crate::model::{FeedForward, Qkv};
+use crate::operation::RopeKind;
 
 /// Differences are taken with this step and twice of it.
 const STEP: f64 = 1e-2;

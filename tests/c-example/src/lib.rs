@@ -1,12 +1,14 @@
 //! The programs of `examples/c` as functions.
 
-// The C code calls into this crate without Rust seeing it.
+// The C code calls into these crates without Rust seeing it.
+use ggml_sys as _;
 use ggraft_capi as _;
 use std::ffi::{CString, c_char, c_int};
 
 type Main = unsafe extern "C" fn(argc: c_int, argv: *mut *mut c_char) -> c_int;
 
 unsafe extern "C" {
+    fn ggraft_example_host(argc: c_int, argv: *mut *mut c_char) -> c_int;
     fn ggraft_example_swap(argc: c_int, argv: *mut *mut c_char) -> c_int;
     fn ggraft_example_train(argc: c_int, argv: *mut *mut c_char) -> c_int;
     fn ggraft_example_users(argc: c_int, argv: *mut *mut c_char) -> c_int;
@@ -19,6 +21,14 @@ unsafe extern "C" {
 /// If an argument contains a NUL.
 pub fn swap(arguments: &[&str]) -> i32 {
     run(ggraft_example_swap, "swap", arguments)
+}
+
+/// Runs `host.c`, otherwise as [`swap`].
+///
+/// # Panics
+/// If an argument contains a NUL.
+pub fn host(arguments: &[&str]) -> i32 {
+    run(ggraft_example_host, "host", arguments)
 }
 
 /// Runs `train.c`, otherwise as [`swap`].
