@@ -58,7 +58,8 @@ lint: setup
 doc: setup
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-check-c: setup ## the C examples against the shared library, compiled by cc
+check-c: setup ## the C examples against the shared libraries, compiled by cc
+	scripts/check-host.sh
 	$(CARGO) build --package ggraft-c
 	for example in swap train users; do \
 		cc -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude examples/c/$$example.c \

@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "train",
         &["file", "kernels", "ggml", "model", "adapter", "graph"],
     ),
-    ("host", &["file", "model", "adapter"]),
+    ("host", &["file", "ggml", "model", "adapter"]),
     ("capi", &["model", "adapter", "host", "infer", "train"]),
 ];
 
@@ -34,6 +34,10 @@ const ERROR: &str = "error";
 /// Modules that may use ggml's raw interface.
 const RAW_GGML: &[(&str, &str)] = &[
     ("ggml/", "the safe handles themselves"),
+    (
+        "host/llama.rs",
+        "libllama's contexts, which have no other user",
+    ),
     (
         "model/vocab/native.rs",
         "libllama's tokenizer, which has no other user",
@@ -55,6 +59,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("host/api.rs", "finds functions of llama.h by their names"),
     ("host/context.rs", "calls them"),
     ("host/mod.rs", "takes the context of an application"),
+    ("host/llama.rs", "makes a context"),
     ("capi/", "the C interface"),
     ("model/vocab/native.rs", "libllama's tokenizer"),
     ("infer/sampler.rs", "libllama's samplers"),

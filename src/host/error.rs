@@ -4,6 +4,14 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
+    /// libllama refused to open a model.
+    #[error("{}: libllama refused {what} (-v shows what it says)", path.display())]
+    Load {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What it refused.
+        what: &'static str,
+    },
     /// The context is a null pointer.
     #[error("there is no context: the pointer is null")]
     NoContext,

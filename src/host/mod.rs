@@ -26,13 +26,20 @@ mod context;
 mod encode;
 mod error;
 mod graft;
+#[cfg(feature = "runtime")]
+mod llama;
+mod slot;
 mod state;
 
 pub use api::{Api, Batch};
 pub use error::HostError;
 pub use graft::{Graft, Piece};
+pub use slot::SLOT_VERSION;
 
-use crate::adapter::{Adapter, Item, Payload, arrange};
+#[cfg(feature = "runtime")]
+pub use llama::{Llama, LlamaOptions};
+
+use crate::adapter::{Adapter, Item, Payload, Words, arrange};
 use crate::error::Result;
 use crate::model::Base;
 use context::{Context, Input};
@@ -85,6 +92,11 @@ impl Host {
     /// The base that it was made for.
     pub fn base(&self) -> &Base {
         &self.base
+    }
+
+    /// The token that begins a text, if the base's texts begin with one.
+    pub fn leading_bos(&self) -> Option<i32> {
+        Words::leading_bos(&self.context)
     }
 
     /// Rows in the context's own form, or what its decoder makes of virtual tokens: an adapter is prepared once and attached often.

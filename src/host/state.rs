@@ -11,11 +11,21 @@ use crate::model::{Base, BaseShape};
 
 /// First four bytes of a state, since they were introduced.
 const MAGIC: u32 = 0xaf14_3cd8;
+/// Bytes of the magic number and the sequence behind it.
+const ENVELOPE: usize = 8;
 /// More than any model has; keeps what is read of a foreign form small.
 const MOST_LAYERS: u32 = 1024;
 const MOST_STREAMS: u32 = 4096;
 /// Beyond any row of keys of a layer, in bytes.
 const LONGEST_ROW: u64 = 1 << 24;
+
+/// A state as it lies in a file.
+pub(super) fn without_envelope(state: &[u8]) -> &[u8] {
+    match state.starts_with(&MAGIC.to_le_bytes()) {
+        true => &state[ENVELOPE..],
+        false => state,
+    }
+}
 
 /// What differs between versions and models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -174,6 +174,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
             "llama_set_adapters_lora",
             "llama_state_seq_get_data",
             "llama_state_seq_get_size",
+            "llama_state_seq_load_file",
             "llama_state_seq_set_data",
             "llama_token_to_piece",
             "llama_tokenize",

@@ -30,6 +30,19 @@ pub fn prefix(model: &Model, p: usize, seed: u32) -> Adapter {
     adapter(model, AdapterKind::Prefix, Payload::Prefix { layers }, None)
 }
 
+/// A prefix adapter of these rows of keys and values, layer by layer.
+pub fn of_rows(model: &Model, layers: impl Iterator<Item = (Vec<f32>, Vec<f32>)>) -> Adapter {
+    let layer = |(il, (k, v))| {
+        let rows = |values| Matrix::from_f32(model.shape().kv_width(il), values);
+        PrefixLayer {
+            k: rows(k).expect("whole rows"),
+            v: rows(v).expect("whole rows"),
+        }
+    };
+    let layers = layers.enumerate().map(layer).collect();
+    adapter(model, AdapterKind::Prefix, Payload::Prefix { layers }, None)
+}
+
 /// Virtual tokens about as large as embeddings.
 fn virtual_tokens(model: &Model, p: usize, seed: u32) -> Payload {
     let width = model.shape().n_embd;

@@ -366,6 +366,24 @@ impl Llama {
         self.prefill(&[token])
     }
 
+    /// Restores the first sequence from a file of `llama_state_seq_save_file`, or one of its form, as llama-server does; its tokens.
+    pub fn load_slot(&mut self, path: &Path) -> Result<Vec<i32>, OracleError> {
+        let path = c_path(path)?;
+        let mut tokens = vec![0; self.options.n_ctx];
+        let mut n = 0;
+        // SAFETY: the context is live, the path a C string, the buffer is given with its length.
+        let read = unsafe {
+            let (at, room) = (tokens.as_mut_ptr(), tokens.len());
+            sys::llama_state_seq_load_file(self.ctx.as_ptr(), path.as_ptr(), 0, at, room, &mut n)
+        };
+        if read == 0 {
+            return Err(OracleError::State(logged()));
+        }
+        tokens.truncate(n);
+        self.n_past = n;
+        Ok(tokens)
+    }
+
     /// Logits of what was decoded last, by whomever.
     pub fn last_logits(&mut self) -> &[f32] {
         self.row(-1)
