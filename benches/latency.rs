@@ -25,8 +25,8 @@ use ggraft::file::types::GgmlType;
 use ggraft::infer::ExistingText;
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::bench::{
-    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, types as types_of,
-    var, weight_types,
+    Progress, budget, is_full, is_quick, model_file, number, shapes, threads, timed,
+    types as types_of, var, weight_types,
 };
 use ggraft_testkit::{adapters, oracle, synth};
 use std::hint::black_box;
@@ -257,12 +257,6 @@ fn oracle_options(n_ctx: usize, n_threads: usize, repack: bool) -> oracle::Optio
         repack,
         ..Default::default()
     }
-}
-
-fn timed(f: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    f();
-    start.elapsed()
 }
 
 /// What a row shows.

@@ -16,12 +16,14 @@ use ggraft::infer::engine::{EngineOptions, Event, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{Combine, Ensemble, ExistingText, GenerateOptions};
 use ggraft::{Adapter, Model, ModelOptions, Session, SessionOptions};
-use ggraft_testkit::bench::{Progress, is_quick, model_file, shapes, threads, types, var};
+use ggraft_testkit::bench::{
+    Progress, is_quick, median, model_file, settle, shapes, threads, timed, types, var,
+};
 use ggraft_testkit::{adapters, oracle, process_size, synth};
 use std::hint::black_box;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Rows of the adapters.
 const P: usize = 20;
@@ -202,22 +204,6 @@ fn their_lora_step(s: &Setup, model: &Rc<oracle::Model>, loras: &[oracle::Lora],
         })
     });
     median(times.collect())
-}
-
-fn timed(f: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    f();
-    start.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64()
-}
-
-/// Idle threads of libllama's poll for a while and would slow down who comes next.
-fn settle() {
-    std::thread::sleep(Duration::from_millis(if is_quick() { 0 } else { 300 }));
 }
 
 fn writing_rows(s: &Setup, progress: &Progress, path: &Path, model: &Model) {

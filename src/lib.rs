@@ -64,6 +64,11 @@ struct TrainingPage;
 #[doc = include_str!("../docs/SERVING.md")]
 struct ServingPage;
 
+/// The code in docs/PLUGIN.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/PLUGIN.md")]
+struct PluginPage;
+
 /// Lifetimes that users rely on. Of each pair of programs the first compiles, the second is the same with one use too late.
 ///
 /// What a session lends is gone with its next step:

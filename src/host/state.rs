@@ -373,3 +373,127 @@ impl Reader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Matrix;
+    use std::path::Path;
+
+    fn base() -> Base {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tinylm-q8_0.gguf");
+        Base::open(path).unwrap()
+    }
+
+    /// A context of `base` whose rows are of some type.
+    fn layout(base: &Base, form: Form, ty: GgmlType, transposed: bool) -> Layout {
+        let rows = |layer| {
+            let bytes = ty.row_bytes(base.shape().kv_width(layer) as u64).unwrap();
+            Rows {
+                layer,
+                k: ty,
+                v: ty,
+                bytes: [bytes; 2],
+            }
+        };
+        let cache = Cache {
+            n_streams: if form.streams { 3 } else { 1 },
+            transposed,
+            rotations: if form.rotations { [64, 32] } else { [0; 2] },
+            layers: (0..base.shape().n_layer).map(rows).collect(),
+        };
+        Layout {
+            form,
+            caches: vec![cache],
+            window: 0,
+        }
+    }
+
+    fn layers(base: &Base, n: usize) -> Vec<PrefixLayer> {
+        let layer = |width: usize| {
+            let rows = |scale: f32| {
+                let values = (0..n * width).map(|i| (i % 17) as f32 * scale).collect();
+                Matrix::from_f32(width, values).unwrap()
+            };
+            PrefixLayer {
+                k: rows(0.25),
+                v: rows(-0.5),
+            }
+        };
+        base.shape().kv_widths().map(layer).collect()
+    }
+
+    /// What is written in a form is read as this form, and as no other one.
+    #[test]
+    fn every_form_is_told_from_the_others() {
+        let base = base();
+        let rows = layers(&base, 1);
+        let mut forms = 0;
+        for form in Form::all() {
+            for (ty, transposed) in [
+                (GgmlType::F16, false),
+                (GgmlType::F32, true),
+                (GgmlType::Q8_0, false),
+            ] {
+                let written = layout(&base, form, ty, transposed);
+                let state = written.prefix(&rows, base.shape(), 1).unwrap();
+                let read = Layout::read(&state, 0, &base, 0)
+                    .unwrap_or_else(|e| panic!("{form:?} {ty} {transposed}: {e}"));
+                assert_eq!((read.form, &read.caches), (form, &written.caches));
+            }
+            forms += 1;
+        }
+        assert_eq!(forms, 48);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let base = base();
+        let rows = layers(&base, 1);
+        let form = Form::all().next().unwrap();
+        let state = layout(&base, form, GgmlType::F16, false)
+            .prefix(&rows, base.shape(), 1)
+            .unwrap();
+        let refused = |state: &[u8], seq: i32, why: &str| {
+            let e = Layout::read(state, seq, &base, 0).unwrap_err().to_string();
+            assert!(e.contains(why), "{e}");
+        };
+        for n in 0..state.len() {
+            refused(&state[..n], 0, "accounts for its bytes");
+        }
+        let longer = [&state[..], &[0]].concat();
+        refused(&longer, 0, "accounts for its bytes");
+        refused(&state, 1, "accounts for its bytes");
+        // Whatever a foreign version writes: an error or a layout of this base, never a panic.
+        let mut accepted = 0;
+        for at in 0..state.len().min(400) {
+            for change in [1, 0x80, 0xff] {
+                let mut state = state.clone();
+                state[at] ^= change;
+                accepted += usize::from(Layout::read(&state, 0, &base, 0).is_ok());
+            }
+        }
+        // Values of rows, which may be any.
+        assert!(accepted > 0 && accepted < 1100, "{accepted}");
+        // Fewer layers, other rows.
+        let mut fewer = layout(&base, form, GgmlType::F16, false);
+        fewer.caches[0].layers.pop();
+        let state = fewer.prefix(&rows, base.shape(), 1).unwrap();
+        refused(&state, 0, "7 layers where the base has 8");
+        let twice = layout(&base, form, GgmlType::F16, false);
+        let mut state = twice.prefix(&rows, base.shape(), 1).unwrap();
+        let again = state[ENVELOPE..].to_vec();
+        state.extend(again);
+        refused(&state, 0, "a cache has 8 layers where the base has");
+        // A type that is known, and cannot be written.
+        let mut other = layout(&base, form, GgmlType::F16, false);
+        other.caches[0].layers[3].v = GgmlType::IQ4_NL;
+        let e = other.prefix(&rows, base.shape(), 1).unwrap_err();
+        assert_eq!(
+            e,
+            HostError::CacheType {
+                ty: "iq4_nl".to_owned()
+            }
+        );
+    }
+}

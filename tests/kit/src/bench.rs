@@ -141,3 +141,24 @@ pub fn weight_types(path: &Path) -> String {
         .map(|(ty, n)| format!("{} {} %", ty.name(), percent(*n)));
     shown.collect::<Vec<_>>().join(", ")
 }
+
+/// How long `f` takes.
+pub fn timed(f: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    f();
+    start.elapsed()
+}
+
+/// The middle one, in seconds.
+///
+/// # Panics
+/// If there is none.
+pub fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64()
+}
+
+/// Waits a moment: idle threads of libllama's poll for a while and would slow down who comes next.
+pub fn settle() {
+    std::thread::sleep(Duration::from_millis(if is_quick() { 0 } else { 300 }));
+}
