@@ -1,7 +1,9 @@
 //! The `ggraft` command as its users meet it: what it prints, what it writes, how it fails.
 
+use ggraft::file::types::GgmlType;
 use ggraft::{Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::command::{stderr, stdout};
+use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
 use ggraft_testkit::metrics::nmse;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -1961,6 +1963,24 @@ fn inspect_tells_what_a_file_is() {
         "{text}"
     );
     assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'));
+
+    // A model that others run.
+    let facts = json(&ok(&["inspect", MODEL, "--json"]));
+    assert_eq!(facts["engine"], "ggraft");
+    let path = folder.path().join("foreign.gguf");
+    let foreign = FixtureSpec {
+        architecture: "internlm2",
+        ..FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0)
+    };
+    write_fixture(&path, &foreign).unwrap();
+    let facts = json(&ok(&["inspect", path.to_str().unwrap(), "--json"]));
+    assert_eq!(facts["engine"], "llama.cpp");
+    assert_eq!(facts["fingerprint"].as_str().unwrap().len(), 64);
+    let text = ok(&["inspect", path.to_str().unwrap()]);
+    assert!(
+        text.contains("not run by ggraft itself: ") && text.contains("unsupported architecture"),
+        "{text}"
+    );
 
     // A well-formed file of something that cannot be run.
     let mut bytes = fs::read(MODEL).unwrap();

@@ -3,9 +3,10 @@
 use ggraft::file::types::GgmlType;
 use ggraft::host::{Api, Host, HostError, LlamaOptions, Piece};
 use ggraft::infer::{FlashAttention, KvType};
-use ggraft::model::Base;
+use ggraft::model::{Base, BaseShape};
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::bases::{self, Random, bases};
+use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
 use ggraft_testkit::metrics::nmse;
 use ggraft_testkit::oracle::{self, Llama};
 use ggraft_testkit::{adapters, oracle::Options};
@@ -310,9 +311,9 @@ fn adapters_are_swapped_copied_and_taken_out() {
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let pirate = load("models/adapters/pirate.gguf");
     each_way(|model, mut llama, kv_unified| {
-        // Safety of the calls below: as in `host`.
         let new = |path: &Path, ctx, seq| {
             let base = Base::open(path).unwrap();
+            // SAFETY: as in `host`.
             unsafe { Host::new(Api::linked(), ctx, base, seq) }
         };
         let ctx = llama.context();
@@ -446,6 +447,63 @@ fn rows_in_every_type_of_cache_are_what_the_context_would_write() {
     }
 }
 
+/// An architecture that our decoder does not know, and llama's under its own name, which computes the same.
+#[test]
+fn architectures_of_libllamas_own_take_adapters() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0);
+    let foreign = FixtureSpec {
+        architecture: "internlm2",
+        ..known.clone()
+    };
+    let [at_known, at_foreign] = ["known", "foreign"].map(|name| dir.path().join(name));
+    write_fixture(&at_known, &known).unwrap();
+    write_fixture(&at_foreign, &foreign).unwrap();
+    let model = Model::open(&at_known, &model_options()).unwrap();
+    let e = Model::open(&at_foreign, &model_options()).unwrap_err();
+    assert!(
+        e.to_string()
+            .contains("unsupported architecture 'internlm2'"),
+        "{e}"
+    );
+
+    let base = Base::open(&at_foreign).unwrap();
+    assert_eq!(base.shape().architecture, "internlm2");
+    let same = BaseShape {
+        architecture: "llama".to_owned(),
+        ..base.shape().clone()
+    };
+    assert_eq!(same, *model.shape());
+    assert_ne!(base.fingerprint(), model.fingerprint());
+    // The same rows, for the other base.
+    let of_foreign = |adapter: &Adapter| {
+        let mut parts = adapter.parts().clone();
+        parts.base.architecture = "internlm2".to_owned();
+        parts.fingerprint = Some(base.fingerprint());
+        Adapter::new(parts).unwrap()
+    };
+    let prompt = Random::new(9).tokens(&model, 12);
+    let mut llama = Llama::load(&at_foreign, &CACHES[0].options()).unwrap();
+    // SAFETY: as in `host`.
+    let host = unsafe { Host::new(Api::linked(), llama.context(), base.clone(), 0) };
+    let mut host = host.unwrap();
+    for adapter in [
+        adapters::prefix(&model, 5, 1),
+        adapters::prompt(&model, 4, 2),
+    ] {
+        host.detach(0).unwrap();
+        let graft = host.prepare(&of_foreign(&adapter), 0).unwrap();
+        llama.go_on_at(host.attach(&graft, 0).unwrap());
+        let mut session = CACHES[0].session(&model, Some(&adapter));
+        let far = nmse(
+            llama.prefill(&prompt).unwrap(),
+            &logits(&mut session, &prompt),
+        );
+        assert!(far <= 1e-6, "{:?}: {far:.2e}", adapter.kind());
+        assert!(matches!(host.prepare(&adapter, 1), Err(Error::Adapter(_))));
+    }
+}
+
 #[test]
 fn a_file_restores_a_slot() {
     let dir = tempfile::tempdir().unwrap();
@@ -479,6 +537,78 @@ fn a_file_restores_a_slot() {
     }
     let e = ggraft::host::Llama::open(at("models/adapters/pirate.gguf"), &LlamaOptions::default());
     assert!(e.unwrap_err().to_string().contains("not a model"));
+}
+
+#[test]
+fn the_command_writes_slots() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("a.slot");
+    let adapter = "models/adapters/pirate.gguf";
+    let run = |more: &[&str]| {
+        let mut args = vec!["export", "--slot", adapter, "-m", MODEL, "-o"];
+        args.push(out.to_str().unwrap());
+        args.extend(more);
+        let exe = env!("CARGO_BIN_EXE_ggraft");
+        let mut command = ggraft_testkit::command::command(exe, &args);
+        command.current_dir(at("")).output().unwrap()
+    };
+    let said = |more: &[&str]| {
+        let output = run(more);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{more:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let n = load(adapter).length();
+    let options = |ty| Options {
+        n_ctx: N_CTX,
+        kv_type: ty,
+        flash_attention: Some(true),
+        ..Options::default()
+    };
+    // The vocabulary's last token, and BOS behind them.
+    let text = said(&[]);
+    assert!(text.contains(&format!("{n} times 3071")), "{text}");
+    assert!(text.contains("3071, 0, \"Your text\"]}"), "{text}");
+    let mut llama = Llama::load(&at(MODEL), &options(GgmlType::F16)).unwrap();
+    assert_eq!(llama.load_slot(&out).unwrap(), vec![3071; n]);
+    let quantized = [
+        "--cache-type-k",
+        "q8_0",
+        "--cache-type-v",
+        "q8_0",
+        "--placeholder",
+        "7",
+    ];
+    said(&quantized);
+    assert!(llama.load_slot(&out).is_err());
+    let mut llama = Llama::load(&at(MODEL), &options(GgmlType::Q8_0)).unwrap();
+    assert_eq!(llama.load_slot(&out).unwrap(), vec![7; n]);
+    // A server with a cache for each of its slots.
+    said(&["--parallel", "3"]);
+    let several = Options {
+        n_sequences: 3,
+        n_ctx: 3 * N_CTX,
+        ..options(GgmlType::F16)
+    };
+    let mut llama = Llama::load(&at(MODEL), &several).unwrap();
+    assert_eq!(llama.load_slot(&out).unwrap().len(), n);
+
+    for (more, status, expected) in [
+        (&["--placeholder", "3072"][..], 2, "tokens 0 to 3071"),
+        (&["--placeholder", "-1"], 2, "tokens 0 to 3071"),
+        (
+            &["--cache-type-k", "q4_k"],
+            2,
+            "one of f16, f32, bf16, q8_0",
+        ),
+        (&["--flash-attn", "maybe"], 2, "on or off"),
+        (&["--overwrite"], 2, "cannot be used with"),
+    ] {
+        let output = run(more);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{more:?}: {stderr}");
+        assert!(stderr.contains(expected), "{more:?}: {stderr}");
+    }
 }
 
 #[test]

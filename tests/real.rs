@@ -4,11 +4,14 @@
 //! models/real, or what `GGRAFT_REAL_MODELS` names.
 
 use ggraft::file::types::GgmlType;
-use ggraft::infer::{FlashAttention, KvType};
+use ggraft::host::{Api, Host};
+use ggraft::infer::{ExistingText, FlashAttention, KvType};
+use ggraft::model::Base;
 use ggraft::model::chat::ChatMessage;
 use ggraft::train::data::{Content, Dataset};
 use ggraft::{Kernels, Model, ModelOptions, Session, SessionOptions};
-use ggraft_testkit::metrics::argmax;
+use ggraft_testkit::adapters;
+use ggraft_testkit::metrics::{argmax, nmse};
 use ggraft_testkit::oracle::{Llama, Options};
 use ggraft_testkit::skipped;
 use std::path::{Path, PathBuf};
@@ -143,6 +146,65 @@ fn gemma3_equals_libllama_beyond_its_window() {
     if let Some(path) = real(GEMMA3) {
         equals_libllama(&path);
     }
+}
+
+/// A prefix in a context of libllama's says what it says in a session of ours: also one of more rows than the window's cache keeps.
+fn grafts_onto_libllama(path: &Path) {
+    let model = Model::open(path, &ModelOptions::default().kernels(Kernels::Ggml)).unwrap();
+    let text = model.vocab().tokenize(&text(), false, true).unwrap();
+    let mut compared = 0;
+    for (kv_type, own) in [(GgmlType::F16, KvType::F16), (GgmlType::Q8_0, KvType::Q8_0)] {
+        for rows in [20, 700] {
+            let options = Options {
+                n_ctx: 1280,
+                n_threads: 2,
+                kv_type,
+                flash_attention: Some(true),
+                swa_full: false,
+                ..Options::default()
+            };
+            let mut llama = Llama::load(path, &options).unwrap();
+            let adapter = adapters::prefix(&model, rows, 1);
+            let base = Base::open(path).unwrap();
+            // SAFETY: the context lives as long as the host's calls, and nobody else uses it meanwhile.
+            let host = unsafe { Host::new(Api::linked(), llama.context(), base, 0) };
+            let mut host = host.unwrap();
+            let graft = host.prepare(&adapter, 0).unwrap();
+            llama.go_on_at(host.attach(&graft, 0).unwrap());
+            let got = llama.prefill(&text[..200]).unwrap();
+
+            let options = SessionOptions::default()
+                .n_ctx(1280)
+                .n_threads(2)
+                .kv_type(own)
+                .flash_attention(FlashAttention::On);
+            let mut session = Session::new(&model, &options).unwrap();
+            session.attach(&adapter, ExistingText::Drop).unwrap();
+            session.feed(&text[..200]).unwrap();
+            let far = nmse(got, session.logits().unwrap());
+            assert!(
+                far <= 1e-3,
+                "{} {kv_type} {rows}: {far:.2e}",
+                path.display()
+            );
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 4);
+}
+
+#[test]
+fn smollm2_takes_prefixes_in_libllama() {
+    real(SMOLLM2)
+        .iter()
+        .for_each(|path| grafts_onto_libllama(path));
+}
+
+#[test]
+fn gemma3_takes_prefixes_in_libllama() {
+    real(GEMMA3)
+        .iter()
+        .for_each(|path| grafts_onto_libllama(path));
 }
 
 #[test]

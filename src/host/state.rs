@@ -125,6 +125,17 @@ impl Layout {
             }
             n => return Err(unknown(&format!("{n} caches"))),
         };
+        let all_rows = || caches.iter().flat_map(|cache| &cache.layers);
+        let quantized = |rows: &&Rows| rows.k.is_quantized() || rows.v.is_quantized();
+        if !form.rotations
+            && let Some(rows) = all_rows().find(quantized)
+        {
+            // Versions in between rotate, and do not write so.
+            return Err(unknown(&format!(
+                "it does not say whether rows of {} are rotated: a cache of f16 has none that are",
+                rows.k
+            )));
+        }
         for (cache, places) in caches.iter_mut().zip(places) {
             if cache.layers.len() != places.len() {
                 return Err(unknown(&format!(
@@ -437,6 +448,11 @@ mod tests {
             ] {
                 let written = layout(&base, form, ty, transposed);
                 let state = written.prefix(&rows, base.shape(), 1).unwrap();
+                if ty.is_quantized() && !form.rotations {
+                    let e = Layout::read(&state, 0, &base, 0).unwrap_err();
+                    assert!(e.to_string().contains("rows of q8_0 are rotated"), "{e}");
+                    continue;
+                }
                 let read = Layout::read(&state, 0, &base, 0)
                     .unwrap_or_else(|e| panic!("{form:?} {ty} {transposed}: {e}"));
                 assert_eq!((read.form, &read.caches), (form, &written.caches));

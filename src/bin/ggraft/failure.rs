@@ -5,6 +5,7 @@ use ggraft::CpuError;
 use ggraft::adapter::AdapterError;
 use ggraft::infer::sampler::SamplerError;
 use ggraft::infer::{EnsembleError, SessionError};
+use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
 use ggraft::train::data::{DataError, Place};
@@ -163,6 +164,17 @@ impl Failure {
 
     pub(crate) fn is_context_full(&self) -> bool {
         matches!(self, Self::ContextFull { .. } | Self::NoRoom)
+    }
+
+    /// The decoder does not know the model's architecture, or not in full.
+    pub(crate) fn is_unknown_architecture(&self) -> bool {
+        let Some(ggraft::Error::Model { source, .. }) = self.library() else {
+            return false;
+        };
+        matches!(
+            source,
+            ModelError::UnsupportedArchitecture { .. } | ModelError::MixtureOfExperts
+        )
     }
 
     /// Nobody reads our output any more (`ggraft ... | head`): that is the reader's decision and no failure.

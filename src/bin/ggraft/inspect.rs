@@ -9,6 +9,7 @@ use clap::Args;
 use ggraft::file::gguf::{ArrayValue, Value, ValueType};
 use ggraft::file::mmap::{MappedGguf, Part};
 use ggraft::file::types::GgmlType;
+use ggraft::model::Base;
 use ggraft::{Model, ModelOptions};
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -51,8 +52,27 @@ struct Facts {
     file: MappedGguf,
     kind: Kind,
     fingerprint: Option<String>,
-    /// Why it cannot be used.
+    /// Why it cannot be used, or not by ggraft alone.
     problem: Option<String>,
+    /// What runs a model.
+    engine: Option<Engine>,
+}
+
+/// Whose decoder knows a model's architecture.
+#[derive(Clone, Copy)]
+enum Engine {
+    Ggraft,
+    /// That of an application with a libllama: adapters are put into its contexts.
+    Llama,
+}
+
+impl Engine {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ggraft => "ggraft",
+            Self::Llama => "llama.cpp",
+        }
+    }
 }
 
 impl Inspect {
@@ -70,25 +90,37 @@ impl Inspect {
             Some("session") => Kind::Session,
             _ => Kind::Model,
         };
+        let mut engine = None;
         let loaded = match kind {
             Kind::Adapter => {
                 load_adapter_file(&self.file).map(|a| a.fingerprint().map(|f| f.to_string()))
             }
-            Kind::Model => Model::open(&self.file, &ModelOptions::default())
-                .map(|m| Some(m.fingerprint().to_string()))
-                .map_err(Into::into),
+            Kind::Model => match Model::open(&self.file, &ModelOptions::default()) {
+                Ok(model) => {
+                    engine = Some(Engine::Ggraft);
+                    Ok(Some(model.fingerprint().to_string()))
+                }
+                Err(e) => Err(e.into()),
+            },
             // It is among the metadata, and whether the text can go on depends on a session.
             Kind::Session => Ok(None),
         };
         let (fingerprint, problem) = match loaded {
             Ok(fingerprint) => (fingerprint, None),
-            Err(e) => (None, Some(e.line())),
+            Err(e) => {
+                let base = Base::open(&self.file).ok();
+                let base = base.filter(|_| e.is_unknown_architecture());
+                engine = base.as_ref().map(|_| Engine::Llama);
+                let fingerprint = base.map(|base| base.fingerprint().to_string());
+                (fingerprint, Some(e.line()))
+            }
         };
         let facts = Facts {
             file,
             kind,
             fingerprint,
             problem,
+            engine,
         };
         if self.json {
             io::print(&format!("{}\n", facts.json()))
@@ -167,7 +199,13 @@ impl Facts {
             self.bytes()
         );
         match (&self.problem, &self.fingerprint) {
-            (Some(problem), _) => out + &format!("cannot be used: {problem}\n"),
+            (Some(problem), Some(fingerprint)) => {
+                out + &format!(
+                    "fingerprint {fingerprint}\nnot run by ggraft itself: {problem}\nadapters for it can be put into contexts of libllama, if it knows the \
+                     architecture (docs/PLUGIN.md)\n"
+                )
+            }
+            (Some(problem), None) => out + &format!("cannot be used: {problem}\n"),
             (None, Some(fingerprint)) => out + &format!("fingerprint {fingerprint}\n"),
             (None, None) => out + "fingerprint unknown\n",
         }
@@ -202,6 +240,7 @@ impl Facts {
             "elements": self.elements(),
             "bytes": self.bytes(),
             "fingerprint": self.fingerprint,
+            "engine": self.engine.map(Engine::name),
             "problem": self.problem,
         })
     }
