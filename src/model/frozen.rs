@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 #[non_exhaustive]
 pub enum Kernels {
     /// Our own where they are faster than ggml's on this CPU, at no larger error: products, unless weights are repacked, attention, and what stands
-    /// between. With AVX-512 and its VNNI activations are rounded to 8 bits, as ggml rounds them, and what [`Kernels::Own`] says of equal bits holds, but
-    /// for weights of F32 and, on Intel's CPUs, F16 and BF16. On AArch64 it holds for the types of integers but Q2_K. On other CPUs a product is ours or ggml's by
-    /// the weights' type and the number of rows (prompts, training, [batches](crate::Session)).
+    /// between. On x86-64 with AVX2 and FMA activations are rounded to 8 bits for weights that are integers, as ggml rounds them, and what [`Kernels::Own`] says of equal bits
+    /// holds for these; with AVX-512 and its VNNI also for F16 and BF16, but not on Intel's CPUs. On AArch64 it holds for the types of integers but Q2_K. Other
+    /// products are ours or ggml's by the weights' type and the number of rows (prompts, training, [batches](crate::Session)).
     #[default]
     Auto,
     /// ggraft's own where the CPU has them. On x86-64 with AVX2 and FMA they are nearer to the exact product than ggml's, which round activations to 8 bits. A

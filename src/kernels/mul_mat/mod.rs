@@ -82,7 +82,7 @@ pub(crate) fn available_bits(ty: GgmlType, k: usize) -> [Option<Bits>; 2] {
     [finest, fewer].map(|bits| bits.filter(|_| has_mul_mat(ty, k)))
 }
 
-/// What ggml, which computes what is not computed here, was built for, as far as it matters: its products with AVX-512 are faster than ours for AVX2.
+/// What ggml, which computes what is not computed here, was built for, as far as it matters: its products of floating-point numbers with AVX-512 are faster than ours for AVX2.
 #[derive(Clone, Copy)]
 pub(crate) enum GgmlBuild {
     Baseline,
@@ -106,15 +106,9 @@ pub(crate) fn faster_than(ggml: GgmlBuild, ty: GgmlType, t: usize) -> Option<Bit
     sensible(ty, t).filter(|_| t >= fewest)
 }
 
-/// From how many rows on ours, with 14 bits or in F32, are faster, if ever. Measured on Zen 3; BF16 when it was rounded to 14 bits, Q2_K when it went through F32.
+/// From how many rows on ours that are not in bytes are faster, if ever: BF16. Measured on Zen 3, when it was rounded to 14 bits.
 fn faster_than_avx2_from(ty: GgmlType) -> Option<usize> {
-    match ty {
-        GgmlType::Q4_1 | GgmlType::Q5_1 => Some(1),
-        GgmlType::BF16 => Some(FEWEST_UNPACKED),
-        GgmlType::Q2_K => None,
-        _ if packed::has_format(ty) => Some(2),
-        _ => None,
-    }
+    (ty == GgmlType::BF16).then_some(FEWEST_UNPACKED)
 }
 
 /// The same where ggml has AVX-512: F16. F32 is not for single rows. Measured on Zen 5; Intel's CPUs were not.

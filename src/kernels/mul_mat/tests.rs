@@ -139,7 +139,7 @@ fn available() -> Vec<(GgmlType, Bits)> {
             packed::has_words(),
             "in 16-bit integers and in F32 (needs AVX2 and FMA)",
         ),
-        (packed::has_bytes(), "in bytes (needs AVX-512 VNNI or NEON)"),
+        (packed::has_bytes(), "in bytes (needs AVX2 or NEON)"),
         (floats::has_pairs(), "in BF16 (needs AVX-512 BF16, of AMD)"),
     ] {
         if !is_there {

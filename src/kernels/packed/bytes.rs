@@ -1,7 +1,8 @@
-//! Products in bytes: twice as many multiplications to an instruction as in words of 16 bits, for CPUs with dot products of bytes: AVX-512 VNNI, Armv8.4.
+//! Products in bytes: twice as many multiplications to an instruction as in words of 16 bits. CPUs have dot products of bytes (AVX-512 VNNI, Armv8.4), or make do
+//! with products of pairs (AVX2, NEON).
 //!
 //! X is rounded to multiples of 1/127 of a block's largest value. ggml does the same for most types; for K-quants it has one step for
-//! 256 values. On x86-64 the integers of X get 128 added, because the instruction wants one operand without a sign; what that adds to a sum depends on
+//! 256 values. With AVX-512 VNNI the integers of X get 128 added, because the instruction wants one operand without a sign; what that adds to a sum depends on
 //! the weights only, and is what sums begin with. Results are the same on all CPUs, to the last bit: those of plain code (`naive.rs`).
 
 use super::{BLOCK, Bits, Line, Output, Rounded, Rows, arch, packed_words, tiles};
@@ -10,7 +11,7 @@ use std::ops::Range;
 
 /// Words of four values in a block.
 pub(super) const QUADS: usize = BLOCK / 4;
-/// Words of a packed block: integers, its step, and the sums of its halves times the step, the first one's and both's.
+/// Words of a packed block: integers, its step, and the sums of its halves, the first one's and both's, times the step where nobody wants them as they are.
 pub(super) const PACKED: usize = QUADS + 3;
 
 /// Rows of a panel: two lines.
@@ -31,9 +32,10 @@ pub(super) fn pack_row(blocks: &[[f32; BLOCK]], to: &mut [f32]) {
             sum,
             half_sum,
         } = rounded;
+        let times = if arch::has_plain_sums() { 1.0 } else { step };
         scales[b] = step;
-        scales[n + b] = sum * step;
-        scales[2 * n + b] = half_sum * step;
+        scales[n + b] = sum * times;
+        scales[2 * n + b] = half_sum * times;
     }
 }
 
@@ -42,7 +44,7 @@ pub(super) fn pack_row(blocks: &[[f32; BLOCK]], to: &mut [f32]) {
 pub(super) struct ByteRows {
     pub(super) quads: *const f32,
     pub(super) steps: *const f32,
-    /// Times steps.
+    /// Times steps, unless the CPU has them plain.
     pub(super) sums: *const f32,
     /// The same of first halves.
     pub(super) firsts: *const f32,
@@ -59,6 +61,18 @@ impl ByteRows {
             sums: x.words.wrapping_add(blocks * (QUADS + 1) + x.first),
             firsts: x.words.wrapping_add(blocks * (QUADS + 2) + x.first),
             stride: packed_words(x.k, x.t, Bits::Eight),
+        }
+    }
+
+    /// Without the blocks before `block`.
+    #[inline]
+    pub(super) fn at_block(self, block: usize) -> Self {
+        Self {
+            quads: self.quads.wrapping_add(block * QUADS),
+            steps: self.steps.wrapping_add(block),
+            sums: self.sums.wrapping_add(block),
+            firsts: self.firsts.wrapping_add(block),
+            ..self
         }
     }
 
@@ -84,6 +98,7 @@ pub(in super::super) struct BytePanel {
     starts: Vec<Both<i32>>,
     /// Of whole blocks, or of their halves.
     mins: Vec<Both<f32>>,
+    ty: GgmlType,
     kind: Kind,
 }
 
@@ -110,6 +125,7 @@ impl BytePanel {
             steps: Vec::new(),
             starts: Vec::new(),
             mins: Vec::new(),
+            ty: GgmlType::Q8_0,
             kind: Kind::Steps,
         }
     }
@@ -119,7 +135,7 @@ impl BytePanel {
         let zeros = [Line([0.0; LANES]); 2];
         self.words.resize(blocks * QUADS, zeros);
         self.steps.resize(2 * blocks, zeros);
-        if arch::BIASED {
+        if arch::has_starts() {
             self.starts.resize(2 * blocks, [Line([0; LANES]); 2]);
         }
         self.mins.resize(2 * blocks, zeros);
@@ -147,7 +163,7 @@ impl BytePanel {
             blocks: blocks.len(),
             words: &mut self.words[blocks.start * QUADS..blocks.end * QUADS],
             steps: &mut self.steps[2 * blocks.start..2 * blocks.end],
-            starts: match arch::BIASED {
+            starts: match arch::has_starts() {
                 true => &mut self.starts[2 * blocks.start..2 * blocks.end],
                 false => &mut [],
             },
@@ -155,6 +171,7 @@ impl BytePanel {
         };
         // SAFETY: the caller's promise.
         let kind = unsafe { unpacked.unpack(ty) };
+        self.ty = ty;
         self.kind = kind.unwrap_or_else(|| panic!("{ty:?} has a format"));
     }
 
@@ -168,10 +185,11 @@ impl BytePanel {
     pub(in super::super) unsafe fn multiply(&self, blocks: usize, x: Rows, y: Output) {
         assert!(2 * blocks <= self.mins.len() && y.width <= BYTE_WIDTH);
         let rows = ByteRows::new(x);
-        for tile in tiles(x.t, arch::BYTE_TILE_HEIGHT) {
+        for tile in tiles(x.t, arch::byte_tile_height()) {
             // SAFETY: these rows of X and Y.
             unsafe {
                 let rows = ByteTile {
+                    ty: self.ty,
                     kind: self.kind,
                     blocks,
                     words: self.words.as_ptr().cast(),
@@ -203,6 +221,8 @@ pub(super) struct ByteBlocks<'a> {
 
 /// A panel times a few rows of X.
 pub(super) struct ByteTile {
+    /// Of the weights before they were unpacked.
+    pub(super) ty: GgmlType,
     pub(super) kind: Kind,
     /// Blocks along the reduction.
     pub(super) blocks: usize,

@@ -8,7 +8,7 @@
 //!
 //! Many rows are multiplied in 16 bits with weights that were unpacked ([`Panel`]): `vpmaddwd` multiplies and adds twice as many pairs in an
 //! instruction as a fused multiply-add of F32 does. A few are multiplied with weights as they lie in memory ([`Dots`]). Where 8 bits of X are enough,
-//! both is done in bytes (and [`BytePanel`] is what weights are unpacked to). AArch64 has the kernels in bytes only.
+//! both is done in bytes (and [`BytePanel`] is what weights are unpacked to), with dot products of bytes or without. AArch64 has the kernels in bytes only.
 
 // What only kernels use: other CPUs than x86-64 lack some or all.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -85,13 +85,14 @@ pub(super) fn has_format(ty: GgmlType) -> bool {
     arch::has_format(ty)
 }
 
-/// Rows of X that [`Dots`] take: with more it is faster to unpack the weights.
+/// Rows of X that [`Dots`] take, if their kernels do not take more: with more it is faster to unpack the weights.
 const MOST_DOTS: usize = 4;
 
 /// Up to how many rows of X weights of type `ty` are multiplied as they lie in memory, if the type has a format: always where there are no tiles.
 pub(super) fn most_dots(ty: GgmlType, bits: Bits) -> usize {
     match (arch::has_tiles(), ty) {
         (false, _) => usize::MAX,
+        (true, ty) if bits == Bits::Eight && !has_avx512() => most_of_eight(ty),
         (true, ty) if bits == Bits::Eight && is_intel() => *turned(ty).end(),
         // Halves with steps and minimums: the sums of more rows do not fit registers.
         (true, GgmlType::Q2_K) => 2,
@@ -99,7 +100,16 @@ pub(super) fn most_dots(ty: GgmlType, bits: Bits) -> usize {
     }
 }
 
-/// How many rows of X, on Intel's CPUs, are multiplied in bytes with weights that are turned in registers; more are with a panel, fewer with rows of weights. The
+/// How many rows of X, on CPUs without dot products, are multiplied in bytes with weights of which eight rows are turned in registers. Panels take less time for
+/// each row of X, but the more to be written the more bits there are to tell apart, or the less is left to do in 16 bits.
+fn most_of_eight(ty: GgmlType) -> usize {
+    match ty {
+        GgmlType::Q6_K | GgmlType::Q8_0 => 16,
+        _ => 8,
+    }
+}
+
+/// How many rows of X, on Intel's CPUs with AVX-512, are multiplied in bytes with weights that are turned in registers; more are with a panel, fewer with rows of weights. The
 /// CPUs shuffle on one port, and sums that are added across take shuffles for each row of X; but rows of whole bytes take as many to be turned, and those of
 /// values in several places more. Where halves have sums, a block's integers fit registers beside those of few rows only.
 fn turned(ty: GgmlType) -> RangeInclusive<usize> {

@@ -14,8 +14,17 @@ pub(super) fn has_tiles() -> bool {
     false
 }
 
-pub(super) const BIASED: bool = false;
-pub(super) const BYTE_TILE_HEIGHT: usize = 1;
+pub(super) fn has_starts() -> bool {
+    false
+}
+
+pub(super) fn has_plain_sums() -> bool {
+    false
+}
+
+pub(super) fn byte_tile_height() -> usize {
+    1
+}
 
 pub(super) unsafe fn round_to_bytes(_: &[f32; BLOCK], _: &mut [f32; QUADS]) -> Rounded {
     unreachable!("not available")

@@ -1,10 +1,13 @@
 //! Products of a few rows of X with weights as they lie in memory.
 
-use super::super::avx512::{dot::ByteDots, turned::TurnedDots};
+use super::super::avx512::{dot::ByteDots, turned::TurnedDots as TurnedDots512};
 use super::super::{BLOCK, Bits, Dots, SCALED, WORDS};
-use super::super::{by_height, for_each_block, is_intel, packed_words, prefetch, turned};
+use super::super::{
+    by_height, for_each_block, has_avx512, is_intel, packed_words, prefetch, turned,
+};
 use super::formats::{Format, GROUP, Units, Visit, groups, visit};
 use super::scales::Scales;
+use super::turned::TurnedDots;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
@@ -21,13 +24,14 @@ impl Dots {
     /// False if nothing is done: there are no dot products of type `ty`.
     ///
     /// # Safety
-    /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C; with [`Bits::Eight`] AVX-512 with VNNI.
+    /// All pointers must be valid for that, and the CPU have AVX2, FMA and F16C.
     pub(in super::super::super) unsafe fn compute(self, ty: GgmlType) -> bool {
         // SAFETY: the caller's promise.
         let done = unsafe {
             match self.bits {
+                Bits::Eight if !has_avx512() => visit(ty, TurnedDots(self)),
                 Bits::Eight if is_intel() && turned(ty).contains(&self.t) => {
-                    visit(ty, TurnedDots(self))
+                    visit(ty, TurnedDots512(self))
                 }
                 Bits::Eight => visit(ty, ByteDots(self)),
                 Bits::Fourteen => visit(ty, self),

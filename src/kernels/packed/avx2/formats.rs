@@ -2,6 +2,8 @@
 
 use super::super::avx512::scales::WideScales;
 use super::super::avx512::wide::{At, Quads};
+use super::super::bytes::QUADS;
+use super::eight::Quads as Eight;
 use super::scales::Scales;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
@@ -42,6 +44,15 @@ impl<'a> Units<'a> {
     pub(in super::super) fn of(self, r: usize) -> *const u8 {
         self.rows[r].wrapping_add(self.bytes)
     }
+
+    /// Some bytes behind where they begin.
+    #[inline]
+    pub(super) fn add(self, bytes: usize) -> Self {
+        Self {
+            bytes: self.bytes + bytes,
+            ..self
+        }
+    }
 }
 
 /// Integers of 8 bits without a sign, with a step, or a step and a minimum, for each block of 32: some blocks to a unit.
@@ -58,8 +69,19 @@ pub(in super::super) trait Format {
     const PARTS: usize = if Self::FACTORS { 2 } else { 1 };
     /// What the integers are more than they stand for: they have no sign.
     const OFFSET: u8;
+    /// Of an integer.
+    const BITS: u32;
     /// Whether integers have all eight bits. The others have few enough that every fourth of those that share a step add up to a byte.
-    const FULL: bool = Self::OFFSET == 128;
+    const FULL: bool = Self::BITS == 8;
+    /// Of how many words that eight rows have side by side the products with X's may be added in 16 bits: each is of two pairs, at most
+    /// 2 * 127 * (2^BITS - 1); those of integers of all eight bits have no sign, and are at most 128.
+    const WORDS: usize = match (QUADS / Self::PARTS, 128 >> Self::BITS) {
+        (_, 0) => 1,
+        (there, most) if there < most => there,
+        (_, most) => most,
+    };
+    /// From a block of a unit to the one that has bytes in common with it.
+    const APART: usize;
 
     /// Of one unit in each of some rows.
     ///
@@ -72,6 +94,12 @@ pub(in super::super) trait Format {
     /// # Safety
     /// As for `scales`.
     unsafe fn bytes(at: *const u8, i: usize) -> __m256i;
+
+    /// The same of eight rows: words of four values that stand next to each other. Lanes are rows.
+    ///
+    /// # Safety
+    /// As for `scales`.
+    unsafe fn eight(units: Units, i: usize) -> Eight;
 
     /// The same as `scales` for sixteen rows.
     ///
@@ -96,9 +124,9 @@ pub(in super::super) trait Visit {
 }
 
 macro_rules! formats {
-    ($($(#[$doc:meta])* $ty:ident: $bytes:literal
+    ($($(#[$doc:meta])* $ty:ident: $bits:literal bits, $bytes:literal
         $(in $blocks:literal, scales $scales:ident $(, factors $factors:literal)?)?
-        $(, mins $mins:literal)? $(, less $offset:literal)?, |$at:ident, $i:pat_param| $block:expr;)*) => {
+        $(, apart $apart:literal)? $(, mins $mins:literal)? $(, less $offset:literal)?, |$at:ident, $i:pat_param| $block:expr;)*) => {
         $(
             $(#[$doc])*
             // As in GgmlType.
@@ -111,6 +139,8 @@ macro_rules! formats {
                 const MINS: bool = false $(|| $mins)?;
                 const FACTORS: bool = false $($(|| $factors)?)?;
                 const OFFSET: u8 = 0 $(+ $offset)?;
+                const BITS: u32 = $bits;
+                const APART: usize = 1 $(- 1 + $apart)?;
 
                 #[inline]
                 #[target_feature(enable = "avx2,fma,f16c")]
@@ -126,6 +156,15 @@ macro_rules! formats {
                 #[inline]
                 #[target_feature(enable = "avx2,fma,f16c")]
                 unsafe fn bytes($at: *const u8, $i: usize) -> __m256i {
+                    // SAFETY: the parts of a unit.
+                    unsafe { $block }
+                }
+
+                #[inline]
+                #[target_feature(enable = "avx2,fma,f16c")]
+                unsafe fn eight($at: Units, $i: usize) -> Eight {
+                    #[allow(unused_imports)]
+                    use super::eight::{bits, fifth_bits, levels, load, nibbles, or, without_sign};
                     // SAFETY: the parts of a unit.
                     unsafe { $block }
                 }
@@ -173,37 +212,37 @@ macro_rules! formats {
 
 // Units of one block begin with its step, and its minimum if it has one, in half precision.
 formats! {
-    Q8_0: 34, less 128, |at, _| without_sign(load(at.add(2)));
-    Q4_0: 18, less 8, |at, _| nibbles(at.add(2));
-    Q4_1: 20, mins true, |at, _| nibbles(at.add(4));
-    Q5_0: 22, less 16, |at, _| or(nibbles(at.add(6)), fifth_bits(at.add(2)));
-    Q5_1: 24, mins true, |at, _| or(nibbles(at.add(8)), fifth_bits(at.add(4)));
+    Q8_0: 8 bits, 34, less 128, |at, _| without_sign(load(at.add(2)));
+    Q4_0: 4 bits, 18, less 8, |at, _| nibbles(at.add(2));
+    Q4_1: 4 bits, 20, mins true, |at, _| nibbles(at.add(4));
+    Q5_0: 5 bits, 22, less 16, |at, _| or(nibbles(at.add(6)), fifth_bits(at.add(2)));
+    Q5_1: 5 bits, 24, mins true, |at, _| or(nibbles(at.add(8)), fifth_bits(at.add(4)));
     /// Factors of both, 16 values each, two bits, step and minimum.
-    Q2_K: 84 in 8, scales of_q2_k, factors true, mins true, |at, i| bits(load(at.add(16 + 32 * (i / 4))), 2 * (i % 4), 3, 0);
+    Q2_K: 2 bits, 84 in 8, scales of_q2_k, factors true, mins true, |at, i| bits(load(at.add(16 + 32 * (i / 4))), 2 * (i % 4), 3, 0);
     /// High bits, low bits, factors of 16 values each, a step.
-    Q3_K: 110 in 8, scales of_q3_k, factors true, less 4, |at, i| {
+    Q3_K: 3 bits, 110 in 8, scales of_q3_k, factors true, less 4, |at, i| {
         let high = bits(load(at), i, 1, 2);
         let low = bits(load(at.add(32 + 32 * (i / 4))), 2 * (i % 4), 3, 0);
         or(low, high)
     };
     /// Step and minimum, both's factors, four bits.
-    Q4_K: 144 in 8, scales of_q4_k, mins true, |at, i| bits(load(at.add(16 + 32 * (i / 2))), 4 * (i % 2), 15, 0);
+    Q4_K: 4 bits, 144 in 8, scales of_q4_k, mins true, |at, i| bits(load(at.add(16 + 32 * (i / 2))), 4 * (i % 2), 15, 0);
     /// Step and minimum, both's factors, high bits, four bits.
-    Q5_K: 176 in 8, scales of_q4_k, mins true, |at, i| {
+    Q5_K: 5 bits, 176 in 8, scales of_q4_k, mins true, |at, i| {
         let low = bits(load(at.add(48 + 32 * (i / 2))), 4 * (i % 2), 15, 0);
         let high = bits(load(at.add(16)), i, 1, 4);
         or(low, high)
     };
     /// Four bits, two high bits, factors of 16 values each, a step.
-    Q6_K: 210 in 8, scales of_q6_k, factors true, less 32, |at, i| {
+    Q6_K: 6 bits, 210 in 8, scales of_q6_k, factors true, apart 2, less 32, |at, i| {
         let (upper, j) = (i / 4, i % 4);
         let low = bits(load(at.add(64 * upper + 32 * (j % 2))), 4 * (j / 2), 15, 0);
         let high = bits(load(at.add(128 + 32 * upper)), 2 * j, 3, 4);
         or(low, high)
     };
-    IQ4_NL: 18, less 128, |at, _| levels(nibbles(at.add(2)));
+    IQ4_NL: 8 bits, 18, less 128, |at, _| levels(nibbles(at.add(2)));
     /// A step, high bits of its factors, low ones, four bits.
-    IQ4_XS: 136 in 8, scales of_iq4_xs, less 128, |at, i| levels(nibbles(at.add(8 + 16 * i)));
+    IQ4_XS: 8 bits, 136 in 8, scales of_iq4_xs, less 128, |at, i| levels(nibbles(at.add(8 + 16 * i)));
 }
 
 /// 32 bytes.
@@ -224,7 +263,7 @@ pub(super) fn masked(x: __m256i, mask: i8) -> __m256i {
 /// Bits of each byte from `from` on, as many as the mask has, moved to `to`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn bits(x: __m256i, from: usize, mask: i8, to: usize) -> __m256i {
+pub(super) fn bits(x: __m256i, from: usize, mask: i8, to: usize) -> __m256i {
     let x = if from > to {
         _mm256_srl_epi16(x, _mm_cvtsi32_si128((from - to) as i32))
     } else {
@@ -243,7 +282,7 @@ fn or(a: __m256i, b: __m256i) -> __m256i {
 /// Integers with a sign, plus 128.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn without_sign(x: __m256i) -> __m256i {
+pub(super) fn without_sign(x: __m256i) -> __m256i {
     _mm256_xor_si256(x, _mm256_set1_epi8(i8::MIN))
 }
 

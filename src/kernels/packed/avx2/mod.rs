@@ -1,22 +1,115 @@
 //! The kernels for x86-64 with AVX2, FMA and F16C.
 
-use super::{BLOCK, Bytes, Line, MAX, Rounded, TINY, Tiles, WORDS, avx512, has_avx512};
+use super::bytes::{ByteBlocks, ByteTile, Kind, QUADS};
+use super::{BLOCK, Bytes, Line, MAX, Rounded, TINY, Tiles, WORDS, avx512, has_avx512, has_words};
+use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
 
+mod bytes;
 mod dot;
+mod eight;
 pub(super) mod formats;
 mod panel;
 mod scales;
 mod tile;
+pub(super) mod turned;
 
-pub(super) use super::avx512::bytes::{BIASED, BYTE_TILE_HEIGHT, round_to_bytes};
 pub(super) use formats::has_format;
 pub(super) use tile::TILES;
 
-/// Whether this CPU multiplies in bytes.
+/// Whether this CPU multiplies in bytes: all that have kernels do.
 pub(super) fn has_bytes() -> bool {
+    has_words()
+}
+
+/// Whether what integers of X add to sums because they are more than they stand for is computed when weights are unpacked: dot products want X without a sign.
+pub(super) fn has_starts() -> bool {
     has_avx512()
 }
+
+/// Whether sums of X's integers are kept as they are, not times steps: what weights are more than they stand for is subtracted from sums.
+pub(super) fn has_plain_sums() -> bool {
+    !has_avx512()
+}
+
+/// Rows of X in a tile of bytes.
+pub(super) fn byte_tile_height() -> usize {
+    if has_avx512() {
+        avx512::bytes::BYTE_TILE_HEIGHT
+    } else {
+        bytes::TILE_HEIGHT
+    }
+}
+
+/// Rounds a block to words of four multiples of a step each; plus 128 for dot products.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn round_to_bytes(x: &[f32; BLOCK], quads: &mut [f32; QUADS]) -> Rounded {
+    let rounded = Integers::round_block(x, MAX_BYTE);
+    let bytes = packed_bytes(rounded.words);
+    let bytes = match has_avx512() {
+        true => _mm256_xor_si256(bytes, _mm256_set1_epi8(avx512::bytes::OFFSET)),
+        false => bytes,
+    };
+    // SAFETY: within the array.
+    unsafe { _mm256_storeu_si256(quads.as_mut_ptr().cast(), bytes) };
+    rounded.scales()
+}
+
+impl ByteBlocks<'_> {
+    /// Unpacks blocks of type `ty`, and says what they have. `None` if there is no format for it.
+    ///
+    /// # Safety
+    /// The rows must have the blocks, and the CPU the instructions ([`has_bytes`]).
+    pub(super) unsafe fn unpack(self, ty: GgmlType) -> Option<Kind> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match has_avx512() {
+                true => self.unpack_512(ty),
+                false => self.unpack_256(ty),
+            }
+        }
+    }
+}
+
+impl ByteTile {
+    /// For `t` rows of X, at most [`byte_tile_height`].
+    ///
+    /// # Safety
+    /// All pointers must be valid for that, and the CPU have the instructions ([`has_bytes`]).
+    pub(super) unsafe fn compute(&self, t: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match has_avx512() {
+                true => self.compute_512(t),
+                false => self.compute_256(t),
+            }
+        }
+    }
+}
+
+impl Kind {
+    /// Of weights of a format.
+    pub(super) fn of<F: formats::Format>() -> Self {
+        match (F::FACTORS, F::MINS) {
+            (false, false) => Self::Steps,
+            (false, true) => Self::StepsAndMins,
+            (true, false) => Self::StepsOfHalves,
+            (true, true) => Self::StepsAndMinsOfHalves,
+        }
+    }
+}
+
+/// As [`prefetch`](super::prefetch), to the second-level cache: the first one has a panel.
+#[inline]
+pub(super) fn prefetch_for_later(at: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(size_of::<Line<f32>>()) {
+        // SAFETY: reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) };
+    }
+}
+
+/// Largest multiple of a step in bytes.
+const MAX_BYTE: f32 = 127.0;
 
 /// Whether this CPU has tiles: all that have kernels do.
 pub(super) fn has_tiles() -> bool {

@@ -1,6 +1,7 @@
 //! Steps and minimums of eight rows at a time.
 
-use super::formats::{Units, masked};
+use super::eight::columns;
+use super::formats::{Format, Units, masked};
 use std::arch::x86_64::*;
 
 /// What the integers of a unit in each of eight rows are multiplied with. Lanes are rows.
@@ -14,6 +15,19 @@ pub(in super::super) struct Scales {
 }
 
 impl Scales {
+    /// Steps of a block, or of a half of it if these have factors.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn steps_of<F: Format>(&self, block: usize, half: usize) -> __m256 {
+        match F::FACTORS {
+            true => _mm256_mul_ps(
+                self.steps[block],
+                _mm256_cvtepi32_ps(self.factors[block][half]),
+            ),
+            false => self.steps[block],
+        }
+    }
+
     /// Without minimums and factors.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -58,7 +72,7 @@ impl Scales {
     pub(super) unsafe fn of_q4_k(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let [halves, a, b, c] = columns(units, 0);
+            let [halves, a, b, c] = columns(units);
             let (step, min) = two_halves(halves);
             let min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0));
             let factors = |first, low| {
@@ -86,9 +100,9 @@ impl Scales {
     pub(super) unsafe fn of_q2_k(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let both = columns(units, 0);
+            let both = columns(units);
             // A unit ends with step and minimum.
-            let [.., halves] = columns(units, 68);
+            let [.., halves] = columns(units.add(68));
             let (step, min) = two_halves(halves);
             let min = _mm256_xor_ps(min, _mm256_set1_ps(-0.0));
             let of_half =
@@ -109,7 +123,7 @@ impl Scales {
         // SAFETY: the caller has units, and the features.
         unsafe {
             // A unit ends with the step, behind 12 bytes of factors.
-            let c = columns(units, 94);
+            let c = columns(units.add(94));
             let shifted = |i: usize| {
                 let (low, high) = (
                     _mm256_srli_epi32::<16>(c[i]),
@@ -143,7 +157,7 @@ impl Scales {
     pub(super) unsafe fn of_q6_k(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let four = columns(units, 192);
+            let four = columns(units.add(192));
             let factor = |i: usize| {
                 let up = _mm_cvtsi32_si128(24 - 8 * (i % 4) as i32);
                 _mm256_srai_epi32::<24>(_mm256_sll_epi32(four[i / 4], up))
@@ -161,7 +175,7 @@ impl Scales {
     pub(super) unsafe fn of_iq4_xs(units: Units) -> Self {
         // SAFETY: the caller has units, and the features.
         unsafe {
-            let [first, low, ..] = columns(units, 0);
+            let [first, low, ..] = columns(units);
             let (step, _) = two_halves(first);
             let high = _mm256_srli_epi32::<16>(first);
             let factor = |i: usize| {
@@ -207,29 +221,6 @@ fn two_halves(x: __m256i) -> (__m256, __m256) {
         _mm256_cvtph_ps(_mm256_castsi256_si128(x)),
         _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)),
     )
-}
-
-/// 16 bytes at an offset in each row, as four columns of four.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn columns(units: Units, offset: usize) -> [__m256i; 4] {
-    // SAFETY: the caller has them, and the features.
-    unsafe {
-        let row = |r: usize| _mm_loadu_si128(units.of(r).add(offset).cast());
-        let rows = [0, 1, 2, 3].map(|r| _mm256_set_m128i(row(r + 4), row(r)));
-        let pairs = [
-            _mm256_unpacklo_epi32(rows[0], rows[1]),
-            _mm256_unpacklo_epi32(rows[2], rows[3]),
-            _mm256_unpackhi_epi32(rows[0], rows[1]),
-            _mm256_unpackhi_epi32(rows[2], rows[3]),
-        ];
-        [
-            _mm256_unpacklo_epi64(pairs[0], pairs[1]),
-            _mm256_unpackhi_epi64(pairs[0], pairs[1]),
-            _mm256_unpacklo_epi64(pairs[2], pairs[3]),
-            _mm256_unpackhi_epi64(pairs[2], pairs[3]),
-        ]
-    }
 }
 
 /// Bits of each lane from `from` on, as many as the mask has.

@@ -1,9 +1,8 @@
 //! Panels and register tiles in bytes.
 
 use super::super::avx2::formats::{Format, Visit, visit};
-use super::super::avx2::{Integers, packed_bytes};
 use super::super::bytes::{BYTE_WIDTH, ByteBlocks, ByteTile, Kind, LANES, QUADS};
-use super::super::{BLOCK, Line, Rounded, by_height};
+use super::super::{Line, by_height};
 use super::two::{self, ROWS, Two, for_each_two, sixteens};
 use super::wide::Quads;
 use crate::file::types::GgmlType;
@@ -13,30 +12,15 @@ use std::arch::x86_64::*;
 /// 24 of the 32 registers hold sums, of integers and of blocks. Two lines of W and six rows of X need fewer loads than one and twelve.
 pub(in super::super) const BYTE_TILE_HEIGHT: usize = 6;
 
-/// Integers of X have no sign: there is something added to them.
-pub(in super::super) const BIASED: bool = true;
-
-/// Largest multiple of a step.
-const MAX: f32 = 127.0;
 /// What the integers of X are more than they stand for.
-pub(super) const OFFSET: i8 = i8::MIN;
-
-/// Rounds a block to words of four multiples of a step each, plus 128.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(in super::super) fn round_to_bytes(x: &[f32; BLOCK], quads: &mut [f32; QUADS]) -> Rounded {
-    let rounded = Integers::round_block(x, MAX);
-    let bytes = _mm256_xor_si256(packed_bytes(rounded.words), _mm256_set1_epi8(OFFSET));
-    // SAFETY: within the array.
-    unsafe { _mm256_storeu_si256(quads.as_mut_ptr().cast(), bytes) };
-    rounded.scales()
-}
+pub(in super::super) const OFFSET: i8 = i8::MIN;
 
 impl ByteBlocks<'_> {
     /// Unpacks blocks of type `ty`, and says what they have. `None` if there is no format for it.
     ///
     /// # Safety
     /// The rows must have the blocks, and the CPU AVX-512 with VNNI.
-    pub(in super::super) unsafe fn unpack(self, ty: GgmlType) -> Option<Kind> {
+    pub(in super::super) unsafe fn unpack_512(self, ty: GgmlType) -> Option<Kind> {
         // SAFETY: the caller's promise.
         unsafe { visit(ty, self) }
     }
@@ -53,12 +37,7 @@ impl ByteBlocks<'_> {
             // SAFETY: the caller's promise.
             unsafe { for_each_two::<F, _>(rows, row_bytes, blocks, &mut to) };
         }
-        match (F::FACTORS, F::MINS) {
-            (false, false) => Kind::Steps,
-            (false, true) => Kind::StepsAndMins,
-            (true, false) => Kind::StepsOfHalves,
-            (true, true) => Kind::StepsAndMinsOfHalves,
-        }
+        Kind::of::<F>()
     }
 }
 
@@ -163,7 +142,7 @@ impl ByteTile {
     ///
     /// # Safety
     /// All pointers must be valid for that, and the CPU have AVX-512 with VNNI.
-    pub(in super::super) unsafe fn compute(&self, t: usize) {
+    pub(in super::super) unsafe fn compute_512(&self, t: usize) {
         const STEPS: u8 = Kind::Steps as u8;
         const STEPS_AND_MINS: u8 = Kind::StepsAndMins as u8;
         const STEPS_OF_HALVES: u8 = Kind::StepsOfHalves as u8;

@@ -1,7 +1,8 @@
 //! Two blocks of sixteen rows of weights at a time: a register holds both of a row.
 
 use super::super::avx2::formats::{Format, GROUP, groups};
-use super::super::{Line, for_each_block, prefetch};
+use super::super::avx2::prefetch_for_later;
+use super::super::{for_each_block, prefetch};
 use super::scales::WideScales;
 use super::wide::{At, Quads};
 use std::arch::x86_64::*;
@@ -160,15 +161,6 @@ pub(super) unsafe fn for_each_two<F: Format, V: Visit>(
                 }
             });
         }
-    }
-}
-
-/// As [`prefetch`], to the second-level cache: the first one has a panel.
-#[inline]
-fn prefetch_for_later(at: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(size_of::<Line<f32>>()) {
-        // SAFETY: reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) };
     }
 }
 

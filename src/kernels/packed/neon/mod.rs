@@ -18,7 +18,6 @@ mod tile;
 
 pub(super) use super::no_words::{fastest_tiles, round_row};
 pub(super) use formats::has_format;
-pub(super) use tile::BYTE_TILE_HEIGHT;
 
 /// Whether this CPU multiplies in bytes: all do.
 pub(super) fn has_bytes() -> bool {
@@ -39,8 +38,20 @@ fn has_matrices() -> bool {
     has(CpuLevel::I8mm)
 }
 
-/// Integers of X keep their sign.
-pub(super) const BIASED: bool = false;
+/// Integers of X keep their sign, and add nothing to sums.
+pub(super) fn has_starts() -> bool {
+    false
+}
+
+/// Sums of X's integers meet minimums only.
+pub(super) fn has_plain_sums() -> bool {
+    false
+}
+
+/// Rows of X in a tile.
+pub(super) fn byte_tile_height() -> usize {
+    tile::BYTE_TILE_HEIGHT
+}
 
 /// Largest multiple of a step.
 const MAX: f32 = 127.0;
@@ -83,17 +94,6 @@ pub(super) fn round_to_bytes(x: &[f32; BLOCK], quads: &mut [f32; QUADS]) -> Roun
 }
 
 impl ByteRows {
-    /// Without the blocks before `block`.
-    #[inline]
-    fn at_block(self, block: usize) -> Self {
-        Self {
-            quads: self.quads.wrapping_add(block * QUADS),
-            steps: self.steps.wrapping_add(block),
-            sums: self.sums.wrapping_add(block),
-            ..self
-        }
-    }
-
     /// Integers of half of the first block of row `t`.
     ///
     /// # Safety
