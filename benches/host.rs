@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench host
 //!
-//! What it takes to learn a context's form, to prepare a prefix of 20 rows for it, to attach, swap and detach it; and what a step of two sequences with an adapter each takes, beside
-//! a step of one.
+//! What it takes to learn a context's form, to prepare a prefix of 20 rows for it, to attach, swap and detach it; and what steps of one and two sequences take, with an adapter each and with
+//! as many tokens instead.
 //!
 //! `cargo bench -- --test` runs all of it once on a tiny model, whose figures say nothing.
 //!
@@ -100,14 +100,18 @@ fn main() {
         "\nlibllama's LoRA adapters of rank {RANK}: loading one {load:.2} ms, setting another one {set:.4} ms"
     );
 
-    settle();
-    let one = step(&path, &theirs, n_threads, &adapters[..1], rounds);
-    settle();
-    let two = step(&path, &theirs, n_threads, &adapters, rounds);
-    println!(
-        "\nA step of one sequence with an adapter {one:.2} ms, of two with an adapter each {two:.2} ms: {:.2} times",
-        two / one
-    );
+    let both = adapters.each_ref().map(Some);
+    println!("\n| a step of libllama's | ms |\n| --- | --- |");
+    for (what, adapters) in [
+        ("one sequence", &[None][..]),
+        ("one sequence with an adapter", &both[..1]),
+        ("two sequences", &[None; 2]),
+        ("two sequences with an adapter each", &both),
+    ] {
+        settle();
+        let ms = step(&path, &theirs, n_threads, adapters, rounds);
+        println!("| {what} | {ms:.2} |");
+    }
 }
 
 fn context(
@@ -133,7 +137,7 @@ fn step(
     path: &std::path::Path,
     model: &Rc<oracle::Model>,
     n_threads: usize,
-    adapters: &[ggraft::Adapter],
+    adapters: &[Option<&ggraft::Adapter>],
     rounds: usize,
 ) -> f64 {
     let mut llama = context(model, n_threads, GgmlType::F16, adapters.len());
@@ -141,14 +145,22 @@ fn step(
     // SAFETY: as above.
     let mut host =
         unsafe { Host::new(Api::linked(), llama.context(), base, 0).expect("a context") };
-    let start = adapters.iter().enumerate().map(|(seq, adapter)| {
-        let graft = host.prepare(adapter, seq as i32).expect("fits");
-        host.attach(&graft, seq as i32).expect("room")
-    });
-    let start: Vec<usize> = start.collect();
+    // As many tokens where there is no adapter.
+    let mut filled: Vec<_> = Vec::new();
+    for (seq, adapter) in adapters.iter().enumerate() {
+        match adapter {
+            Some(adapter) => {
+                let graft = host.prepare(adapter, seq as i32).expect("fits");
+                host.attach(&graft, seq as i32).expect("room");
+            }
+            None => filled.extend((0..P).map(|at| (seq, at, 20))),
+        }
+    }
+    if !filled.is_empty() {
+        llama.step_sequences(&filled, |_| ()).expect("room");
+    }
     let times = (0..rounds).map(|at| {
-        let of_seq = start.iter().enumerate();
-        let tokens: Vec<_> = of_seq.map(|(seq, &from)| (seq, from + at, 20)).collect();
+        let tokens: Vec<_> = (0..adapters.len()).map(|seq| (seq, P + at, 20)).collect();
         timed(|| {
             let read = |row: &[f32]| {
                 black_box(row.len());

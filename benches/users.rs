@@ -98,19 +98,17 @@ fn writing(n: usize) -> GenerateOptions {
     generate
 }
 
-/// Steps until a few in a row have computed a token for each of the texts of `requests`: all are being written.
+/// Steps until all texts of `requests` are being written, and a few more.
 fn until_all_write(scheduler: &mut Scheduler, requests: usize, texts: usize) {
-    let mut in_a_row = 0;
-    while in_a_row < 3 {
-        let before = scheduler.positions_computed();
+    let mut more = 3;
+    while more > 0 {
+        let all = scheduler.len() == [requests, 0] && scheduler.texts_written() == texts;
+        more -= usize::from(all);
         for (_, event) in scheduler.step() {
             if let Event::Failed(e) = event {
                 panic!("{e}");
             }
         }
-        let all = scheduler.positions_computed() - before == texts;
-        let all = all && scheduler.len() == [requests, 0];
-        in_a_row = if all { in_a_row + 1 } else { 0 };
     }
 }
 

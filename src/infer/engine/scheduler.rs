@@ -209,7 +209,7 @@ impl Scheduler {
         let lengths = self.plan(&mut events);
         let all: usize = lengths.iter().flatten().sum();
         // One token of each is among them.
-        let written = self.written();
+        let written = self.texts_written();
         let start = Instant::now();
         self.compute(&lengths, &mut events);
         if written > 0 {
@@ -219,8 +219,8 @@ impl Scheduler {
         events
     }
 
-    /// Texts that are being written.
-    fn written(&self) -> usize {
+    /// Texts that are being written: their prompts are computed, and each step adds a token. A member of an ensemble is a text.
+    pub fn texts_written(&self) -> usize {
         let voices = self.running.iter().flat_map(Task::voices);
         voices.filter(|voice| voice.is_written()).count()
     }
@@ -275,7 +275,7 @@ impl Scheduler {
     /// How many tokens of each running text are computed next, for which there is room then.
     fn plan(&mut self, events: &mut Vec<(RequestId, Event)>) -> Vec<Vec<usize>> {
         let options = &self.reception.options;
-        let mut budget = match self.written() {
+        let mut budget = match self.texts_written() {
             0 => options.n_batch,
             written => (options.n_batch_beside).unwrap_or_else(|| self.rhythm.beside(written)),
         };
