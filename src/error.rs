@@ -8,17 +8,23 @@ use crate::model::ModelError;
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "runtime")]
-use {
-    crate::infer::engine::EngineError,
-    crate::infer::sampler::SamplerError,
-    crate::infer::text::StopError,
-    crate::infer::{EnsembleError, SavedError, SessionError},
-    crate::kernels::CpuError,
-    crate::model::chat::ChatError,
-    crate::model::vocab::VocabError,
-    crate::train::TrainError,
-    crate::train::data::DataError,
-};
+use crate::infer::engine::EngineError;
+#[cfg(feature = "runtime")]
+use crate::infer::sampler::SamplerError;
+#[cfg(feature = "runtime")]
+use crate::infer::text::StopError;
+#[cfg(feature = "runtime")]
+use crate::infer::{EnsembleError, SavedError, SessionError};
+#[cfg(feature = "runtime")]
+use crate::kernels::CpuError;
+#[cfg(feature = "runtime")]
+use crate::model::chat::ChatError;
+#[cfg(feature = "runtime")]
+use crate::model::vocab::VocabError;
+#[cfg(feature = "runtime")]
+use crate::train::TrainError;
+#[cfg(feature = "runtime")]
+use crate::train::data::DataError;
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
