@@ -56,6 +56,11 @@ class Host:
         return self.check(self.lib.ggraft_host_attach(self.handle, graft, seq))
 
 
+@llama_cpp.llama_log_callback
+def quiet(_level, _text, _user_data):
+    """libllama says much."""
+
+
 def decode(ctx, tokens):
     """Decodes (token, position, sequence, wanted); logits of the wanted ones."""
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
@@ -76,6 +81,7 @@ def main():
     model_path, adapters = sys.argv[1], sys.argv[2:4]
     library = sys.argv[4] if len(sys.argv) == 5 else Path(__file__).parent / "../target/release/libggraft_host.so"
 
+    llama_cpp.llama_log_set(quiet, c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(model_path.encode(), llama_cpp.llama_model_default_params())
     params = llama_cpp.llama_context_default_params()
