@@ -201,16 +201,17 @@ fn each_way(mut check: impl FnMut(&Model, Llama, bool)) {
     }
 }
 
+fn personas() -> [Adapter; 2] {
+    ["pirate", "butler"].map(|name| load(&format!("models/adapters/{name}.gguf")))
+}
+
 fn load(path: &str) -> Adapter {
     Adapter::load(&at(path)).unwrap()
 }
 
 #[test]
 fn sequences_of_one_batch_have_adapters_of_their_own() {
-    let (pirate, butler) = (
-        load("models/adapters/pirate.gguf"),
-        load("models/adapters/butler.gguf"),
-    );
+    let [pirate, butler] = personas();
     each_way(|model, mut llama, kv_unified| {
         let mut host = host(&llama, model);
         let text = model
@@ -250,10 +251,7 @@ fn sequences_of_one_batch_have_adapters_of_their_own() {
 
 #[test]
 fn adapters_are_swapped_copied_and_taken_out() {
-    let (pirate, butler) = (
-        load("models/adapters/pirate.gguf"),
-        load("models/adapters/butler.gguf"),
-    );
+    let [pirate, butler] = personas();
     each_way(|model, mut llama, kv_unified| {
         let mut host = host(&llama, model);
         let text = model

@@ -2,9 +2,11 @@
 
 use super::params::{self, choose};
 use super::pointer::{give, handle, path, place, take_back};
-use super::status::{c_string, call, ggraft_status};
-use ggraft::adapter::{self, Adapter, AdapterKind, Precision};
+use super::status::{Failure, c_string, call, ggraft_status};
+use ggraft::adapter::{self, Adapter, AdapterKind, ImportOptions, Precision};
+use ggraft::model::{BaseShape, Fingerprint};
 use std::ffi::{CString, c_char};
+use std::path::Path;
 
 /// An immutable adapter in memory. May be used by any number of threads and sessions at once.
 pub struct ggraft_adapter {
@@ -30,6 +32,21 @@ impl ggraft_adapter {
             adapter,
         }
     }
+}
+
+/// A GGUF adapter file, or a PEFT folder imported for the base that `base` tells.
+pub(crate) fn open(
+    path: &Path,
+    base: impl FnOnce() -> Result<(BaseShape, Fingerprint), Failure>,
+) -> Result<ggraft_adapter, Failure> {
+    let adapter = if path.is_dir() {
+        let (shape, fingerprint) = base()?;
+        let options = ImportOptions::default();
+        adapter::import_peft(path, &shape, Some(fingerprint), &options)?
+    } else {
+        Adapter::load(path)?
+    };
+    Ok(ggraft_adapter::new(adapter))
 }
 
 /// What an adapter does to its base.

@@ -1,10 +1,9 @@
 //! Adapters in an application's own `llama_context`.
 
-use super::adapter::ggraft_adapter;
+use super::adapter::{ggraft_adapter, open};
 use super::exclusive::Exclusive;
 use super::pointer::{array, give, handle, path, place, take_back};
 use super::status::{Failure, call, call_number, ggraft_status};
-use ggraft::adapter::{Adapter, ImportOptions, import_peft};
 use ggraft::host::{Api, Graft, Host, Piece};
 use ggraft::model::Base;
 use std::ffi::{c_char, c_void};
@@ -12,7 +11,6 @@ use std::ffi::{c_char, c_void};
 /// A `llama_context` of the application's, and the base that it runs. For one thread at a time (GGRAFT_ERROR_BUSY otherwise), as the context itself.
 pub struct ggraft_host {
     host: Exclusive<Host>,
-    base: Base,
 }
 
 /// An adapter in the form that one context asked for. May be used by any thread.
@@ -64,10 +62,10 @@ pub unsafe extern "C" fn ggraft_host_new(
         // SAFETY: the caller's promise.
         let base = Base::open(unsafe { path(base, "base")? })?;
         // SAFETY: the caller's promise.
-        let host = unsafe { Host::new(api, ctx, base.clone(), seq)? };
+        let host = unsafe { Host::new(api, ctx, base, seq)? };
         let host = Exclusive::new(host);
         // SAFETY: `out` is valid by the caller's promise.
-        unsafe { give(out, ggraft_host { host, base }) };
+        unsafe { give(out, ggraft_host { host }) };
         Ok(())
     })
 }
@@ -110,15 +108,12 @@ pub unsafe extern "C" fn ggraft_host_load(
     call(|| {
         let out = place(out, "out")?;
         // SAFETY: the caller's promise.
-        let (host, path) = unsafe { (handle(host, "host")?, self::path(path, "path")?) };
-        let adapter = if path.is_dir() {
-            let (shape, print) = (host.base.shape(), host.base.fingerprint());
-            import_peft(path, shape, Some(print), &ImportOptions::default())?
-        } else {
-            Adapter::load(path)?
-        };
+        let path = unsafe { self::path(path, "path")? };
+        let base = |host: &mut Host| Ok((host.base().shape().clone(), host.base().fingerprint()));
+        // SAFETY: the caller's promise.
+        let adapter = open(path, || unsafe { with(host, base) })?;
         // SAFETY: `out` is valid by the caller's promise.
-        unsafe { give(out, ggraft_adapter::new(adapter)) };
+        unsafe { give(out, adapter) };
         Ok(())
     })
 }
@@ -140,7 +135,7 @@ pub unsafe extern "C" fn ggraft_host_prepare(
         // SAFETY: the caller's promise.
         let adapter = unsafe { &handle(adapter, "adapter")?.adapter };
         // SAFETY: the caller's promise.
-        let graft = unsafe { with(host, |host| host.prepare(adapter, seq))? };
+        let graft = unsafe { with(host, |host| Ok(host.prepare(adapter, seq)?))? };
         // SAFETY: `out` is valid by the caller's promise.
         unsafe { give(out, ggraft_graft { graft }) };
         Ok(())
@@ -181,10 +176,7 @@ pub unsafe extern "C" fn ggraft_host_attach(
     seq: i32,
 ) -> i64 {
     // SAFETY: the caller's promise.
-    number(|| unsafe {
-        let graft = &handle(graft, "graft")?.graft;
-        with(host, |host| host.attach(graft, seq))
-    })
+    unsafe { place_graft(host, graft, |host, graft| Ok(host.attach(graft, seq)?)) }
 }
 
 /// As `ggraft_host_attach`, in place of what `seq` has, text and all.
@@ -198,10 +190,7 @@ pub unsafe extern "C" fn ggraft_host_swap(
     seq: i32,
 ) -> i64 {
     // SAFETY: the caller's promise.
-    number(|| unsafe {
-        let graft = &handle(graft, "graft")?.graft;
-        with(host, |host| host.swap(graft, seq))
-    })
+    unsafe { place_graft(host, graft, |host, graft| Ok(host.swap(graft, seq)?)) }
 }
 
 /// As `ggraft_host_swap`, and decodes `tokens` behind the adapter, so that the text goes on under it. Returns the position behind them, or a negative `ggraft_status`; the
@@ -218,11 +207,12 @@ pub unsafe extern "C" fn ggraft_host_swap_and_recompute(
     n: usize,
 ) -> i64 {
     // SAFETY: the caller's promise.
-    number(|| unsafe {
-        let graft = &handle(graft, "graft")?.graft;
-        let tokens = array(tokens, n, "tokens")?;
-        with(host, |host| host.swap_and_recompute(graft, seq, tokens))
-    })
+    unsafe {
+        place_graft(host, graft, |host, graft| {
+            let tokens = array(tokens, n, "tokens")?;
+            Ok(host.swap_and_recompute(graft, seq, tokens)?)
+        })
+    }
 }
 
 /// Empties the sequence `seq`.
@@ -232,7 +222,7 @@ pub unsafe extern "C" fn ggraft_host_swap_and_recompute(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggraft_host_detach(host: *mut ggraft_host, seq: i32) -> ggraft_status {
     // SAFETY: the caller's promise.
-    call(|| unsafe { with(host, |host| host.detach(seq)) })
+    call(|| unsafe { with(host, |host| Ok(host.detach(seq)?)) })
 }
 
 /// Lets the sequence `to`, which must be empty, begin with all that `from` has: cells are shared where the context has one cache for all sequences, and copied elsewhere.
@@ -246,7 +236,7 @@ pub unsafe extern "C" fn ggraft_host_copy(
     to: i32,
 ) -> ggraft_status {
     // SAFETY: the caller's promise.
-    call(|| unsafe { with(host, |host| host.copy(from, to)) })
+    call(|| unsafe { with(host, |host| Ok(host.copy(from, to)?)) })
 }
 
 /// Decodes a prompt of `n` tokens, without BOS, into the empty sequence `seq`, with the adapter's virtual tokens where its template places them. Returns the position behind
@@ -266,7 +256,7 @@ pub unsafe extern "C" fn ggraft_host_prompt(
     number(|| unsafe {
         let adapter = &handle(adapter, "adapter")?.adapter;
         let tokens = array(tokens, n, "tokens")?;
-        with(host, |host| host.prompt(adapter, tokens, seq))
+        with(host, |host| Ok(host.prompt(adapter, tokens, seq)?))
     })
 }
 
@@ -286,10 +276,12 @@ pub unsafe extern "C" fn ggraft_host_compose(
     call(|| {
         // SAFETY: the caller's promise.
         let (width, pieces) = unsafe {
-            let width = handle(host.cast_const(), "host")?.base.shape().n_embd;
             let adapter = &handle(adapter, "adapter")?.adapter;
             let tokens = array(tokens, n, "tokens")?;
-            (width, with(host, |host| host.compose(adapter, tokens))?)
+            with(host, |host| {
+                let width = host.base().shape().n_embd;
+                Ok((width, host.compose(adapter, tokens)?))
+            })?
         };
         let Some(callback) = callback else {
             return Ok(());
@@ -312,11 +304,27 @@ pub unsafe extern "C" fn ggraft_host_compose(
 /// `host` is NULL or a live handle.
 unsafe fn with<T>(
     host: *const ggraft_host,
-    body: impl FnOnce(&mut Host) -> ggraft::Result<T>,
+    body: impl FnOnce(&mut Host) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     // SAFETY: the caller's promise.
     let host = unsafe { handle(host, "host")? };
-    Ok(body(&mut *host.host.lock("host")?)?)
+    body(&mut *host.host.lock("host")?)
+}
+
+/// The position behind what `body` does with both handles.
+///
+/// # Safety
+/// Each is NULL or a live handle.
+unsafe fn place_graft(
+    host: *const ggraft_host,
+    graft: *const ggraft_graft,
+    body: impl FnOnce(&mut Host, &Graft) -> Result<usize, Failure>,
+) -> i64 {
+    // SAFETY: the caller's promise.
+    number(|| unsafe {
+        let graft = &handle(graft, "graft")?.graft;
+        with(host, |host| body(host, graft))
+    })
 }
 
 fn number(body: impl FnOnce() -> Result<usize, Failure>) -> i64 {

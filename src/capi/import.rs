@@ -1,11 +1,11 @@
 //! Adapters for a model: load, import from PEFT and export to it.
 
-use super::adapter::ggraft_adapter;
+use super::adapter::{ggraft_adapter, open};
 use super::model::ggraft_model;
 use super::params::{self, Params};
 use super::pointer::{give, handle, path, place, text};
 use super::status::{Failure, call, ggraft_status, ggraft_status::*};
-use ggraft::adapter::{self, Adapter, ImportOptions};
+use ggraft::adapter::{self, ImportOptions};
 use std::ffi::c_char;
 
 /// Choices of `ggraft_adapter_import`. Fill it with `ggraft_import_params_init`.
@@ -50,16 +50,13 @@ pub unsafe extern "C" fn ggraft_adapter_load(
         let out = place(out, "out")?;
         // SAFETY: the caller's promise.
         let path = unsafe { self::path(path, "path")? };
-        let adapter = if path.is_dir() {
+        let adapter = open(path, || {
             // SAFETY: the caller's promise.
             let base = &unsafe { handle(model, "model (a PEFT folder needs one)")? }.model;
-            let options = ImportOptions::default();
-            adapter::import_peft(path, base.shape(), Some(base.fingerprint()), &options)?
-        } else {
-            Adapter::load(path)?
-        };
+            Ok((base.shape().clone(), base.fingerprint()))
+        })?;
         // SAFETY: `out` is valid by the caller's promise.
-        unsafe { give(out, ggraft_adapter::new(adapter)) };
+        unsafe { give(out, adapter) };
         Ok(())
     })
 }

@@ -217,15 +217,12 @@ impl Host {
     /// [`HostError::SequenceRange`], [`HostError::Decode`].
     pub fn decode(&mut self, pieces: &[Piece], mut position: usize, seq: i32) -> Result<usize> {
         for piece in pieces {
-            let input = match piece {
-                Piece::Tokens(tokens) => Input::Tokens(tokens),
-                Piece::Rows(rows) => Input::Rows(rows),
+            let (input, n) = match piece {
+                Piece::Tokens(tokens) => (Input::Tokens(tokens), tokens.len()),
+                Piece::Rows(rows) => (Input::Rows(rows), rows.len() / self.base.shape().n_embd),
             };
             self.context.decode(input, position, seq)?;
-            position += match piece {
-                Piece::Tokens(tokens) => tokens.len(),
-                Piece::Rows(rows) => rows.len() / self.base.shape().n_embd,
-            };
+            position += n;
         }
         Ok(position)
     }

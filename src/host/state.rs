@@ -100,13 +100,11 @@ impl Layout {
         base: &Base,
         window: usize,
     ) -> Result<Self, HostError> {
-        let readings: Vec<_> = Form::all()
-            .filter_map(|form| Some((form, Reader(state).state(form, seq)?)))
-            .collect();
+        let mut readings =
+            Form::all().filter_map(|form| Some((form, Reader(state).state(form, seq)?)));
         let unknown = |why: &str| HostError::UnknownState {
             why: why.to_owned(),
         };
-        let mut readings = readings.into_iter();
         let (form, mut caches) = readings
             .next()
             .ok_or_else(|| unknown("no known form accounts for its bytes"))?;
@@ -125,10 +123,10 @@ impl Layout {
             }
             n => return Err(unknown(&format!("{n} caches"))),
         };
-        let all_rows = || caches.iter().flat_map(|cache| &cache.layers);
+        let mut all_rows = caches.iter().flat_map(|cache| &cache.layers);
         let quantized = |rows: &&Rows| rows.k.is_quantized() || rows.v.is_quantized();
         if !form.rotations
-            && let Some(rows) = all_rows().find(quantized)
+            && let Some(rows) = all_rows.find(quantized)
         {
             // Versions in between rotate, and do not write so.
             return Err(unknown(&format!(
@@ -254,9 +252,7 @@ impl Cache {
             }
         }
         // The sequence's cells are in one stream, whichever it is: the others are empty.
-        for _ in 1..if form.streams { self.n_streams } else { 1 } {
-            out.u32(0);
-        }
+        (1..self.n_streams).for_each(|_| out.u32(0));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use super::identity::fingerprint;
 use super::keys::{Keys, MAX_SIZE};
 use super::{BaseShape, Fingerprint, ModelError, PerLayer};
 use crate::error::{Error, Result};
-use crate::file::mmap::MappedGguf;
+use crate::file::mmap::{MappedGguf, Part};
 use std::path::Path;
 
 /// A base model that others run: its shape and fingerprint, to check adapters by, and which of its layers see windows. Nothing of its weights is kept.
@@ -63,14 +63,7 @@ impl Base {
 
     fn read(file: &MappedGguf) -> Result<Self, ModelError> {
         let main = file.main();
-        if let Some(kind) = main
-            .gguf
-            .str("general.type")?
-            .filter(|&kind| kind != "model")
-        {
-            let kind = kind.to_owned();
-            return Err(ModelError::NotAModel { kind });
-        }
+        check_is_model(main)?;
         let embd = "token_embd.weight";
         let rows = file.tensor(embd).and_then(|(_, info)| info.ne.get(1));
         let n_vocab = *rows.ok_or_else(|| ModelError::MissingTensor {
@@ -106,6 +99,16 @@ impl Base {
     /// Whether layer `il` sees a window of recent positions only.
     pub(crate) fn is_windowed(&self, il: usize) -> bool {
         self.windowed.get(il).copied().unwrap_or(false)
+    }
+}
+
+/// Files that say so are of something else: adapters, for example.
+pub(super) fn check_is_model(main: &Part) -> Result<(), ModelError> {
+    match main.gguf.str("general.type")? {
+        None | Some("model") => Ok(()),
+        Some(kind) => Err(ModelError::NotAModel {
+            kind: kind.to_owned(),
+        }),
     }
 }
 

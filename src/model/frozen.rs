@@ -1,5 +1,6 @@
 //! The base model, opened.
 
+use super::base::check_is_model;
 use super::identity::fingerprint;
 use super::vocab::{ChatOptions, Vocab};
 use super::{BaseShape, Fingerprint, HParams, ModelError, Weights};
@@ -159,14 +160,7 @@ impl Model {
         options: &ModelOptions,
     ) -> Result<(HParams, Weights), ModelError> {
         let main = file.main();
-        match main.gguf.str("general.type")? {
-            None | Some("model") => {}
-            Some(kind) => {
-                return Err(ModelError::NotAModel {
-                    kind: kind.to_owned(),
-                });
-            }
-        }
+        check_is_model(main)?;
         let hp = HParams::read(main)?;
         let weights = Weights::load(file, &hp, options)?;
         Ok((hp, weights))

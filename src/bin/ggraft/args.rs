@@ -10,6 +10,7 @@ use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{Combine, Ensemble, FlashAttention, KvType};
 use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
+use ggraft::model::{BaseShape, Fingerprint};
 use ggraft::{Adapter, CpuLevel, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -343,13 +344,22 @@ impl EnsembleArgs {
 
 /// A GGUF adapter file, or a PEFT folder imported for `model`.
 pub(crate) fn load_adapter(path: &Path, model: &Model, task: Option<usize>) -> Result<Adapter> {
+    load_adapter_for(path, (model.shape(), model.fingerprint()), task)
+}
+
+/// As [`load_adapter`], for a base of which no more is known.
+pub(crate) fn load_adapter_for(
+    path: &Path,
+    base: (&BaseShape, Fingerprint),
+    task: Option<usize>,
+) -> Result<Adapter> {
     if path.is_dir() {
         let options = ImportOptions {
             task,
             name: Some(stem(path)),
             ..ImportOptions::default()
         };
-        return import_folder(path, model, &options);
+        return import_folder(path, base, &options);
     }
     if task.is_some() {
         return Err(Failure::Usage(format!(
@@ -360,14 +370,13 @@ pub(crate) fn load_adapter(path: &Path, model: &Model, task: Option<usize>) -> R
     load_adapter_file(path)
 }
 
-/// A PEFT folder, imported for `model`.
+/// A PEFT folder, imported for a base of this shape and fingerprint.
 pub(crate) fn import_folder(
     path: &Path,
-    model: &Model,
+    (shape, fingerprint): (&BaseShape, Fingerprint),
     options: &ImportOptions,
 ) -> Result<Adapter> {
-    let fingerprint = Some(model.fingerprint());
-    import_peft(path, model.shape(), fingerprint, options).map_err(|e| about(path, e))
+    import_peft(path, shape, Some(fingerprint), options).map_err(|e| about(path, e))
 }
 
 /// What is in a PEFT folder, whatever the base.

@@ -1,12 +1,12 @@
 //! `ggraft export`: an adapter becomes a PEFT folder, or a slot of llama-server.
 
-use crate::args::{ModelArgs, count, load_adapter, stem};
+use crate::args::{ModelArgs, count, load_adapter, load_adapter_for, stem};
 use crate::failure::{Failure, Result};
 use crate::io;
 use crate::outputs::Files;
 use clap::Args;
 use ggraft::Adapter;
-use ggraft::adapter::{ImportOptions, export_peft, import_peft};
+use ggraft::adapter::export_peft;
 use ggraft::file::peft::{CONFIG_FILE, TENSOR_FILE};
 use ggraft::file::types::GgmlType;
 use ggraft::host::{Llama, LlamaOptions};
@@ -150,15 +150,7 @@ impl Export {
                 n_vocab - 1
             )));
         }
-        let adapter = match self.adapter.is_dir() {
-            true => import_peft(
-                &self.adapter,
-                base.shape(),
-                Some(base.fingerprint()),
-                &ImportOptions::default(),
-            )?,
-            false => Adapter::load(&self.adapter)?,
-        };
+        let adapter = load_adapter_for(&self.adapter, (base.shape(), base.fingerprint()), None)?;
         // Rows, and some of a text: nothing else is computed.
         options.n_ctx = adapter.length() + 64;
         let mut llama = Llama::open(&self.model.model, &options)?;

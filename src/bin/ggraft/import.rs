@@ -75,7 +75,7 @@ impl Import {
             row_factor: self.row_factor,
             name: Some(self.name.unwrap_or_else(|| stem(&self.folder))),
         };
-        let adapter = import_folder(&self.folder, &model, &options)?;
+        let adapter = import_folder(&self.folder, (model.shape(), model.fingerprint()), &options)?;
         adapter.save(&self.output, self.precision.get())?;
         io::report(&self.output, &io::summary(&adapter))
     }

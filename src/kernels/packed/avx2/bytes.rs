@@ -238,8 +238,8 @@ unsafe fn products<F: Format, const N: usize>(
             match F::WORDS {
                 1 => add_signed(&mut acc, w, x, x_stride),
                 2 => add_two(&mut acc, w, x, x_stride),
-                4 => add(&mut acc, four(w, x, x_stride)),
-                8 => add(&mut acc, eight(w, x, x_stride)),
+                4 => add(&mut acc, words::<N, 4>(w, x, x_stride)),
+                8 => add(&mut acc, words::<N, 8>(w, x, x_stride)),
                 _ => unreachable!("{} words at a time", F::WORDS),
             }
         }
@@ -311,46 +311,35 @@ macro_rules! word {
     };
 }
 
-/// Four words times those of `N` rows of X in 16 bits.
+/// `W` words, four or eight, times those of `N` rows of X in 16 bits.
 ///
 /// # Safety
 /// As for [`products`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn four<const N: usize>(w: *const f32, x: *const f32, x_stride: usize) -> [[__m256i; 2]; N] {
-    const { assert!(BYTE_WIDTH == 32 && N <= TILE_HEIGHT) };
-    let mut acc = [[_mm256_setzero_si256(); 2]; N];
-    // `out(ymm_reg) _` has no type that says how wide the register is.
-    let mut s = [_mm256_setzero_si256(); 5];
-    // SAFETY: reads the words only.
-    unsafe {
-        tile!(N, w, x, x_stride, acc, [
-            w0 = out(ymm_reg) s[0], w1 = out(ymm_reg) s[1], x = out(ymm_reg) s[2], p0 = out(ymm_reg) s[3], p1 = out(ymm_reg) s[4],
-        ], word 0 1 2 3);
-    }
-    let _ = s;
-    acc
-}
-
-/// Eight words times those of `N` rows of X in 16 bits.
-///
-/// # Safety
-/// As for [`products`].
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn eight<const N: usize>(
+unsafe fn words<const N: usize, const W: usize>(
     w: *const f32,
     x: *const f32,
     x_stride: usize,
 ) -> [[__m256i; 2]; N] {
     const { assert!(BYTE_WIDTH == 32 && N <= TILE_HEIGHT) };
     let mut acc = [[_mm256_setzero_si256(); 2]; N];
+    // `out(ymm_reg) _` has no type that says how wide the register is.
     let mut s = [_mm256_setzero_si256(); 5];
+    macro_rules! add_words {
+        ($($q:literal)*) => {
+            tile!(N, w, x, x_stride, acc, [
+                w0 = out(ymm_reg) s[0], w1 = out(ymm_reg) s[1], x = out(ymm_reg) s[2], p0 = out(ymm_reg) s[3], p1 = out(ymm_reg) s[4],
+            ], word $($q)*)
+        };
+    }
     // SAFETY: reads the words only.
     unsafe {
-        tile!(N, w, x, x_stride, acc, [
-            w0 = out(ymm_reg) s[0], w1 = out(ymm_reg) s[1], x = out(ymm_reg) s[2], p0 = out(ymm_reg) s[3], p1 = out(ymm_reg) s[4],
-        ], word 0 1 2 3 4 5 6 7);
+        match W {
+            4 => add_words!(0 1 2 3),
+            8 => add_words!(0 1 2 3 4 5 6 7),
+            _ => unreachable!("{W} words at a time"),
+        }
     }
     let _ = s;
     acc

@@ -7,6 +7,7 @@ use super::super::{
 };
 use super::formats::{Format, GROUP, Units, Visit, groups, visit};
 use super::scales::Scales;
+use super::store_group;
 use super::turned::TurnedDots;
 use crate::file::types::GgmlType;
 use std::arch::x86_64::*;
@@ -49,13 +50,7 @@ impl Dots {
                 let sums = self.group::<F, N>(rows);
                 for (t, sum) in sums.into_iter().enumerate() {
                     let y = self.y.add(t * self.y_stride + first);
-                    if first + GROUP <= self.rows {
-                        _mm256_storeu_ps(y, sum);
-                    } else {
-                        let mut lanes = [0.0f32; GROUP];
-                        _mm256_storeu_ps(lanes.as_mut_ptr(), sum);
-                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), y, self.rows - first);
-                    }
+                    store_group(sum, y, self.rows - first);
                 }
             }
         }

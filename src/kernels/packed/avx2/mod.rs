@@ -219,6 +219,25 @@ pub(super) fn store_lanes<T>(x: __m256i, to: &mut Line<T>, lane: usize) {
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) };
 }
 
+/// Writes the first `n` of a group's sums, or all eight if there are more.
+///
+/// # Safety
+/// There must be room for them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store_group(sums: __m256, to: *mut f32, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if n >= formats::GROUP {
+            _mm256_storeu_ps(to, sums);
+        } else {
+            let mut lanes = [0.0f32; formats::GROUP];
+            _mm256_storeu_ps(lanes.as_mut_ptr(), sums);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn store(x: [__m256i; 2], to: &mut [f32; WORDS]) {

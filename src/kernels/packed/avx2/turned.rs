@@ -10,6 +10,7 @@ use super::bytes::{scaled_sums, x_sums};
 use super::eight::Quads;
 use super::formats::{Format, GROUP, Units, Visit, groups};
 use super::scales::Scales;
+use super::store_group;
 use std::arch::x86_64::*;
 
 /// Rows of X that are multiplied at a time: of more, not even a unit's columns stay in the first-level cache.
@@ -79,15 +80,7 @@ impl TurnedDots {
             for (t, &mut sum) in sums.iter_mut().enumerate() {
                 let y = y.wrapping_add(t * y_stride + row);
                 // SAFETY: elements of Y.
-                unsafe {
-                    if row + GROUP <= rows {
-                        _mm256_storeu_ps(y, sum);
-                    } else {
-                        let mut lanes = [0.0f32; GROUP];
-                        _mm256_storeu_ps(lanes.as_mut_ptr(), sum);
-                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), y, rows - row);
-                    }
-                }
+                unsafe { store_group(sum, y, rows - row) };
             }
         }
     }
