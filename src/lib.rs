@@ -170,5 +170,5 @@ pub use {
     ggml::default_threads,
     infer::{Session, SessionOptions},
     kernels::{CpuError, CpuLevel},
-    model::{Kernels, Model, ModelOptions},
+    model::{DecoderChoice, Kernels, Model, ModelOptions},
 };

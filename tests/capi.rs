@@ -1111,17 +1111,17 @@ fn text_and_tokens_use_the_buffer_protocol() {
             ids[..n].iter().filter(|&&id| id == 1).count()
         };
         assert_eq!(ends(&params), 1);
-        for (kernels, reserved, message) in [
+        for (kernels, decoder, message) in [
             (3, 0, "3 is no ggraft_kernels"),
             (
                 ggraft_kernels::GGRAFT_KERNELS_OWN as i32,
-                1,
-                "reserved must be 0",
+                3,
+                "3 is no ggraft_decoder",
             ),
         ] {
             let wrong = ggraft_model_params {
                 kernels,
-                reserved,
+                decoder,
                 ..params
             };
             let mut model = null_mut();
@@ -1134,6 +1134,7 @@ fn text_and_tokens_use_the_buffer_protocol() {
             assert!(model.is_null());
         }
         params.kernels = ggraft_kernels::GGRAFT_KERNELS_GGML as i32;
+        params.decoder = ggraft_decoder::GGRAFT_DECODER_LLAMA as i32;
         params.parse_special = 1;
         assert_eq!(ends(&params), 2);
 

@@ -1978,7 +1978,7 @@ fn inspect_tells_what_a_file_is() {
     assert_eq!(facts["fingerprint"].as_str().unwrap().len(), 64);
     let text = ok(&["inspect", path.to_str().unwrap()]);
     assert!(
-        text.contains("not run by ggraft itself: ") && text.contains("unsupported architecture"),
+        text.contains("libllama computes it") && text.contains("unsupported architecture"),
         "{text}"
     );
 
@@ -2352,4 +2352,69 @@ fn batch_serves_rows_with_their_own_adapters() {
         assert!(text.contains(why), "{text}");
         assert!(!Path::new(&out).exists());
     }
+}
+
+/// What a base of ours says, another base of the same weights says by libllama's decoder.
+#[test]
+fn libllama_computes_what_only_it_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0);
+    let foreign = FixtureSpec {
+        architecture: "internlm2",
+        ..known.clone()
+    };
+    let paths = ["known.gguf", "foreign.gguf"].map(|name| folder.path().join(name));
+    write_fixture(&paths[0], &known).unwrap();
+    write_fixture(&paths[1], &foreign).unwrap();
+    let [known, foreign] = paths.each_ref().map(|path| path.to_str().unwrap());
+    let data = folder.path().join("rows.jsonl");
+    let rows: Vec<_> = (["cat", "dog", "rain"].iter())
+        .map(|word| format!("{{\"prompt\": \"The {word}\", \"completion\": \" is in\"}}"))
+        .collect();
+    fs::write(&data, rows.join("\n")).unwrap();
+    let out = folder.path().join("out.jsonl");
+    let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
+
+    let run = "run -t 1 --temp 0 -n 8 --kv-type f32 --flash-attn off --json -p";
+    let said = |model: &str, more: &[&str]| {
+        let args = [&words(run)[..], &["The cat", "-m", model], more].concat();
+        let output = ggraft(&args);
+        (json(&stdout(&output))["tokens"].clone(), stderr(&output))
+    };
+    let (want, note) = said(known, &[]);
+    assert!(!note.contains("libllama"), "{note}");
+    let (got, note) = said(foreign, &[]);
+    assert_eq!(got, want);
+    assert_eq!(
+        note.matches("libllama computes this model").count(),
+        1,
+        "{note}"
+    );
+    let (got, note) = said(known, &["--decoder", "llama"]);
+    assert_eq!(got, want);
+    assert!(!note.contains("libllama computes"), "{note}");
+    let e = failure(&ggraft(&[
+        "run",
+        "-m",
+        foreign,
+        "--decoder",
+        "own",
+        "-p",
+        "a",
+    ]));
+    assert!(e.contains("unsupported architecture 'internlm2'"), "{e}");
+
+    let losses = [known, foreign].map(|model| {
+        let eval = ["eval", "-t", "1", "--json", "--data", data, "-m", model];
+        json(&ok(&eval))["loss"].as_f64().unwrap()
+    });
+    assert!((losses[0] - losses[1]).abs() < 1e-2, "{losses:?}");
+    ok(&[
+        "predict", "-t", "1", "-n", "4", "--data", data, "-m", foreign, "-o", out,
+    ]);
+    assert_eq!(fs::read_to_string(out).unwrap().lines().count(), 3);
+    let e = failure(&ggraft(&[
+        "train", "-m", foreign, "--data", data, "-o", out,
+    ]));
+    assert!(e.contains("unsupported architecture 'internlm2'"), "{e}");
 }

@@ -18,7 +18,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("graph", &["file", "kernels", "operation", "ggml", "model"]),
     (
         "infer",
-        &["file", "kernels", "ggml", "model", "adapter", "graph"],
+        &[
+            "file", "kernels", "ggml", "model", "adapter", "graph", "host",
+        ],
     ),
     (
         "train",
@@ -37,6 +39,10 @@ const RAW_GGML: &[(&str, &str)] = &[
     (
         "host/llama.rs",
         "libllama's contexts, which have no other user",
+    ),
+    (
+        "model/llama.rs",
+        "libllama's models, which have no other user",
     ),
     (
         "model/vocab/native.rs",
@@ -61,6 +67,7 @@ const MAY_BE_UNSAFE: &[(&str, &str)] = &[
     ("host/mod.rs", "takes the context of an application"),
     ("host/llama.rs", "makes a context"),
     ("capi/", "the C interface"),
+    ("model/llama.rs", "libllama's models"),
     ("model/vocab/native.rs", "libllama's tokenizer"),
     ("infer/sampler.rs", "libllama's samplers"),
     ("bin/ggraft/interrupt.rs", "asks which signals are ignored"),

@@ -2,11 +2,10 @@
 
 use super::params::{self, Params, choose};
 use super::pointer::{array, fill, fill_text, give, handle, path, place, take_back, text};
-use super::status::ggraft_status::GGRAFT_ERROR_ARGUMENT;
 use super::status::{Failure, c_string, call, call_number, ggraft_status};
 use ggraft::model::chat::ChatMessage;
 use ggraft::model::vocab::ChatOptions;
-use ggraft::model::{Kernels, Model, ModelOptions, PerLayer};
+use ggraft::model::{DecoderChoice, Kernels, Model, ModelOptions, PerLayer};
 use std::ffi::{CString, c_char};
 
 /// A frozen base model, mapped from its file. May be used by any number of threads at once.
@@ -38,8 +37,20 @@ pub struct ggraft_model_params {
     pub chat_template: *const c_char,
     /// A `ggraft_kernels`. Default GGRAFT_KERNELS_AUTO.
     pub kernels: i32,
-    /// Must be 0.
-    pub reserved: i32,
+    /// A `ggraft_decoder`. Default GGRAFT_DECODER_OWN.
+    pub decoder: i32,
+}
+
+/// Whose decoder computes a model.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ggraft_decoder {
+    /// ggraft's own; a model of an architecture that it does not know is an error.
+    GGRAFT_DECODER_OWN = 0,
+    /// ggraft's own, and llama.cpp's for architectures that only that one knows.
+    GGRAFT_DECODER_AUTO = 1,
+    /// llama.cpp's, whatever the architecture: memory for the whole context is taken at once, and texts share no beginnings.
+    GGRAFT_DECODER_LLAMA = 2,
 }
 
 /// Whose kernels multiply with the weights and compute attention.
@@ -64,7 +75,7 @@ unsafe impl Params for ggraft_model_params {
             parse_special: 0,
             chat_template: std::ptr::null(),
             kernels: ggraft_kernels::GGRAFT_KERNELS_AUTO as i32,
-            reserved: 0,
+            decoder: ggraft_decoder::GGRAFT_DECODER_OWN as i32,
         }
     }
 }
@@ -158,15 +169,15 @@ pub unsafe extern "C" fn ggraft_model_open(
             GGRAFT_KERNELS_OWN => Kernels::Own,
             GGRAFT_KERNELS_GGML => Kernels::Ggml,
         })?;
-        if params.reserved != 0 {
-            return Err(Failure::new(
-                GGRAFT_ERROR_ARGUMENT,
-                "params: reserved must be 0",
-            ));
-        }
+        let decoder = choose!(params.decoder, ggraft_decoder {
+            GGRAFT_DECODER_OWN => DecoderChoice::Own,
+            GGRAFT_DECODER_AUTO => DecoderChoice::Auto,
+            GGRAFT_DECODER_LLAMA => DecoderChoice::Llama,
+        })?;
         let options = ModelOptions::default()
             .repack(params.repack != 0)
             .kernels(kernels)
+            .decoder(decoder)
             .chat(chat);
         let model = Model::open(path, &options)?;
         let object = ggraft_model {

@@ -135,7 +135,7 @@ fn class(error: &Error) -> ggraft_status {
             HostError::NoRoom { .. } => GGRAFT_ERROR_CONTEXT_FULL,
             HostError::Template | HostError::NoVirtualTokens => GGRAFT_ERROR_ADAPTER,
             HostError::Tokenize => GGRAFT_ERROR_VOCAB,
-            HostError::Load { .. } => GGRAFT_ERROR_MODEL,
+            HostError::Options { .. } => GGRAFT_ERROR_MODEL,
             HostError::MissingFunction { .. }
             | HostError::OtherBase { .. }
             | HostError::NoMemory

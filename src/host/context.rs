@@ -4,6 +4,7 @@ use super::{Api, Batch, HostError};
 use crate::adapter::Words;
 use crate::model::Base;
 use std::ffi::{CStr, c_void};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 /// A `llama_context` and the functions of its library.
@@ -26,6 +27,23 @@ pub(super) enum Input<'a> {
     Rows(&'a [f32]),
 }
 
+impl Input<'_> {
+    /// Tokens, or rows of `n_embd` values.
+    fn len(self, n_embd: usize) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Rows(rows) => rows.len() / n_embd,
+        }
+    }
+
+    fn part(self, part: Range<usize>, n_embd: usize) -> Self {
+        match self {
+            Self::Tokens(tokens) => Self::Tokens(&tokens[part]),
+            Self::Rows(rows) => Self::Rows(&rows[part.start * n_embd..part.end * n_embd]),
+        }
+    }
+}
+
 impl Context {
     /// # Safety
     /// `ctx` must be a live `llama_context *` of the library that the functions of `api` belong to, and live as long as methods of this are called. Nobody else may use it
@@ -41,7 +59,7 @@ impl Context {
     }
 
     /// Tokens that it takes at a time.
-    fn n_batch(&self) -> usize {
+    pub(super) fn n_batch(&self) -> usize {
         // SAFETY: the context is live.
         unsafe { (self.api.n_batch)(self.ctx.as_ptr()).max(1) as usize }
     }
@@ -153,6 +171,14 @@ impl Context {
         Ok(())
     }
 
+    /// Forgets all behind the first `n` positions; false if the memory cannot: nothing is changed then.
+    pub(super) fn truncate(&mut self, seq: i32, n: usize) -> Result<bool, HostError> {
+        self.check_seq(seq)?;
+        let n = i32::try_from(n).unwrap_or(i32::MAX);
+        // SAFETY: the context is live, the sequence in range.
+        Ok(unsafe { (self.api.memory_seq_rm)(self.memory(), seq, n, -1) })
+    }
+
     /// Lets `to` begin with all of `from`.
     pub(super) fn copy(&mut self, from: i32, to: i32) -> Result<(), HostError> {
         self.check_seq(from)?;
@@ -199,61 +225,59 @@ impl Context {
         position: usize,
         seq: i32,
     ) -> Result<(), HostError> {
-        self.check_seq(seq)?;
-        let n = match input {
-            Input::Tokens(tokens) => tokens.len(),
-            Input::Rows(rows) => rows.len() / self.n_embd,
-        };
+        let n = input.len(self.n_embd);
         let n_batch = self.n_batch();
         for from in (0..n).step_by(n_batch) {
             let part = from..n.min(from + n_batch);
-            let batch = match input {
-                Input::Tokens(tokens) => Batch {
-                    token: tokens[part.clone()].as_ptr().cast_mut(),
-                    ..Batch::EMPTY
-                },
-                Input::Rows(rows) => Batch {
-                    embd: rows[part.start * self.n_embd..].as_ptr().cast_mut(),
-                    ..Batch::EMPTY
-                },
-            };
-            let is_last = part.end == n;
-            self.decode_batch(batch, part.len(), position + from, seq, is_last)?;
+            let places = part.clone().map(|i| (position + i, seq, i + 1 == n));
+            self.decode_all(input.part(part, self.n_embd), places)?;
         }
         Ok(())
     }
 
-    /// `batch` has `n` tokens or rows, and nothing else yet.
-    fn decode_batch(
+    /// Computes tokens or rows as one batch: of each its position, its sequence, and whether logits are wanted.
+    pub(super) fn decode_all(
         &mut self,
-        batch: Batch,
-        n: usize,
-        position: usize,
-        mut seq: i32,
-        logits: bool,
+        input: Input<'_>,
+        places: impl Iterator<Item = (usize, i32, bool)>,
     ) -> Result<(), HostError> {
-        let at = |i: usize| i32::try_from(position + i);
-        let positions: Result<Vec<i32>, _> = (0..n).map(at).collect();
-        let mut positions = positions.map_err(|_| HostError::NoRoom {
-            rows: position.saturating_add(n),
-            n_ctx: self.n_ctx(),
-        })?;
+        let n = input.len(self.n_embd);
+        let (mut positions, mut seqs, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        for (position, seq, logits) in places {
+            self.check_seq(seq)?;
+            let no_room = |_| HostError::NoRoom {
+                rows: position,
+                n_ctx: self.n_ctx(),
+            };
+            positions.push(i32::try_from(position).map_err(no_room)?);
+            seqs.push(seq);
+            wanted.push(i8::from(logits));
+        }
+        assert_eq!(n, seqs.len(), "a place for each");
+        let Some(&first) = positions.first() else {
+            return Ok(());
+        };
         let mut counts = vec![1; n];
-        let mut of_each = vec![&raw mut seq; n];
-        let mut wanted = vec![0; n];
-        wanted[n - 1] = i8::from(logits);
-        let batch = Batch {
+        let mut of_each: Vec<_> = seqs.iter_mut().map(|seq| &raw mut *seq).collect();
+        let mut batch = Batch {
             n_tokens: n as i32,
             pos: positions.as_mut_ptr(),
             n_seq_id: counts.as_mut_ptr(),
             seq_id: of_each.as_mut_ptr(),
             logits: wanted.as_mut_ptr(),
-            ..batch
+            ..Batch::EMPTY
         };
-        // SAFETY: the context is live; each array has `n` entries and outlives the call, which only reads tokens and rows; the sequence is in range.
+        match input {
+            Input::Tokens(tokens) => batch.token = tokens.as_ptr().cast_mut(),
+            Input::Rows(rows) => batch.embd = rows.as_ptr().cast_mut(),
+        }
+        // SAFETY: the context is live; each array has `n` entries and outlives the call, which only reads tokens and rows; the sequences are in range.
         match unsafe { (self.api.decode)(self.ctx.as_ptr(), batch) } {
             0 => Ok(()),
-            code => Err(HostError::Decode { code, position }),
+            code => Err(HostError::Decode {
+                code,
+                position: first as usize,
+            }),
         }
     }
 }

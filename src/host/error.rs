@@ -4,13 +4,11 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
-    /// libllama refused to open a model.
-    #[error("{}: libllama refused {what} (-v shows what it says)", path.display())]
-    Load {
-        /// The file.
+    /// libllama makes no context with the options that were given.
+    #[error("{}: libllama refused a context with these options (-v shows what it says)", path.display())]
+    Options {
+        /// The model.
         path: std::path::PathBuf,
-        /// What it refused.
-        what: &'static str,
     },
     /// The context is a null pointer.
     #[error("there is no context: the pointer is null")]

@@ -30,3 +30,21 @@ pub enum Piece {
     /// Virtual tokens, `ne = [D, n]`, as `llama_batch::embd` takes them.
     Rows(Vec<f32>),
 }
+
+impl Piece {
+    /// Positions that it takes, of rows of `n_embd` values.
+    pub(crate) fn len(&self, n_embd: usize) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Rows(rows) => rows.len() / n_embd,
+        }
+    }
+
+    /// Forgets all behind the first `n`.
+    pub(crate) fn truncate(&mut self, n: usize, n_embd: usize) {
+        match self {
+            Self::Tokens(tokens) => tokens.truncate(n),
+            Self::Rows(rows) => rows.truncate(n * n_embd),
+        }
+    }
+}

@@ -37,6 +37,8 @@ pub use graft::{Graft, Piece};
 pub use slot::SLOT_VERSION;
 
 #[cfg(feature = "runtime")]
+pub(crate) use llama::{Fed, LlamaPart};
+#[cfg(feature = "runtime")]
 pub use llama::{Llama, LlamaOptions};
 
 use crate::adapter::{Adapter, Item, Payload, Words, arrange};
@@ -108,6 +110,11 @@ impl Host {
     /// [`HostError::Template`] if virtual tokens stand among the text ([`Host::compose`] is for these), [`HostError::NoRoom`], [`HostError::Decode`].
     pub fn prepare(&mut self, adapter: &Adapter, seq: i32) -> Result<Graft> {
         self.check_fits(adapter)?;
+        self.graft(adapter, seq)
+    }
+
+    /// As [`Host::prepare`], for an adapter of which the base is known to fit.
+    pub(crate) fn graft(&mut self, adapter: &Adapter, seq: i32) -> Result<Graft> {
         let n_rows = adapter.length();
         self.check_room(n_rows)?;
         let state = match adapter.payload() {
@@ -149,13 +156,17 @@ impl Host {
     /// # Errors
     /// As [`Host::attach`]; the sequence is empty if there is no room.
     pub fn swap(&mut self, graft: &Graft, seq: i32) -> Result<usize> {
+        self.put(graft, seq)?;
+        Ok(graft.n_rows)
+    }
+
+    fn put(&mut self, graft: &Graft, seq: i32) -> Result<(), HostError> {
         if graft.host != self.id {
-            return Err(HostError::OtherHost.into());
+            return Err(HostError::OtherHost);
         }
-        if self.context.set_state(&graft.state, seq)? {
-            Ok(graft.n_rows)
-        } else {
-            Err(self.no_room(graft.n_rows).into())
+        match self.context.set_state(&graft.state, seq)? {
+            true => Ok(()),
+            false => Err(self.no_room(graft.n_rows)),
         }
     }
 
@@ -217,12 +228,12 @@ impl Host {
     /// [`HostError::SequenceRange`], [`HostError::Decode`].
     pub fn decode(&mut self, pieces: &[Piece], mut position: usize, seq: i32) -> Result<usize> {
         for piece in pieces {
-            let (input, n) = match piece {
-                Piece::Tokens(tokens) => (Input::Tokens(tokens), tokens.len()),
-                Piece::Rows(rows) => (Input::Rows(rows), rows.len() / self.base.shape().n_embd),
+            let input = match piece {
+                Piece::Tokens(tokens) => Input::Tokens(tokens),
+                Piece::Rows(rows) => Input::Rows(rows),
             };
             self.context.decode(input, position, seq)?;
-            position += n;
+            position += piece.len(self.base.shape().n_embd);
         }
         Ok(position)
     }

@@ -2,6 +2,7 @@
 
 use super::core::Mode;
 use super::kv_block::KvBlock;
+use super::memory::Memory;
 use crate::adapter::{Adapter, Item, Payload, arrange};
 use crate::error::Result;
 use crate::model::Model;
@@ -18,13 +19,13 @@ pub(super) struct Attached {
 #[derive(Clone)]
 enum How {
     /// Rows in front of the text.
-    Block(Arc<KvBlock>),
+    Block(KvBlock),
     /// Virtual tokens at the places that the adapter's template says, `ne = [D, P]`.
     Template { rows: Arc<[f32]>, width: usize },
 }
 
 impl Attached {
-    /// The adapter on `model`.
+    /// The adapter on `model`, for texts in `memory`.
     ///
     /// # Errors
     /// If it does not fit, or its rows cannot be computed.
@@ -33,6 +34,7 @@ impl Attached {
         model: &Model,
         mode: Mode,
         n_threads: usize,
+        memory: &Memory,
         accept_other_base: bool,
     ) -> Result<Self> {
         adapter.check_fits(model.shape(), &model.fingerprint(), accept_other_base)?;
@@ -41,7 +43,7 @@ impl Attached {
                 rows: rows.to_f32().into(),
                 width: rows.width(),
             },
-            _ => How::Block(KvBlock::of(adapter, model, mode, n_threads)?),
+            _ => How::Block(KvBlock::of(adapter, model, mode, n_threads, memory)?),
         };
         Ok(Self {
             adapter: adapter.clone(),
@@ -54,7 +56,7 @@ impl Attached {
     }
 
     /// What stands in front of the text.
-    pub(super) fn block(&self) -> Option<&Arc<KvBlock>> {
+    pub(super) fn block(&self) -> Option<&KvBlock> {
         match &self.how {
             How::Block(block) => Some(block),
             How::Template { .. } => None,

@@ -1,5 +1,7 @@
 //! Why a session refuses.
 
+use crate::host::HostError;
+
 /// What a session refuses to do, one variant per cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -58,6 +60,9 @@ pub enum SessionError {
     /// Logits of virtual tokens were asked for, and the adapter has none in front of the text.
     #[error("the attached adapter has no virtual tokens in front of the text")]
     NoVirtualTokens,
+    /// Libllama, which computes the model, failed.
+    #[error(transparent)]
+    Llama(HostError),
     /// Logits were asked for before anything was computed.
     #[error("no logits yet: feed a prompt first")]
     NoLogits,

@@ -155,7 +155,7 @@ impl Session {
         if self.is_empty() {
             return Err(super::SessionError::NoLogits.into());
         }
-        let n_vocab = model.weights().n_vocab();
+        let n_vocab = model.shape().n_vocab;
         let mut answer = Answer::new(options, n_vocab, &self.tokens())?;
         answer.utf8 = self.take_unfinished();
         let begin = Instant::now();

@@ -1,6 +1,6 @@
 //! Keys and values of everything a session has seen, one row per token, layer and head.
 
-use super::kv_block::KvBlock;
+use super::kv_block::Rows;
 use crate::file::types::GgmlType;
 use crate::ggml::{
     Heads, KV_PAGE, KvFull, KvLayout, KvPart, KvPool, KvRows, KvSequence, KvStep, Scoring, Tensor,
@@ -78,17 +78,17 @@ impl KvType {
 const MIN_ROTATION: usize = 64;
 
 /// Keys and values of one text: rows of an adapter that others read as well, then pages.
-pub(crate) struct KvText {
+pub(crate) struct PagedText {
     pool: Arc<KvPool>,
     /// In front of the text.
-    block: Option<Arc<KvBlock>>,
+    block: Option<Arc<Rows>>,
     /// Of each class, pages of [`KV_PAGE`] tokens; `None` are those that no token sees any more.
     pages: Vec<Vec<Option<Arc<KvRows>>>>,
     /// Positions that are computed, the block's included.
     n: usize,
 }
 
-impl KvText {
+impl PagedText {
     /// Nothing yet.
     pub(crate) fn new(pool: Arc<KvPool>) -> Self {
         let pages = (0..pool.layout().n_classes()).map(|_| Vec::new()).collect();
@@ -98,6 +98,16 @@ impl KvText {
             pages,
             n: 0,
         }
+    }
+
+    /// Where its rows lie.
+    pub(crate) fn layout(&self) -> &KvLayout {
+        self.pool.layout()
+    }
+
+    /// Itself with the number of each of its layers.
+    pub(crate) fn each_layer(&self) -> impl Iterator<Item = (&Self, usize)> {
+        (0..self.layout().n_layers()).map(move |il| (self, il))
     }
 
     /// Positions that are computed.
@@ -110,7 +120,7 @@ impl KvText {
     }
 
     /// Forgets everything; `block` stands in front of what comes.
-    pub(crate) fn restart(&mut self, block: Option<Arc<KvBlock>>) {
+    pub(crate) fn restart(&mut self, block: Option<Arc<Rows>>) {
         self.block = block;
         self.truncate(0);
     }
@@ -244,7 +254,7 @@ impl KvText {
     }
 
     /// A text of `n` tokens behind this one's block, of which each class has those from `first` on: they are there once
-    /// [`KvText::put`] has put them. Whole pages are missing or there.
+    /// [`PagedText::put`] has put them. Whole pages are missing or there.
     pub(crate) fn with_room(&self, n: usize, first: &[usize]) -> Result<Self, KvFull> {
         let mut text = Self::new(self.pool.clone());
         text.block.clone_from(&self.block);
@@ -258,7 +268,7 @@ impl KvText {
         Ok(text)
     }
 
-    /// Sets keys or values of a layer: of each head those of all tokens that [`KvText::kept`] counts, one head behind the other.
+    /// Sets keys or values of a layer: of each head those of all tokens that [`PagedText::kept`] counts, one head behind the other.
     ///
     /// # Panics
     /// If it is another number of bytes, or others read the pages.

@@ -1,39 +1,69 @@
 //! What an adapter is at run time: K and V rows of every layer in the cache's own type, which all texts behind it read.
 
-use super::core::{Core, Input, Mode, Part};
+use super::core::{Input, Mode, Part};
 use super::error::SessionError;
-use super::kv::{KvText, KvType};
+use super::kv::{KvType, PagedText};
+use super::memory::Memory;
+use super::own::OwnDecoder;
 use crate::adapter::{Adapter, Matrix, Payload, PrefixLayer};
 use crate::error::Result;
 use crate::ggml::{KvLayout, KvPart, KvPool, KvRows};
-use crate::model::{HParams, Model};
+use crate::host::Graft;
+use crate::model::{HParams, Model, Native};
 use std::sync::Arc;
 
-/// P rows of K and V per layer.
-pub(crate) struct KvBlock {
-    n_rows: usize,
-    /// Of each class.
-    rows: Vec<Arc<KvRows>>,
+/// What stands in front of texts.
+#[derive(Clone)]
+pub(crate) enum KvBlock {
+    Rows(Arc<Rows>),
+    /// In the form of libllama's memory.
+    Graft(Arc<Graft>),
 }
 
 impl KvBlock {
-    /// The block of `adapter` on `model`, made on first use and then kept with the adapter.
+    /// The block of `adapter` on `model`, for texts in `memory`: made on first use and then kept with the adapter.
     pub(crate) fn of(
         adapter: &Adapter,
         model: &Model,
         mode: Mode,
         n_threads: usize,
-    ) -> Result<Arc<Self>> {
-        adapter.compiled((model.id(), mode.key()), || {
-            Ok(Arc::new(match adapter.payload() {
-                Payload::Prefix { layers } => Self::from_prefix(layers, mode.ty, model.hparams())?,
-                Payload::VirtualTokens(rows) => {
-                    Self::from_virtual_tokens(rows, model, mode, n_threads)?
-                }
-            }))
-        })
+        memory: &Memory,
+    ) -> Result<Self> {
+        match memory {
+            Memory::Pages { native, .. } => {
+                let virtual_rows =
+                    |rows: &_| Rows::from_virtual_tokens(rows, model, native, mode, n_threads);
+                let rows = adapter.compiled((model.id(), mode.key()), || {
+                    Ok(Arc::new(match adapter.payload() {
+                        Payload::Prefix { layers } => {
+                            Rows::from_prefix(layers, mode.ty, &native.hp)?
+                        }
+                        Payload::VirtualTokens(rows) => virtual_rows(rows)?,
+                    }))
+                });
+                rows.map(Self::Rows)
+            }
+            Memory::Llama(llama) => llama.prepare(adapter).map(Self::Graft),
+        }
     }
 
+    /// P.
+    pub(crate) fn n_rows(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.n_rows(),
+            Self::Graft(graft) => graft.length(),
+        }
+    }
+}
+
+/// P rows of K and V per layer.
+pub(crate) struct Rows {
+    n_rows: usize,
+    /// Of each class.
+    rows: Vec<Arc<KvRows>>,
+}
+
+impl Rows {
     /// From what `bytes(il, part)` gives of each layer, rows of heads `ne = [d, Hk, P]`.
     fn new(
         layout: &KvLayout,
@@ -77,21 +107,24 @@ impl KvBlock {
     fn from_virtual_tokens(
         rows: &Matrix,
         model: &Model,
+        native: &Arc<Native>,
         mode: Mode,
         n_threads: usize,
     ) -> Result<Self> {
+        // Positions of a step.
+        const N_BATCH: usize = 512;
         let n_rows = rows.n_rows();
-        let mut core = Core::new(model, mode, model.pool(n_threads));
-        let mut text = KvText::new(KvPool::new(core.layout().clone(), usize::MAX));
+        let mut decoder = OwnDecoder::new(model, native, mode, n_threads);
+        let mut text = PagedText::new(KvPool::new(decoder.layout().clone(), usize::MAX));
         let values = rows.to_f32();
-        for (input, _) in Input::Virtual(&values).pieces(core.n_batch, rows.width()) {
-            core.step(&mut [Part {
+        for (input, _) in Input::Virtual(&values).pieces(N_BATCH, rows.width()) {
+            decoder.step(&mut [Part {
                 text: &mut text,
                 input,
                 outputs: 0..0,
             }])?;
         }
-        let layout = core.layout();
+        let layout = decoder.layout();
         Self::new(layout, n_rows, |il, part| {
             let heads: Vec<_> = (0..layout.layer(il).1.heads.hk)
                 .map(|head| text.head(il, part, head, 0..n_rows))

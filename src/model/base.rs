@@ -16,6 +16,8 @@ pub struct Base {
     fingerprint: Fingerprint,
     /// Per layer: whether it sees recent positions only.
     windowed: Vec<bool>,
+    /// Positions of the training.
+    n_ctx_train: usize,
 }
 
 /// Period of the layers without a window, by `general.architecture`, where the file does not say which these are; `true`: the first of each group, instead of the last. As in
@@ -61,7 +63,7 @@ impl Base {
         })
     }
 
-    fn read(file: &MappedGguf) -> Result<Self, ModelError> {
+    pub(super) fn read(file: &MappedGguf) -> Result<Self, ModelError> {
         let main = file.main();
         check_is_model(main)?;
         let embd = "token_embd.weight";
@@ -69,20 +71,19 @@ impl Base {
         let n_vocab = *rows.ok_or_else(|| ModelError::MissingTensor {
             tensor: embd.to_owned(),
         })? as usize;
-        let (shape, windowed) = match HParams::read(main) {
+        let (shape, windowed, n_ctx_train) = match HParams::read(main) {
             Ok(hp) => {
                 let windowed = hp.layers.iter().map(|l| l.window.is_some()).collect();
-                (hp.base_shape(n_vocab), windowed)
+                (hp.base_shape(n_vocab), windowed, hp.n_ctx_train)
             }
-            Err(ModelError::UnsupportedArchitecture { .. } | ModelError::MixtureOfExperts) => {
-                foreign(file, n_vocab)?
-            }
+            Err(e) if e.is_unknown_architecture() => foreign(file, n_vocab)?,
             Err(e) => return Err(e),
         };
         Ok(Self {
             fingerprint: fingerprint(file, &shape),
             shape,
             windowed,
+            n_ctx_train,
         })
     }
 
@@ -94,6 +95,11 @@ impl Base {
     /// Identifies the model whatever its quantization.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// Positions of the training.
+    pub(crate) fn n_ctx_train(&self) -> usize {
+        self.n_ctx_train
     }
 
     /// Whether layer `il` sees a window of recent positions only.
@@ -112,8 +118,8 @@ pub(super) fn check_is_model(main: &Part) -> Result<(), ModelError> {
     }
 }
 
-/// Shape and windowed layers by the keys that all architectures share.
-fn foreign(file: &MappedGguf, n_vocab: usize) -> Result<(BaseShape, Vec<bool>), ModelError> {
+/// Shape, windowed layers and context by the keys that all architectures share.
+fn foreign(file: &MappedGguf, n_vocab: usize) -> Result<(BaseShape, Vec<bool>, usize), ModelError> {
     let main = file.main();
     let architecture = main.gguf.require_str("general.architecture")?;
     let keys = Keys::new(main, architecture);
@@ -155,5 +161,6 @@ fn foreign(file: &MappedGguf, n_vocab: usize) -> Result<(BaseShape, Vec<bool>), 
         qk_permuted: PERMUTED.contains(&architecture)
             || arch::find(architecture).is_some_and(|arch| arch.qk_permuted),
     };
-    Ok((shape, windowed))
+    let n_ctx_train = keys.size("context_length", i32::MAX as usize)?;
+    Ok((shape, windowed, n_ctx_train))
 }

@@ -78,10 +78,28 @@ pub enum ModelError {
         /// Rows of `token_embd.weight`.
         rows: usize,
     },
+    /// libllama was to compute the model, and does not open it.
+    #[error("libllama refused the model (-v shows what it says)")]
+    RefusedByLlama,
+    /// Libllama computes the model, which has no backward pass.
+    #[error(
+        "libllama computes this model, forward only: backpropagation needs an architecture that ggraft's own decoder knows"
+    )]
+    NoBackward,
     /// Repacked weights did not fit into memory.
     #[error("out of memory: {bytes} bytes for repacked weights")]
     OutOfMemory {
         /// Bytes asked for.
         bytes: usize,
     },
+}
+
+impl ModelError {
+    /// Our decoder does not know the architecture, or not in full: another one may.
+    pub(crate) fn is_unknown_architecture(&self) -> bool {
+        matches!(
+            self,
+            Self::UnsupportedArchitecture { .. } | Self::MixtureOfExperts
+        )
+    }
 }

@@ -1,7 +1,7 @@
 //! The base model, opened.
 
-use super::base::check_is_model;
-use super::identity::fingerprint;
+use super::base::{Base, check_is_model};
+use super::llama::LlamaModel;
 use super::vocab::{ChatOptions, Vocab};
 use super::{BaseShape, Fingerprint, HParams, ModelError, Weights};
 use crate::error::{Error, Result};
@@ -51,6 +51,21 @@ impl Kernels {
     }
 }
 
+/// Whose decoder computes a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DecoderChoice {
+    /// ggraft's own; a model of an architecture that it does not know is an error.
+    #[default]
+    Own,
+    /// ggraft's own, and libllama's for architectures that only that one knows.
+    Auto,
+    /// libllama's, whatever the architecture. Sessions, engines and adapters are used as with the own one, but: memory for the whole context is taken at once, texts share no
+    /// beginnings ([`EngineOptions::prefix_bytes`](crate::infer::engine::EngineOptions::prefix_bytes)), an answer's last bits can depend on what else is computed with it, and
+    /// there is no training by backpropagation.
+    Llama,
+}
+
 /// How to open a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -60,6 +75,8 @@ pub struct ModelOptions {
     pub repack: bool,
     /// Whose kernels multiply with the weights and compute fused attention.
     pub kernels: Kernels,
+    /// Whose decoder computes.
+    pub decoder: DecoderChoice,
     /// How conversations are formatted: by the file's own template unless it says otherwise.
     pub chat: ChatOptions,
 }
@@ -74,6 +91,12 @@ impl ModelOptions {
     /// Sets [`ModelOptions::kernels`].
     pub fn kernels(mut self, kernels: Kernels) -> Self {
         self.kernels = kernels;
+        self
+    }
+
+    /// Sets [`ModelOptions::decoder`].
+    pub fn decoder(mut self, decoder: DecoderChoice) -> Self {
+        self.decoder = decoder;
         self
     }
 
@@ -92,21 +115,41 @@ struct Inner {
     id: u64,
     path: PathBuf,
     file: Arc<MappedGguf>,
-    hp: HParams,
-    weights: Weights,
+    decoder: Decoding,
     vocab: Vocab,
-    shape: BaseShape,
-    fingerprint: Fingerprint,
+    base: Base,
+    n_ctx_train: usize,
     kernels: Kernels,
     /// Pools in use, by thread count: sessions with equal counts share one.
     pools: Mutex<HashMap<usize, Weak<ThreadPool>>>,
+}
+
+/// Who computes.
+enum Decoding {
+    Own(Arc<Native>),
+    Llama(Arc<LlamaModel>),
+}
+
+/// What our own decoder computes with.
+pub(crate) struct Native {
+    pub(crate) hp: HParams,
+    pub(crate) weights: Weights,
+}
+
+impl Native {
+    /// Whether texts of up to `n_ctx` positions take LongRoPE's factors for contexts beyond the original one.
+    pub(crate) fn has_long_context(&self, n_ctx: usize) -> bool {
+        let w = &self.weights;
+        (w.rope_long.is_some() || w.rope_short.is_some())
+            && self.hp.rope().is_some_and(|r| n_ctx > r.n_ctx_orig)
+    }
 }
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model")
             .field("path", &self.0.path)
-            .field("shape", &self.0.shape)
+            .field("shape", self.shape())
             .finish_non_exhaustive()
     }
 }
@@ -123,47 +166,51 @@ impl Model {
         CpuLevel::current()?;
         let path = path.as_ref();
         let file = Arc::new(MappedGguf::open(path)?);
-        let (hp, weights) = Self::read(&file, options).map_err(|source| Error::Model {
+        let in_file = |source| Error::Model {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        let native = Self::read(&file, options).map_err(in_file)?;
+        let base = Base::read(&file).map_err(in_file)?;
+        let decoder = match native {
+            Some(native) => Decoding::Own(Arc::new(native)),
+            None => Decoding::Llama(Arc::new(LlamaModel::load(&file, options.repack)?)),
+        };
         let vocab = Vocab::open(&file)?.with_chat(&options.chat)?;
-        let n_vocab = weights.n_vocab();
+        let n_vocab = base.shape().n_vocab;
         if vocab.n_tokens() != 0 && vocab.n_tokens() != n_vocab {
-            let source = ModelError::VocabularySize {
+            return Err(in_file(ModelError::VocabularySize {
                 tokens: vocab.n_tokens(),
                 rows: n_vocab,
-            };
-            return Err(Error::Model {
-                path: path.to_owned(),
-                source,
-            });
+            }));
         }
-        let shape = hp.base_shape(n_vocab);
-        let fingerprint = fingerprint(&file, &shape);
         Ok(Self(Arc::new(Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             path: path.to_owned(),
+            n_ctx_train: base.n_ctx_train(),
             file,
-            hp,
-            weights,
+            decoder,
             vocab,
-            shape,
-            fingerprint,
+            base,
             kernels: options.kernels,
             pools: Mutex::default(),
         })))
     }
 
-    fn read(
-        file: &Arc<MappedGguf>,
-        options: &ModelOptions,
-    ) -> Result<(HParams, Weights), ModelError> {
-        let main = file.main();
-        check_is_model(main)?;
-        let hp = HParams::read(main)?;
+    /// What our decoder computes with; `None` if libllama's is to compute.
+    fn read(file: &Arc<MappedGguf>, options: &ModelOptions) -> Result<Option<Native>, ModelError> {
+        if options.decoder == DecoderChoice::Llama {
+            return Ok(None);
+        }
+        check_is_model(file.main())?;
+        let hp = match HParams::read(file.main()) {
+            Err(e) if e.is_unknown_architecture() && options.decoder == DecoderChoice::Auto => {
+                return Ok(None);
+            }
+            hp => hp?,
+        };
         let weights = Weights::load(file, &hp, options)?;
-        Ok((hp, weights))
+        Ok(Some(Native { hp, weights }))
     }
 
     /// The path it was opened from.
@@ -178,7 +225,7 @@ impl Model {
 
     /// Shape signature.
     pub fn shape(&self) -> &BaseShape {
-        &self.0.shape
+        self.0.base.shape()
     }
 
     /// Whose kernels compute.
@@ -188,7 +235,7 @@ impl Model {
 
     /// Identifies the model whatever its quantization.
     pub fn fingerprint(&self) -> Fingerprint {
-        self.0.fingerprint
+        self.0.base.fingerprint()
     }
 
     /// Tokenizer and chat template.
@@ -198,12 +245,18 @@ impl Model {
 
     /// Context length of the training, in tokens.
     pub fn n_ctx_train(&self) -> usize {
-        self.0.hp.n_ctx_train
+        self.0.n_ctx_train
     }
 
-    /// Bytes held in repacked copies of weights; 0 without [`ModelOptions::repack`].
+    /// Whether ggraft's own decoder computes it, or libllama's.
+    pub fn is_native(&self) -> bool {
+        matches!(self.0.decoder, Decoding::Own(_))
+    }
+
+    /// Bytes that our decoder holds in repacked copies of weights; 0 without [`ModelOptions::repack`].
     pub fn repacked_bytes(&self) -> usize {
-        self.0.weights.repacked_bytes
+        self.computed_by()
+            .map_or(0, |native| native.weights.repacked_bytes)
     }
 
     /// Unique among all models opened by this process.
@@ -211,19 +264,31 @@ impl Model {
         self.0.id
     }
 
-    pub(crate) fn hparams(&self) -> &HParams {
-        &self.0.hp
+    /// Shape, fingerprint, layers with windows.
+    pub(crate) fn base(&self) -> &Base {
+        &self.0.base
     }
 
-    /// Whether texts of up to `n_ctx` positions take LongRoPE's factors for contexts beyond the original one.
-    pub(crate) fn has_long_context(&self, n_ctx: usize) -> bool {
-        let (hp, w) = (self.hparams(), self.weights());
-        (w.rope_long.is_some() || w.rope_short.is_some())
-            && hp.rope().is_some_and(|r| n_ctx > r.n_ctx_orig)
+    /// What our decoder computes with.
+    ///
+    /// # Errors
+    /// [`ModelError::NoBackward`] if libllama computes.
+    pub(crate) fn native(&self) -> Result<&Arc<Native>> {
+        self.computed_by().map_err(|_| Error::Model {
+            path: self.path().to_owned(),
+            source: ModelError::NoBackward,
+        })
     }
 
-    pub(crate) fn weights(&self) -> &Weights {
-        &self.0.weights
+    /// What our decoder computes with, or libllama's model.
+    ///
+    /// # Errors
+    /// Libllama's, if that one computes.
+    pub(crate) fn computed_by(&self) -> Result<&Arc<Native>, &Arc<LlamaModel>> {
+        match &self.0.decoder {
+            Decoding::Own(native) => Ok(native),
+            Decoding::Llama(llama) => Err(llama),
+        }
     }
 
     /// The pool of `n_threads`, started if no session uses one of that size.

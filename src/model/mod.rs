@@ -19,15 +19,19 @@ pub mod chat;
 #[cfg(feature = "runtime")]
 mod frozen;
 #[cfg(feature = "runtime")]
+mod llama;
+#[cfg(feature = "runtime")]
 pub mod vocab;
 #[cfg(feature = "runtime")]
 mod weights;
 
 #[cfg(feature = "runtime")]
-pub use frozen::{Kernels, Model, ModelOptions};
+pub use frozen::{DecoderChoice, Kernels, Model, ModelOptions};
 #[cfg(feature = "runtime")]
 pub(crate) use {
     arch::NormKind,
+    frozen::Native,
     hparams::{HParams, LayerShape},
+    llama::LlamaModel,
     weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights},
 };

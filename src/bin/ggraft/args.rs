@@ -10,7 +10,7 @@ use ggraft::infer::sampler::SamplerParams;
 use ggraft::infer::{Combine, Ensemble, FlashAttention, KvType};
 use ggraft::model::chat::{built_in_names, built_in_template};
 use ggraft::model::vocab::ChatOptions;
-use ggraft::model::{BaseShape, Fingerprint};
+use ggraft::model::{BaseShape, DecoderChoice, Fingerprint};
 use ggraft::{Adapter, CpuLevel, Kernels, Model, ModelOptions, Session, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,21 @@ pub(crate) struct ModelArgs {
         default_value = "auto"
     )]
     kernels: KernelsArg,
+    /// Whose decoder computes: ggraft's own, libllama's, or libllama's for architectures that ggraft's own does not know
+    #[arg(
+        long,
+        value_name = "auto|own|llama",
+        hide_possible_values = true,
+        default_value = "auto"
+    )]
+    decoder: DecoderArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DecoderArg {
+    Auto,
+    Own,
+    Llama,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -56,12 +71,25 @@ enum KernelsArg {
 
 impl ModelArgs {
     pub(crate) fn open(&self) -> Result<Model> {
-        Ok(Model::open(&self.model, &self.options())?)
+        let model = Model::open(&self.model, &self.options())?;
+        self.say_who_computes(&model);
+        Ok(model)
     }
 
     pub(crate) fn open_with(&self, chat: &ChatArgs) -> Result<Model> {
         let options = self.options().chat(chat.options()?);
-        Ok(Model::open(&self.model, &options)?)
+        let model = Model::open(&self.model, &options)?;
+        self.say_who_computes(&model);
+        Ok(model)
+    }
+
+    fn say_who_computes(&self, model: &Model) {
+        if !model.is_native() && !matches!(self.decoder, DecoderArg::Llama) {
+            io::note(&format!(
+                "libllama computes this model: ggraft's own decoder does not know the architecture '{}' in full",
+                model.shape().architecture
+            ));
+        }
     }
 
     /// Whose kernels compute, and for what CPU they are made.
@@ -80,6 +108,11 @@ impl ModelArgs {
     fn options(&self) -> ModelOptions {
         ModelOptions::default()
             .repack(matches!(self.repack, Switch::On))
+            .decoder(match self.decoder {
+                DecoderArg::Auto => DecoderChoice::Auto,
+                DecoderArg::Own => DecoderChoice::Own,
+                DecoderArg::Llama => DecoderChoice::Llama,
+            })
             .kernels(match self.kernels {
                 KernelsArg::Auto => Kernels::Auto,
                 KernelsArg::Own => Kernels::Own,

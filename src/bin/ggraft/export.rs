@@ -1,6 +1,6 @@
 //! `ggraft export`: an adapter becomes a PEFT folder, or a slot of llama-server.
 
-use crate::args::{ModelArgs, count, load_adapter, load_adapter_for, stem};
+use crate::args::{ModelArgs, count, load_adapter_for, stem};
 use crate::failure::{Failure, Result};
 use crate::io;
 use crate::outputs::Files;
@@ -108,18 +108,18 @@ impl Export {
                 old.display()
             )));
         }
-        let model = self.model.open()?;
+        let base = Base::open(&self.model.model)?;
         let fits = |adapter: &Adapter| {
-            Ok(adapter.check_fits(model.shape(), &model.fingerprint(), self.force)?)
+            Ok(adapter.check_fits(base.shape(), &base.fingerprint(), self.force)?)
         };
-        let adapter = load_adapter(&self.adapter, &model, None)
+        let adapter = load_adapter_for(&self.adapter, (base.shape(), base.fingerprint()), None)
             .and_then(|adapter| fits(&adapter).map(|()| adapter))
             .map_err(|e| e.forced(self.force))?;
         let base_name = self
             .base_name
             .or_else(|| adapter.provenance().get("base_name").cloned())
-            .unwrap_or_else(|| stem(model.path()));
-        export_peft(&adapter, model.shape(), &self.output, &base_name)?;
+            .unwrap_or_else(|| stem(&self.model.model));
+        export_peft(&adapter, base.shape(), &self.output, &base_name)?;
         io::print(&format!(
             "{}: {}\n",
             self.output.display(),

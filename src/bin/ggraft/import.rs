@@ -6,6 +6,7 @@ use crate::io;
 use crate::outputs::Files;
 use clap::Args;
 use ggraft::adapter::{ImportOptions, Precision};
+use ggraft::model::Base;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -69,13 +70,13 @@ impl Import {
             .reads("-m", Some(&self.model.model))
             .writes("-o", Some(&self.output))
             .check()?;
-        let model = self.model.open()?;
+        let base = Base::open(&self.model.model)?;
         let options = ImportOptions {
             task: self.task,
             row_factor: self.row_factor,
             name: Some(self.name.unwrap_or_else(|| stem(&self.folder))),
         };
-        let adapter = import_folder(&self.folder, (model.shape(), model.fingerprint()), &options)?;
+        let adapter = import_folder(&self.folder, (base.shape(), base.fingerprint()), &options)?;
         adapter.save(&self.output, self.precision.get())?;
         io::report(&self.output, &io::summary(&adapter))
     }

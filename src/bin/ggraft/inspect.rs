@@ -62,7 +62,7 @@ struct Facts {
 #[derive(Clone, Copy)]
 enum Engine {
     Ggraft,
-    /// That of an application with a libllama: adapters are put into its contexts.
+    /// libllama's, linked or an application's: adapters are put into its contexts.
     Llama,
 }
 
@@ -201,8 +201,7 @@ impl Facts {
         match (&self.problem, &self.fingerprint) {
             (Some(problem), Some(fingerprint)) => {
                 out + &format!(
-                    "fingerprint {fingerprint}\nnot run by ggraft itself: {problem}\nadapters for it can be put into contexts of libllama, if it knows the \
-                     architecture (docs/PLUGIN.md)\n"
+                    "fingerprint {fingerprint}\nnot computed by ggraft's own decoder: {problem}\nlibllama computes it, if it knows the architecture (docs/PLUGIN.md)\n"
                 )
             }
             (Some(problem), None) => out + &format!("cannot be used: {problem}\n"),

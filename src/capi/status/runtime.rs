@@ -30,6 +30,7 @@ pub(super) fn class(error: &Error) -> ggraft_status {
             SessionError::ContextFull { .. } => GGRAFT_ERROR_CONTEXT_FULL,
             SessionError::Cancelled => GGRAFT_ERROR_CANCELLED,
             SessionError::OutOfMemory => GGRAFT_ERROR_MEMORY,
+            SessionError::Llama(_) => GGRAFT_ERROR_HOST,
             SessionError::NonFiniteLogits => GGRAFT_ERROR_NON_FINITE,
             SessionError::TokenOutOfRange { .. }
             | SessionError::Empty

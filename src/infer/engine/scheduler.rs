@@ -7,8 +7,8 @@ use super::rhythm::Rhythm;
 use super::task::{Reception, Task};
 use super::voice::Voice;
 use crate::error::Result;
-use crate::ggml::{CancelToken, KV_PAGE, KvPool, default_threads};
-use crate::infer::core::{Core, Part, most_logits};
+use crate::ggml::{CancelToken, KV_PAGE, default_threads};
+use crate::infer::core::{Core, Extent, Part, most_logits};
 use crate::infer::generate::Generated;
 use crate::infer::session::{self, SessionOptions};
 use crate::infer::{Ensemble, SessionError};
@@ -76,15 +76,19 @@ impl Scheduler {
             }
         }
         let n_threads = options.n_threads.unwrap_or_else(default_threads);
-        let mut core = Core::new(model, mode, model.pool(n_threads));
-        core.invariant = true;
-        let limit = options.kv_bytes.unwrap_or(usize::MAX);
-        let pool = KvPool::new(core.layout().clone(), limit);
+        let extent = Extent {
+            n_threads,
+            n_batch: options.n_batch,
+            n_ctx,
+            n_texts: options.max_running,
+            kv_bytes: options.kv_bytes,
+        };
+        let core = Core::new(model, mode, &extent)?.invariant();
         Ok(Self {
             reception: Arc::new(Reception {
                 model: model.clone(),
                 mode,
-                pool,
+                memory: core.memory().clone(),
                 n_ctx,
                 n_threads,
                 options: options.clone(),
@@ -167,12 +171,12 @@ impl Scheduler {
     /// A handle that stops the step that is being computed from another thread. Nothing of it counts then: as long as the token is raised
     /// steps compute nothing, and then all go on as if nothing had been.
     pub fn cancel_token(&self) -> CancelToken {
-        self.core.cancel.clone()
+        self.core.cancel().clone()
     }
 
     /// Lets another token than one of its own stop it ([`Scheduler::cancel_token`]).
     pub fn stopped_by(mut self, token: &CancelToken) -> Self {
-        self.core.cancel = token.clone();
+        self.core.cancelled_by(token);
         self
     }
 
@@ -188,17 +192,17 @@ impl Scheduler {
 
     /// Bytes of keys and values, those that are kept for others included, adapters' not.
     pub fn kv_bytes(&self) -> usize {
-        self.reception.pool.used()
+        self.reception.memory.used()
     }
 
     /// Bytes of the keys and values of a page: memory is given out by pages of 64 tokens.
     pub fn page_bytes(&self) -> usize {
-        self.reception.pool.layout().bytes(KV_PAGE)
+        self.reception.memory.bytes(KV_PAGE)
     }
 
     /// Positions computed so far, also those that were computed again.
     pub fn positions_computed(&self) -> usize {
-        self.core.positions_computed
+        self.core.positions_computed()
     }
 
     /// Computes the next tokens of as many texts as may run, and says what came of it, in the order of requests that are computed.
@@ -279,7 +283,7 @@ impl Scheduler {
             0 => options.n_batch,
             written => (options.n_batch_beside).unwrap_or_else(|| self.rhythm.beside(written)),
         };
-        let mut logits = most_logits(self.core.model.weights().n_vocab());
+        let mut logits = most_logits(self.core.model.shape().n_vocab);
         // Prompts take turns, from who is next on.
         let n = self.running.len();
         let turn = self.turn % n.max(1);
@@ -356,11 +360,15 @@ impl Scheduler {
         let logits = match self.core.step(&mut parts) {
             Ok(logits) => logits,
             Err(SessionError::Cancelled) => return,
-            Err(_) => {
+            Err(e) => {
                 drop(parts);
-                // Without memory for the step nobody can go on.
+                // Without the step nobody can go on.
                 for task in self.running.drain(..) {
-                    events.push((task.id, SessionError::OutOfMemory.into()));
+                    let why = match &e {
+                        SessionError::Llama(e) => SessionError::Llama(e.clone()),
+                        _ => SessionError::OutOfMemory,
+                    };
+                    events.push((task.id, why.into()));
                 }
                 return;
             }

@@ -6,21 +6,21 @@ use super::request::{EngineOptions, Event, Prompt, Request, RequestId, Watch};
 use super::voice::Voice;
 use crate::adapter::Adapter;
 use crate::error::Result;
-use crate::ggml::{KV_PAGE, KvPool};
+use crate::ggml::KV_PAGE;
 use crate::infer::attached::Attached;
 use crate::infer::core::{Mode, check_logits};
 use crate::infer::generate::{Answer, Generated, StopReason};
+use crate::infer::memory::Memory;
 use crate::infer::{Ensemble, SessionError};
 use crate::model::Model;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// What is needed to accept a request, on any thread.
 pub(super) struct Reception {
     pub(super) model: Model,
     pub(super) mode: Mode,
-    pub(super) pool: Arc<KvPool>,
+    pub(super) memory: Memory,
     pub(super) n_ctx: usize,
     pub(super) n_threads: usize,
     pub(super) options: EngineOptions,
@@ -69,13 +69,20 @@ impl Reception {
     /// The adapter on the model.
     pub(super) fn attach(&self, adapter: &Adapter) -> Result<Attached> {
         let other_base = self.options.accept_other_base;
-        Attached::new(adapter, &self.model, self.mode, self.n_threads, other_base)
+        Attached::new(
+            adapter,
+            &self.model,
+            self.mode,
+            self.n_threads,
+            &self.memory,
+            other_base,
+        )
     }
 
     /// Checks all that can be known before anything is computed.
     pub(super) fn accept(&self, id: RequestId, request: Request) -> Result<Task> {
         let (model, options) = (&self.model, &self.options);
-        let n_vocab = model.weights().n_vocab();
+        let n_vocab = model.shape().n_vocab;
         let (members, most) = (request.ensemble.members(), options.max_running);
         if members.len() > most {
             let members = members.len();
@@ -96,7 +103,7 @@ impl Reception {
                 .as_ref()
                 .map(|adapter| self.attach(adapter))
                 .transpose()?;
-            Voice::new(model, attached, &tokens, &self.pool)
+            Voice::new(model, attached, &tokens, &self.memory)
         };
         let mut voices: Vec<_> = members.iter().map(voice).collect::<Result<_>>()?;
         if voices.iter().any(|voice| voice.own_len() == 0) {
@@ -118,7 +125,7 @@ impl Reception {
         }
         if let Some(limit) = options.kv_bytes {
             let tokens = |voice: &Voice| (voice.own_len() + more).next_multiple_of(KV_PAGE);
-            let needed = self.pool.layout().bytes(voices.iter().map(tokens).sum());
+            let needed = self.memory.bytes(voices.iter().map(tokens).sum());
             if needed > limit {
                 return Err(EngineError::TooLarge { needed, limit }.into());
             }
@@ -202,7 +209,7 @@ impl Task {
         model: &Model,
         mut event: impl FnMut(Event),
     ) -> bool {
-        let n_vocab = model.weights().n_vocab();
+        let n_vocab = model.shape().n_vocab;
         let of_rows = |rows: &Range<usize>| &logits[rows.start * n_vocab..rows.end * n_vocab];
         if let [rows] = rows {
             let mut rows = of_rows(rows).chunks_exact(n_vocab);

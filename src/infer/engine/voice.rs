@@ -3,12 +3,11 @@
 use super::prefix::{Key, PrefixCache, is_same};
 use crate::adapter::{Adapter, Item};
 use crate::error::Result;
-use crate::ggml::{KV_PAGE, KvPool};
+use crate::ggml::KV_PAGE;
 use crate::infer::attached::{Attached, arranged};
 use crate::infer::core::{Input, Part};
-use crate::infer::kv::KvText;
+use crate::infer::memory::{KvText, Memory};
 use crate::model::Model;
-use std::sync::Arc;
 
 /// A text behind or around one adapter, as far as it is computed and as far as it is known.
 pub(super) struct Voice {
@@ -60,13 +59,13 @@ impl Voice {
         model: &Model,
         attached: Option<Attached>,
         prompt: &[i32],
-        pool: &Arc<KvPool>,
+        memory: &Memory,
     ) -> Result<Self> {
         let items = arranged(model, attached.as_ref(), prompt, true)?;
         let own: usize = items.iter().map(Item::len).sum();
         let n = own + attached.as_ref().map_or(0, Attached::prefix_len);
-        let mut text = KvText::new(pool.clone());
-        text.restart(attached.as_ref().and_then(Attached::block).cloned());
+        let mut text = memory.text();
+        text.restart(attached.as_ref().and_then(Attached::block));
         Ok(Self {
             attached,
             text,
@@ -118,7 +117,7 @@ impl Voice {
 
     /// Gives back all memory; the text is computed anew.
     pub(super) fn preempt(&mut self) {
-        let block = self.attached.as_ref().and_then(Attached::block).cloned();
+        let block = self.attached.as_ref().and_then(Attached::block);
         self.text.restart(block);
         self.kept = 0;
         self.logits = Vec::new();
@@ -146,7 +145,8 @@ impl Voice {
 
     /// Whether `other`, which is not that far yet, computes a part of this one's beginning, of `least` tokens or more.
     pub(super) fn waits_for(&self, other: &Self, least: usize) -> bool {
-        if is_same(self.adapter(), other.adapter()) && other.n_used == 0 {
+        let may_find = other.n_used == 0 && self.text.is_shareable();
+        if may_find && is_same(self.adapter(), other.adapter()) {
             let both = self.keys[..self.silent()].iter().zip(&other.keys);
             let common = both.take_while(|(a, b)| a == b).count();
             return common >= least.max(other.computed()).max(self.computed() + 1);
@@ -158,7 +158,7 @@ impl Voice {
     pub(super) fn keep(&mut self, prefixes: &mut PrefixCache, over: bool) {
         let n = self.computed();
         let is_complete = over || n.is_multiple_of(KV_PAGE) || self.text.len() == self.n_prompt;
-        if is_complete && n > self.kept {
+        if is_complete && n > self.kept && self.text.is_shareable() {
             prefixes.insert(self.adapter(), &self.keys[..n], |i| self.text.page(i));
             self.kept = n;
         }

@@ -193,20 +193,24 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::feed`], but logits may be anything.
+    ///
+    /// # Panics
+    /// If libllama computes the model.
     #[doc(hidden)]
     pub fn trace(&mut self, tokens: &[i32], names: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
         self.check_feed(tokens)?;
         self.settle()?;
         let core = &self.core;
+        let own = core.own().expect("traces are our own decoder's");
         let mut parts = [Part {
-            text: &mut self.text,
+            text: self.text.paged_mut(),
             input: Input::Tokens(tokens),
             outputs: 0..tokens.len(),
         }];
-        let mut built = core.build(core.topology(&parts), names, GraphMemory::new())?;
-        core.run(&mut built, &mut parts)?;
+        let mut built = own.build(own.topology(&parts), names, GraphMemory::new())?;
+        own.run(&mut built, &mut parts)?;
         let logits = built.logits.as_ref().expect("asked for");
-        let n_vocab = core.model.weights().n_vocab();
+        let n_vocab = core.model.shape().n_vocab;
         let last = (tokens.len() - 1) * n_vocab;
         self.logits = built.graph.read_f32(logits)[last..].to_vec();
         self.remember(tokens);
@@ -220,17 +224,17 @@ impl Session {
     /// Positions computed so far, those that were forgotten or computed again included. For tests.
     #[doc(hidden)]
     pub fn positions_computed(&self) -> usize {
-        self.core.positions_computed
+        self.core.positions_computed()
     }
 
     /// Graphs built so far: decoding reuses one for many tokens. For tests.
     #[doc(hidden)]
     pub fn graphs_built(&self) -> usize {
-        self.core.graphs_built
+        self.core.graphs_built()
     }
 
     pub(super) fn check_tokens(&self, tokens: &[i32]) -> Result<(), SessionError> {
-        let n_vocab = self.core.model.weights().n_vocab();
+        let n_vocab = self.core.model.shape().n_vocab;
         match tokens.iter().find(|&&id| id < 0 || id as usize >= n_vocab) {
             Some(&id) => Err(SessionError::TokenOutOfRange { id, n_vocab }),
             None => Ok(()),
@@ -271,7 +275,7 @@ impl Session {
 
     /// Computes `input` in steps of at most `n_batch` positions; logits of the last one are kept if wanted.
     fn run_all(&mut self, input: Input<'_>, want_logits: bool) -> Result<()> {
-        let width = self.core.model.hparams().n_embd;
+        let width = self.core.model.shape().n_embd;
         let pieces = input.pieces(self.core.n_batch, width);
         let last = pieces.len().saturating_sub(1);
         for (i, (piece, n)) in pieces.into_iter().enumerate() {
@@ -288,7 +292,7 @@ impl Session {
         keep_last: bool,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let n_vocab = self.core.model.weights().n_vocab();
+        let n_vocab = self.core.model.shape().n_vocab;
         let size = self.core.n_batch.min(most_logits(n_vocab));
         for (c, chunk) in tokens.chunks(size).enumerate() {
             let logits = self.core.step(&mut [Part {

@@ -9,13 +9,14 @@ pub use options::{ExistingText, FlashAttention, SessionOptions};
 pub use saved::SavedError;
 
 use super::attached::Attached;
-use super::core::{Core, Input, Mode, Part, check_logits};
+use super::core::{Core, Extent, Input, Mode, Part, check_logits};
 use super::error::SessionError;
-use super::kv::{KvText, KvType};
+use super::kv::KvType;
+use super::memory::KvText;
 use super::text::Utf8Stream;
 use crate::adapter::{Adapter, Item, Payload};
 use crate::error::Result;
-use crate::ggml::{CancelToken, KV_PAGE, KvPool, default_threads};
+use crate::ggml::{CancelToken, KV_PAGE, default_threads};
 use crate::model::Model;
 
 /// A run of tokens that was fed.
@@ -56,22 +57,28 @@ impl std::fmt::Debug for Session {
     }
 }
 
+/// Positions of a text that libllama computes, unless somebody says otherwise: memory for all of them is taken at once.
+const LLAMA_CTX: usize = 4096;
+
 /// How to compute, and the context length.
 ///
 /// # Errors
 /// If an option is out of range.
 pub(super) fn check(model: &Model, options: &SessionOptions) -> Result<(Mode, usize)> {
-    let hp = model.hparams();
+    let native = model.computed_by().ok();
     let bad = |option, value: String, why: &str| SessionError::BadOption {
         option,
         value,
         why: why.to_owned(),
     };
-    let n_ctx = options.n_ctx.unwrap_or(hp.n_ctx_train);
-    let limit = if model.weights().position_embd.is_some() {
-        hp.n_ctx_train
-    } else {
-        i32::MAX as usize
+    let n_ctx_train = model.n_ctx_train();
+    let n_ctx = options.n_ctx.unwrap_or(match native {
+        Some(_) => n_ctx_train,
+        None => n_ctx_train.min(LLAMA_CTX),
+    });
+    let limit = match native.and_then(|n| n.weights.position_embd.as_ref()) {
+        Some(_) => n_ctx_train,
+        None => i32::MAX as usize,
     };
     if n_ctx == 0 || n_ctx > limit {
         return Err(bad(
@@ -105,7 +112,7 @@ pub(super) fn check(model: &Model, options: &SessionOptions) -> Result<(Mode, us
         FlashAttention::Off => false,
     };
     if options.kv_type == KvType::Q8_0 {
-        let head_dims = hp.layers.iter().map(|l| l.head_dim);
+        let head_dims = model.shape().head_dim.values().iter().copied();
         if let Some(d) = head_dims.into_iter().find(|d| !d.is_multiple_of(32)) {
             let why = format!("needs a head size that is a multiple of 32, the model's is {d}");
             return Err(bad("KV cache type", "q8_0".into(), &why).into());
@@ -117,7 +124,7 @@ pub(super) fn check(model: &Model, options: &SessionOptions) -> Result<(Mode, us
     let mode = Mode {
         ty: options.kv_type,
         flash,
-        long_context: model.has_long_context(n_ctx),
+        long_context: native.is_some_and(|n| n.has_long_context(n_ctx)),
     };
     Ok((mode, n_ctx))
 }
@@ -129,12 +136,17 @@ impl Session {
     /// If an option is out of range or memory for the KV cache cannot be reserved.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Self> {
         let (mode, n_ctx) = check(model, options)?;
-        let n_threads = options.n_threads.unwrap_or_else(default_threads);
-        let mut core = Core::new(model, mode, model.pool(n_threads));
-        core.n_batch = options.n_batch;
-        Ok(Self {
+        let extent = Extent {
+            n_threads: options.n_threads.unwrap_or_else(default_threads),
+            n_batch: options.n_batch,
+            n_ctx,
+            n_texts: 1,
             // The context length is the limit.
-            text: KvText::new(KvPool::new(core.layout().clone(), usize::MAX)),
+            kv_bytes: None,
+        };
+        let core = Core::new(model, mode, &extent)?;
+        Ok(Self {
+            text: core.memory().text(),
             core,
             n_ctx,
             attached: None,
@@ -169,13 +181,13 @@ impl Session {
 
     /// Threads that compute.
     pub fn n_threads(&self) -> usize {
-        self.core.pool.n_threads()
+        self.core.n_threads
     }
 
     /// Bytes that keys and values of a full context take. They are allocated, and become resident, as the context fills.
     pub fn kv_bytes(&self) -> usize {
         let tokens = self.n_ctx.next_multiple_of(KV_PAGE);
-        self.core.layout().bytes(tokens)
+        self.core.memory().bytes(tokens)
     }
 
     /// The attached adapter.
@@ -185,7 +197,7 @@ impl Session {
 
     /// A handle that stops the session from another thread.
     pub fn cancel_token(&self) -> CancelToken {
-        self.core.cancel.clone()
+        self.core.cancel().clone()
     }
 
     /// All real tokens fed so far, virtual ones left out.
@@ -251,8 +263,15 @@ impl Session {
             return Err(SessionError::NoVirtualTokens.into());
         };
         let n = rows.n_rows();
-        let mut core = Core::new(&self.core.model, self.core.mode, self.core.pool.clone());
-        let mut text = KvText::new(KvPool::new(core.layout().clone(), usize::MAX));
+        let extent = Extent {
+            n_threads: self.core.n_threads,
+            n_batch: self.core.n_batch,
+            n_ctx: n,
+            n_texts: 1,
+            kv_bytes: None,
+        };
+        let mut core = Core::new(&self.core.model, self.core.mode, &extent)?;
+        let mut text = core.memory().text();
         let logits = core.step(&mut [Part {
             text: &mut text,
             input: Input::Virtual(&rows.to_f32()),
@@ -269,7 +288,7 @@ impl Session {
         self.unfinished = Utf8Stream::new();
         self.uncomputed = None;
         self.text
-            .restart(self.attached.as_ref().and_then(Attached::block).cloned());
+            .restart(self.attached.as_ref().and_then(Attached::block));
     }
 
     /// Puts `adapter` in front of the text (or, with a template, into the next prompt).
@@ -290,8 +309,14 @@ impl Session {
     /// recomputing fails or is cancelled, the new adapter is attached and the text is dropped.
     pub fn swap(&mut self, adapter: &Adapter, existing: ExistingText) -> Result<()> {
         let (core, other_base) = (&self.core, self.accept_other_base);
-        let n_threads = core.pool.n_threads();
-        let attached = Attached::new(adapter, &core.model, core.mode, n_threads, other_base)?;
+        let attached = Attached::new(
+            adapter,
+            &core.model,
+            core.mode,
+            core.n_threads,
+            core.memory(),
+            other_base,
+        )?;
         self.change(Some(attached), existing)
     }
 

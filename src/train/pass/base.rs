@@ -29,8 +29,8 @@ impl KeyValues for Watched<'_> {
 impl Passes {
     /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
     pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
-        let (hp, w) = (self.model.hparams(), self.model.weights());
-        let mut b = Builder::new(self.model.kernels().operations());
+        let (hp, w) = (&self.native.hp, &self.native.weights);
+        let mut b = Builder::new(self.kernels.operations());
         let inputs = Inputs::new(b.ctx(), ids.len(), 0);
         let rows = b.scale(&b.get_rows(&w.token_embd, &inputs.tokens), hp.token_scale);
         let rows = b.output(rows);
@@ -40,8 +40,8 @@ impl Passes {
 
     /// Keys and values that the base computes for a text, for each layer keys, then values `ne = [Hk d, n]`.
     pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
-        let (hp, w) = (self.model.hparams(), self.model.weights());
-        let mut b = Builder::new(self.model.kernels().operations());
+        let (hp, w) = (&self.native.hp, &self.native.weights);
+        let mut b = Builder::new(self.kernels.operations());
         let inputs = Inputs::new(b.ctx(), ids.len(), 0);
         let row = 0..ids.len();
         let mut kv = Watched {

@@ -16,7 +16,7 @@ use super::variables::Variables;
 use crate::error::Result;
 use crate::ggml::{ComputeError, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
 use crate::graph::{Builder, Decoder};
-use crate::model::Model;
+use crate::model::{Kernels, Model, Native};
 use cache::{Cache, Key};
 use forward::{PackedKeys, Stack};
 use io::Io;
@@ -50,7 +50,8 @@ pub(crate) struct Outcome {
 
 /// Runs passes over one base in memory that it keeps.
 pub(crate) struct Passes {
-    model: Model,
+    native: Arc<Native>,
+    kernels: Kernels,
     pool: Arc<ThreadPool>,
     /// Bytes that a pass should need at most.
     budget: usize,
@@ -78,20 +79,26 @@ struct Ends {
 }
 
 impl Passes {
+    /// For texts of up to `n_ctx` positions, within `budget` bytes if that can be done.
+    ///
+    /// # Errors
+    /// [`ModelError::NoBackward`](crate::model::ModelError::NoBackward) if libllama computes the model.
     pub(crate) fn new(
         model: &Model,
         pool: Arc<ThreadPool>,
         budget: usize,
-        long_context: bool,
-    ) -> Self {
-        Self {
-            model: model.clone(),
+        n_ctx: usize,
+    ) -> Result<Self> {
+        let native = model.native()?.clone();
+        Ok(Self {
+            kernels: model.kernels(),
             pool,
             budget,
-            long_context,
+            long_context: native.has_long_context(n_ctx),
+            native,
             memory: None,
             cache: Cache::default(),
-        }
+        })
     }
 
     /// Computes with `pool` from now on.
@@ -158,7 +165,7 @@ impl Passes {
             Goal::Losses | Goal::Predictions(_) => graph(0),
             Goal::Gradients => {
                 let fits = |graph: &Planned| graph.shape.memory_needed() <= self.budget;
-                fewest(self.model.hparams().n_layer(), graph, fits)
+                fewest(self.native.hp.n_layer(), graph, fits)
             }
         }
     }
@@ -183,9 +190,9 @@ impl Passes {
         goal: Goal,
         recomputed: usize,
     ) -> Planned {
-        let (hp, w) = (self.model.hparams(), self.model.weights());
+        let (hp, w) = (&self.native.hp, &self.native.weights);
         let chunks = Chunks::new(batch.outputs.len(), w.n_vocab());
-        let mut b = Builder::new(self.model.kernels().operations());
+        let mut b = Builder::new(self.kernels.operations());
         let io = Io::new(b.ctx(), hp, batch, variables);
         let decoder = Decoder::new(hp, w, &io.inputs, self.long_context);
         let prefix = variables.prefix_length();

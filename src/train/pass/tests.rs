@@ -163,7 +163,7 @@ fn check_cpt(case: &Path, model: &Model, check: &Value) -> usize {
         }
         n += 1;
     };
-    let mut passes = Passes::new(model, model.pool(1), usize::MAX, false);
+    let mut passes = Passes::new(model, model.pool(1), usize::MAX, 1).unwrap();
 
     let (ids, labels) = (want.tokens("input_ids"), want.tokens("labels"));
     let packed = cpt.packed(&[(&ids, &labels)]);
@@ -262,7 +262,7 @@ fn text(ids: &[i32]) -> Packed {
 fn a_graph_that_is_used_again_computes_the_same() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tinylm-q8_0.gguf");
     let model = Model::open(&path, &ModelOptions::default()).unwrap();
-    let passes = || Passes::new(&model, model.pool(1), usize::MAX, false);
+    let passes = || Passes::new(&model, model.pool(1), usize::MAX, 1).unwrap();
     let shape = model.shape();
     let prefix = |scale: f32| {
         let values = |salt: usize| -> Vec<f32> {

@@ -36,7 +36,7 @@ impl Trainer {
         }
         check(&options)?;
         let length = fitting_length(model, &options)?;
-        let mut passes = passes(model, &options);
+        let mut passes = passes(model, &options)?;
         let layout = Layout::new(model, &options, length, [&train, &valid])?;
         let n_vocab = model.shape().n_vocab;
         let sequences = |examples, set| Sequences::new(examples, &layout, n_vocab, set);
@@ -134,7 +134,7 @@ fn fitting_length(model: &Model, options: &TrainOptions) -> Result<usize> {
     Ok(length)
 }
 
-fn passes(model: &Model, options: &TrainOptions) -> Passes {
+fn passes(model: &Model, options: &TrainOptions) -> Result<Passes> {
     let n_threads = options.threads.unwrap_or_else(default_threads);
     let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
     let n_ctx = options.n_ctx.unwrap_or(model.n_ctx_train());
@@ -142,7 +142,7 @@ fn passes(model: &Model, options: &TrainOptions) -> Passes {
         model,
         model.pool(n_threads),
         usize::try_from(memory).unwrap_or(usize::MAX),
-        model.has_long_context(n_ctx),
+        n_ctx,
     )
 }
 

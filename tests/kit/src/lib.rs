@@ -9,6 +9,7 @@ pub mod fixture;
 pub mod metrics;
 pub mod oracle;
 pub mod quantize;
+pub mod recurrent;
 pub mod synth;
 pub mod tensors;
 mod vocab;

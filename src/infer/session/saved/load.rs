@@ -9,8 +9,10 @@ use crate::file::gguf_seal::Sealed;
 use crate::file::types::GgmlType;
 use crate::ggml::{KV_PAGE, KvPart};
 use crate::infer::attached::Attached;
-use crate::infer::core::check_logits;
+use crate::infer::core::{Input, check_logits};
 use crate::infer::error::SessionError;
+use crate::infer::kv::PagedText;
+use crate::infer::memory::KvText;
 use crate::infer::text::Utf8Stream;
 use crate::model::Fingerprint;
 use std::collections::HashMap;
@@ -49,10 +51,19 @@ impl Session {
         let mut file = Sealed::open(path)?;
         self.check_origin(file.gguf())?;
         let saved = self.read_text(&file)?;
-        let first = self.first_tokens(file.gguf(), saved.n)?;
-        let contents = self.contents(file.tensors(), &saved, &first)?;
-        let room = self.text.with_room(saved.n, &first);
-        let mut text = room.map_err(|_| SessionError::OutOfMemory)?;
+        let (contents, mut text) = match self.text.paged() {
+            Some(paged) => {
+                let first = self.first_tokens(paged, file.gguf(), saved.n)?;
+                let contents = self.contents(file.tensors(), &saved, Some((paged, &first)))?;
+                let room = paged.with_room(saved.n, &first);
+                let text = room.map_err(|_| SessionError::OutOfMemory)?;
+                (contents, KvText::Pages(text))
+            }
+            None => {
+                let contents = self.contents(file.tensors(), &saved, None)?;
+                (contents, self.remembered(&saved)?)
+            }
+        };
         let mut logits = Vec::new();
         for (tensor, content) in file.tensors().to_vec().iter().zip(contents) {
             let bytes = file.read(tensor)?;
@@ -61,7 +72,7 @@ impl Session {
                     let (values, _) = bytes.as_chunks();
                     logits.extend(values.iter().map(|&b| f32::from_le_bytes(b)));
                 }
-                Content::Rows(il, part) => text.put(il, part, &bytes),
+                Content::Rows(il, part) => text.paged_mut().put(il, part, &bytes),
             }
         }
         if !file.finish()? {
@@ -92,7 +103,7 @@ impl Session {
         }
         let (model, mode) = (&self.core.model, self.core.mode);
         let saved = gguf.require_str(key::FINGERPRINT)?.parse();
-        let saved: Fingerprint = saved.map_err(|()| text("its base has no fingerprint"))?;
+        let saved: Fingerprint = saved.map_err(|()| wrong_text("its base has no fingerprint"))?;
         let base = model.fingerprint();
         if saved != base {
             return Err(SavedError::OtherBase { saved, base }.into());
@@ -110,7 +121,7 @@ impl Session {
             .into());
         }
         let saved = GgmlType::from_u32(gguf.require_u32(key::KV_TYPE)?);
-        let saved = saved.ok_or(text("the type of its KV cache is unknown"))?;
+        let saved = saved.ok_or(wrong_text("the type of its KV cache is unknown"))?;
         let session = mode.ty.ggml();
         if saved != session {
             return Err(SavedError::OtherKvType { saved, session }.into());
@@ -136,13 +147,14 @@ impl Session {
         let prompts = gguf.u32_array(head, key::PROMPTS)?;
         let prompts = prompts.ok_or_else(|| missing(key::PROMPTS))?;
         if prompts.len() != lengths.len() {
-            return Err(text("it does not say which of its segments are prompts").into());
+            return Err(wrong_text("it does not say which of its segments are prompts").into());
         }
         let mut history = Vec::new();
         let (mut rest, mut positions) = (&tokens[..], 0usize);
         for (length, prompt) in lengths.into_iter().zip(prompts) {
             let split = rest.split_at_checked(length as usize);
-            let (tokens, behind) = split.ok_or(text("its segments are longer than its tokens"))?;
+            let (tokens, behind) =
+                split.ok_or(wrong_text("its segments are longer than its tokens"))?;
             let segment = Segment {
                 tokens: tokens.to_vec(),
                 prompt: prompt != 0,
@@ -151,20 +163,20 @@ impl Session {
             let items = self.items(attached, &segment, history.is_empty())?;
             let taken: usize = items.iter().map(Item::len).sum();
             if taken == 0 {
-                return Err(text("a segment of it is empty").into());
+                return Err(wrong_text("a segment of it is empty").into());
             }
             positions += taken;
             history.push(segment);
             rest = behind;
         }
         if !rest.is_empty() {
-            return Err(text("its segments are shorter than its tokens").into());
+            return Err(wrong_text("its segments are shorter than its tokens").into());
         }
         let uncomputed = match flag(gguf, key::UNCOMPUTED)? {
             false => None,
             true => {
                 let last = tokens.last().copied();
-                Some(last.ok_or(text("the last one of no tokens is not computed"))?)
+                Some(last.ok_or(wrong_text("the last one of no tokens is not computed"))?)
             }
         };
         let n = positions - usize::from(uncomputed.is_some());
@@ -172,11 +184,11 @@ impl Session {
         let unfinished = gguf.u32_array(head, key::UNFINISHED)?.unwrap_or_default();
         let unfinished = unfinished.into_iter().map(u8::try_from);
         let unfinished: Vec<u8> = (unfinished.collect::<Result<_, _>>())
-            .map_err(|_| text("the bytes behind its last character are none"))?;
+            .map_err(|_| wrong_text("the bytes behind its last character are none"))?;
         let mut stream = Utf8Stream::new();
         stream.push(&unfinished);
         if stream.pending() != unfinished || (history.is_empty() && !unfinished.is_empty()) {
-            return Err(text("the bytes behind its last character begin none").into());
+            return Err(wrong_text("the bytes behind its last character begin none").into());
         }
         Ok(Saved {
             history,
@@ -187,9 +199,33 @@ impl Session {
         })
     }
 
+    /// The text for libllama's memory, where it is computed when it goes on.
+    fn remembered(&self, saved: &Saved) -> Result<KvText> {
+        let attached = self.attached.as_ref();
+        let mut text = self.core.memory().text();
+        text.restart(attached.and_then(Attached::block));
+        let mut left = saved.n;
+        for (i, segment) in saved.history.iter().enumerate() {
+            for item in self.items(attached, segment, i == 0)? {
+                let n = item.len().min(left);
+                left -= n;
+                let input = match &item {
+                    _ if n == 0 => continue,
+                    Item::Tokens(tokens) => Input::Tokens(&tokens[..n]),
+                    Item::Virtual(rows) => {
+                        let attached = attached.expect("items are its template's");
+                        Input::Virtual(attached.placed(rows.start..rows.start + n))
+                    }
+                };
+                text.llama_mut().push(input);
+            }
+        }
+        Ok(text)
+    }
+
     /// Of each class, the first token whose keys and values are in the file, of the `n` that were computed.
-    fn first_tokens(&self, gguf: &Gguf, n: usize) -> Result<Vec<usize>> {
-        let layout = self.core.layout();
+    fn first_tokens(&self, text: &PagedText, gguf: &Gguf, n: usize) -> Result<Vec<usize>> {
+        let layout = text.layout();
         let mut first = vec![n; layout.n_classes()];
         for il in 0..layout.n_layers() {
             let name = tensor_name(il, KvPart::K);
@@ -201,24 +237,24 @@ impl Session {
             first[layout.layer(il).0] =
                 gone.ok_or_else(|| wrong(&name, "has another number of tokens than the text"))?;
         }
-        let needed = |class| self.text.seen(class, self.prefix_len() + n);
+        let needed = |class| text.seen(class, self.prefix_len() + n);
         match (0..first.len()).any(|class| first[class] > needed(class)) {
-            true => Err(text("keys and values that the next token sees are missing").into()),
+            true => Err(wrong_text("keys and values that the next token sees are missing").into()),
             false => Ok(first),
         }
     }
 
-    /// What each tensor holds, of a text whose classes have the tokens from `first` on.
+    /// What each tensor holds, of a text in pages whose classes have the tokens from `first` on, or of one that is only remembered.
     fn contents(
         &self,
         tensors: &[TensorInfo],
         saved: &Saved,
-        first: &[usize],
+        paged: Option<(&PagedText, &[usize])>,
     ) -> Result<Vec<Content>> {
-        let layout = self.core.layout();
         let mut expected = HashMap::new();
-        for il in 0..layout.n_layers() {
-            let (class, layer) = layout.layer(il);
+        let layers = paged.map(|(text, first)| text.each_layer().map(move |l| (l, first)));
+        for ((text, il), first) in layers.into_iter().flatten() {
+            let (class, layer) = text.layout().layer(il);
             let tokens = saved.n - first[class];
             let ne = [layer.heads.d, tokens, layer.heads.hk, 1].map(|n| n as u64);
             for part in KvPart::BOTH.into_iter().filter(|_| tokens > 0) {
@@ -226,7 +262,7 @@ impl Session {
                 expected.insert(tensor_name(il, part), (layer.ty, ne, content));
             }
         }
-        let n_vocab = self.core.model.weights().n_vocab() as u64;
+        let n_vocab = self.core.model.shape().n_vocab as u64;
         let logits = (GgmlType::F32, [n_vocab, 1, 1, 1], Content::Logits);
         expected.insert(LOGITS.to_owned(), logits);
         let mut contents = Vec::new();
@@ -257,7 +293,7 @@ fn shown(text: &str) -> String {
     text.chars().take(MOST).collect()
 }
 
-fn text(why: &'static str) -> SavedError {
+fn wrong_text(why: &'static str) -> SavedError {
     SavedError::Text { why }
 }
 

@@ -17,6 +17,7 @@ use crate::file::types::GgmlType;
 use crate::ggml::KvPart;
 use crate::infer::attached::Attached;
 use crate::infer::error::SessionError;
+use crate::infer::kv::PagedText;
 use std::path::Path;
 
 /// Grows when the meaning of anything in the file changes.
@@ -81,7 +82,8 @@ impl Session {
     /// and says, bit for bit, what this session will say (on the same kind of CPU, with the same kernels). The adapter's own rows
     /// are not in the file, but its checksum is. `note` is for the application, which gets it back: the messages of a conversation, say.
     ///
-    /// `path` is replaced when the file is complete, and not touched before. The file is about as large as the part of the KV cache that is in use.
+    /// `path` is replaced when the file is complete, and not touched before. The file is about as large as the part of the KV cache that is in use. Of a model that
+    /// [libllama computes](crate::model::DecoderChoice) it holds the text only, which is computed again when it goes on.
     ///
     /// # Errors
     /// [`Error::Io`]; [`SessionError::BadOption`] for a note of more than 16 MiB.
@@ -99,23 +101,24 @@ impl Session {
             writer.tensor(LOGITS, GgmlType::F32, &[self.logits.len() as u64]);
         }
         let first = usize::from(!self.logits.is_empty());
-        let layout = self.core.layout();
+        // What libllama has computed is computed again.
+        let paged = self.text.paged();
         let mut tensors = Vec::new();
-        for il in 0..layout.n_layers() {
-            let (class, layer) = layout.layer(il);
-            let tokens = self.text.kept(class);
+        for (text, il) in paged.into_iter().flat_map(PagedText::each_layer) {
+            let (class, layer) = text.layout().layer(il);
+            let tokens = text.kept(class);
             let ne = [layer.heads.d, tokens.len(), layer.heads.hk].map(|n| n as u64);
             for part in KvPart::BOTH.into_iter().filter(|_| !tokens.is_empty()) {
                 writer.tensor(tensor_name(il, part), layer.ty, &ne);
-                tensors.push((il, part, tokens.clone()));
+                tensors.push((text, il, part, tokens.clone()));
             }
         }
         let data = |i: usize, out: &mut Vec<u8>| match i.checked_sub(first) {
             None => out.extend_from_slice(bytemuck::cast_slice(&self.logits)),
             Some(i) => {
-                let (il, part, tokens) = &tensors[i];
-                for head in 0..layout.layer(*il).1.heads.hk {
-                    out.extend(self.text.head(*il, *part, head, tokens.clone()));
+                let (text, il, part, tokens) = &tensors[i];
+                for head in 0..text.layout().layer(*il).1.heads.hk {
+                    out.extend(text.head(*il, *part, head, tokens.clone()));
                 }
             }
         };
