@@ -471,8 +471,8 @@ typedef struct {
   const char *chat_template;
   // A `ggraft_kernels`. Default GGRAFT_KERNELS_AUTO.
   int32_t kernels;
-  // Must be 0.
-  int32_t reserved;
+  // A `ggraft_decoder`. Default GGRAFT_DECODER_OWN.
+  int32_t decoder;
 } ggraft_model_params;
 
 // Facts about a model. The strings belong to the model.

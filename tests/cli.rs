@@ -1643,7 +1643,7 @@ fn predict_scores_completions_as_eval_does() {
 
 /// Every flag of `ggraft train`.
 const TRAIN_FLAGS: &str = "--model --data --valid --max-len --method --length --init --reparam --hidden --template \
-    --freeze-first --loss --label-smoothing --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta1 --beta2 --weight-decay --dropout --clip --seed \
+    --freeze-first --loss --label-smoothing --steps --epochs --batch --accum --lr --schedule --warmup --optimizer --beta1 --beta2 --weight-decay --dropout --clip --mezo --seed \
     --eval-every --patience --ensemble --output --checkpoint-every --resume --log --plot --threads --memory";
 
 #[test]
@@ -2413,8 +2413,17 @@ fn libllama_computes_what_only_it_knows() {
         "predict", "-t", "1", "-n", "4", "--data", data, "-m", foreign, "-o", out,
     ]);
     assert_eq!(fs::read_to_string(out).unwrap().lines().count(), 3);
-    let e = failure(&ggraft(&[
-        "train", "-m", foreign, "--data", data, "-o", out,
-    ]));
-    assert!(e.contains("unsupported architecture 'internlm2'"), "{e}");
+    let train = "train --method prompt --length 4 --steps 3 -t 1";
+    let train = [
+        &words(train)[..],
+        &["-m", foreign, "--data", data, "-o", out],
+    ]
+    .concat();
+    let e = failure(&ggraft(&train));
+    assert!(e.contains("--mezo"), "{e}");
+    let output = ggraft(&[&train[..], &["--mezo", "2"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let note = stderr(&output);
+    assert!(note.contains("4 forward passes a step"), "{note}");
+    ok(&["run", "-m", foreign, "-a", out, "-p", "The cat", "-n", "2"]);
 }

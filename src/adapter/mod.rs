@@ -125,6 +125,14 @@ impl Payload {
         })
     }
 
+    /// P.
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Self::VirtualTokens(rows) => rows.n_rows(),
+            Self::Prefix { layers } => layers[0].k.n_rows(),
+        }
+    }
+
     /// Every tensor with its name in adapter files, in file order.
     fn tensors(&self) -> Vec<(String, &Matrix)> {
         match self {

@@ -35,6 +35,18 @@ pub(super) unsafe fn row_from_f32(ty: GgmlType, row: &[f32], to: *mut u8) {
     unsafe { from_float(row.as_ptr(), to.cast(), row.len() as i64) };
 }
 
+/// `n` values of whole blocks as F32.
+///
+/// # Panics
+/// If they take another number of bytes, or are of no type of weights.
+pub(crate) fn rows_to_f32(ty: GgmlType, from: &[u8], n: usize) -> Vec<f32> {
+    assert_eq!(ty.row_bytes(n as u64), Some(from.len() as u64));
+    let mut out = vec![0.0; n];
+    // SAFETY: as many values of the type, and room for them.
+    unsafe { row_to_f32(ty, from.as_ptr(), out.as_mut_ptr(), n) };
+    out
+}
+
 /// Whole blocks of a row as F32.
 ///
 /// # Safety

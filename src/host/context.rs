@@ -140,9 +140,14 @@ impl Context {
         usize::try_from(n).unwrap_or(0)
     }
 
-    pub(super) fn check_seq(&self, seq: i32) -> Result<(), HostError> {
+    /// Sequences.
+    pub(super) fn n_sequences(&self) -> usize {
         // SAFETY: the context is live.
-        let n = unsafe { (self.api.n_seq_max)(self.ctx.as_ptr()) };
+        unsafe { (self.api.n_seq_max)(self.ctx.as_ptr()) as usize }
+    }
+
+    pub(super) fn check_seq(&self, seq: i32) -> Result<(), HostError> {
+        let n = self.n_sequences() as u32;
         match u32::try_from(seq) {
             Ok(known) if known < n => Ok(()),
             _ => Err(HostError::SequenceRange { seq, n }),

@@ -160,6 +160,16 @@ impl Llama {
         self.host.context.window()
     }
 
+    /// V.
+    pub(crate) fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    /// How many texts it can have.
+    pub(crate) fn n_sequences(&self) -> usize {
+        self.host.context.n_sequences()
+    }
+
     /// Puts an adapter in place of what `seq` has.
     pub(crate) fn put(&mut self, graft: &Graft, seq: i32) -> Result<(), HostError> {
         self.host.put(graft, seq)

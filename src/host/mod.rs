@@ -115,15 +115,20 @@ impl Host {
 
     /// As [`Host::prepare`], for an adapter of which the base is known to fit.
     pub(crate) fn graft(&mut self, adapter: &Adapter, seq: i32) -> Result<Graft> {
-        let n_rows = adapter.length();
+        match adapter.template() {
+            Some(_) => Err(HostError::Template.into()),
+            None => Ok(self.graft_of(adapter.payload(), seq)?),
+        }
+    }
+
+    /// What stands in front of a text, in the context's own form; virtual tokens are decoded into `seq`, which must be empty, and taken out again.
+    pub(crate) fn graft_of(&mut self, payload: &Payload, seq: i32) -> Result<Graft, HostError> {
+        let n_rows = payload.length();
         self.check_room(n_rows)?;
-        let state = match adapter.payload() {
+        let state = match payload {
             Payload::Prefix { layers } => {
                 let layout = self.layout.as_ref().map_err(Clone::clone)?;
                 layout.prefix(layers, self.base.shape(), n_rows)?
-            }
-            Payload::VirtualTokens(_) if adapter.template().is_some() => {
-                return Err(HostError::Template.into());
             }
             Payload::VirtualTokens(rows) => {
                 self.context.check_empty(seq)?;
@@ -246,6 +251,25 @@ impl Host {
         self.context.check_empty(seq)?;
         let pieces = self.compose(adapter, prompt)?;
         self.decode(&pieces, 0, seq)
+    }
+
+    /// Keys and values that the base computes for `tokens`, for each layer keys, then values `ne = [Hk d, n]`, in a context that keeps them in F32. They are decoded into
+    /// `seq`, which must be empty, and taken out again.
+    ///
+    /// # Errors
+    /// [`HostError::UnknownState`] if they are kept in another way, or some of them not at all; [`HostError::Decode`].
+    pub(crate) fn rows_of(
+        &mut self,
+        tokens: &[i32],
+        seq: i32,
+    ) -> Result<Vec<[Vec<f32>; 2]>, HostError> {
+        let layout = self.layout.as_ref().map_err(Clone::clone)?;
+        self.context.check_empty(seq)?;
+        let state = (self.context)
+            .decode(Input::Tokens(tokens), 0, seq)
+            .and_then(|()| self.context.state(seq));
+        self.context.remove(seq)?;
+        layout.rows(&state?, self.base.shape().n_layer, tokens.len())
     }
 
     fn check_fits(&self, adapter: &Adapter) -> Result<()> {

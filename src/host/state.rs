@@ -188,7 +188,82 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Of the state of a sequence that has `n` tokens, the rows of each of the base's layers: keys, then values `ne = [Hk d, n]`.
+    ///
+    /// # Errors
+    /// [`HostError::UnknownState`] if they are not in F32, or a layer has not kept all of them.
+    pub(super) fn rows(
+        &self,
+        state: &[u8],
+        n_layer: usize,
+        n: usize,
+    ) -> Result<Vec<[Vec<f32>; 2]>, HostError> {
+        let mut out = vec![Default::default(); n_layer];
+        let mut reader = Reader(without_envelope(state));
+        let read = |cache: &Cache| cache.rows(self.form, n, &mut reader, &mut out);
+        match self.caches.iter().map(read).collect() {
+            Some(()) => Ok(out),
+            None => Err(HostError::UnknownState {
+                why: format!("it has not the rows of all {n} tokens, or not in f32"),
+            }),
+        }
+    }
+}
+
 impl Cache {
+    /// The rows of a cache, to where the layers are.
+    fn rows(
+        &self,
+        form: Form,
+        n: usize,
+        reader: &mut Reader<'_>,
+        out: &mut [[Vec<f32>; 2]],
+    ) -> Option<()> {
+        if form.streams {
+            reader.expect(self.n_streams)?;
+        }
+        // Streams of others are empty.
+        let mut empty = 0;
+        while { *reader }.u32()? == 0 {
+            reader.u32()?;
+            empty += 1;
+        }
+        reader.expect(n as u32)?;
+        let of_cell = 8 + form.extra + if form.names_sequence { 4 } else { 0 };
+        reader.skip((n * of_cell) as u64)?;
+        reader.expect(u32::from(self.transposed))?;
+        reader.expect(self.layers.len() as u32)?;
+        if form.rotations {
+            reader.expect(0)?;
+            reader.expect(0)?;
+        }
+        for layer in &self.layers {
+            reader.expect(GgmlType::F32 as u32)?;
+            reader.size().filter(|&bytes| bytes == layer.bytes[0])?;
+            out[layer.layer][0] = reader.floats(layer.bytes[0] as usize / 4 * n)?;
+        }
+        for layer in &self.layers {
+            reader.expect(GgmlType::F32 as u32)?;
+            let width = layer.bytes[1] as usize / 4;
+            let values = match self.transposed {
+                true => {
+                    reader.expect(4)?;
+                    reader.expect(width as u32)?;
+                    let turned = reader.floats(width * n)?;
+                    let row = |i: usize| turned.iter().skip(i).step_by(n).copied();
+                    (0..n).flat_map(row).collect()
+                }
+                false => {
+                    reader.size().filter(|&bytes| bytes == layer.bytes[1])?;
+                    reader.floats(width * n)?
+                }
+            };
+            out[layer.layer][1] = values;
+        }
+        (empty + 1..self.n_streams).try_for_each(|_| reader.expect(0))
+    }
+
     fn write(
         &self,
         form: Form,
@@ -288,6 +363,13 @@ impl Reader<'_> {
 
     fn u64(&mut self) -> Option<u64> {
         Some(u64::from(self.u32()?) | u64::from(self.u32()?) << 32)
+    }
+
+    fn floats(&mut self, n: usize) -> Option<Vec<f32>> {
+        let (values, rest) = self.0.split_at_checked(4 * n)?;
+        self.0 = rest;
+        let (values, _) = values.as_chunks();
+        Some(values.iter().map(|&b| f32::from_le_bytes(b)).collect())
     }
 
     fn expect(&mut self, n: u32) -> Option<()> {

@@ -83,7 +83,7 @@ pub enum ModelError {
     RefusedByLlama,
     /// Libllama computes the model, which has no backward pass.
     #[error(
-        "libllama computes this model, forward only: backpropagation needs an architecture that ggraft's own decoder knows"
+        "libllama computes this model, forward only: backpropagation needs an architecture that ggraft's own decoder knows; --mezo (TrainOptions::mezo) estimates gradients by forward passes"
     )]
     NoBackward,
     /// Repacked weights did not fit into memory.

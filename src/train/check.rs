@@ -8,6 +8,8 @@ const MAX_ROWS: usize = 1 << 20;
 /// Wider than any model.
 const MAX_HIDDEN: usize = 1 << 16;
 const MAX_LSTM_LAYERS: usize = 16;
+/// Directions of a step: more would be more exact than any batch.
+const MAX_DIRECTIONS: usize = 1 << 12;
 /// As for sessions; ggml has the same limit.
 pub(super) const MAX_THREADS: usize = 512;
 
@@ -53,6 +55,7 @@ pub(super) fn check(o: &TrainOptions) -> Result<(), TrainError> {
     sizes(o)?;
     duration(o)?;
     optimizer(o)?;
+    mezo(o)?;
     regularization(o)?;
     evaluation(o)?;
     encoder(o)?;
@@ -96,6 +99,25 @@ fn optimizer(o: &TrainOptions) -> Result<(), TrainError> {
         return Err(wrong("clip", o.clip, why));
     }
     Ok(())
+}
+
+/// What forward passes alone cannot do.
+fn mezo(o: &TrainOptions) -> Result<(), TrainError> {
+    let Some(mezo) = o.mezo else {
+        return Ok(());
+    };
+    check_range("directions", mezo.directions, MAX_DIRECTIONS)?;
+    if !positive(f64::from(mezo.epsilon)) {
+        return Err(wrong("epsilon", mezo.epsilon, "must be positive"));
+    }
+    match o.loss {
+        Objective::Distill { .. } => Err(conflict(
+            "distillation",
+            "forward passes only (mezo)".to_owned(),
+            "what the base predicts is read by passes with a tape",
+        )),
+        Objective::Completion | Objective::All => Ok(()),
+    }
 }
 
 fn below_1(

@@ -25,7 +25,7 @@ mod workload;
 pub use crate::ggml::CancelToken;
 pub use error::TrainError;
 pub use optimizer::{OptimizerKind, OptimizerOptions};
-pub use options::{Init, Objective, Reparam, TrainOptions};
+pub use options::{Init, Mezo, Objective, Reparam, TrainOptions};
 pub use param::StateError;
 pub use report::{Finish, Report, Summary, Trimmed};
 pub use schedule::Schedule;

@@ -61,6 +61,43 @@ impl Objective {
     pub const DEFAULT_TOP_K: usize = 20;
 }
 
+/// Gradients without a way back (MeZO, Malladi et al. 2023): how the loss differs between two steps in opposite directions, drawn at random, says how far it falls in that
+/// one; the mean over some directions stands for the gradient. libllama computes, whatever the base's architecture, in no more memory than inference takes.
+///
+/// It is for bases without a backward pass only. Of d trained values each direction tells about one: the estimate's cosine with the gradient is about the square root of
+/// `directions / d`, and a run takes ten to a hundred times the time of backpropagation, or never gets there.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub struct Mezo {
+    /// Directions of a step, each for two forward passes. More of them make the estimate better, as a larger batch does.
+    pub directions: usize,
+    /// Length of the two steps, as a part of the root mean square of what is trained, matrix by matrix. Too short ones drown in the rounding of a quantized base.
+    pub epsilon: f32,
+}
+
+impl Default for Mezo {
+    fn default() -> Self {
+        Self {
+            directions: 8,
+            epsilon: 0.1,
+        }
+    }
+}
+
+impl Mezo {
+    /// Sets [`Mezo::directions`].
+    pub fn directions(mut self, n: usize) -> Self {
+        self.directions = n;
+        self
+    }
+
+    /// Sets [`Mezo::epsilon`].
+    pub fn epsilon(mut self, epsilon: f32) -> Self {
+        self.epsilon = epsilon;
+        self
+    }
+}
+
 /// Options of a [`super::Trainer`]. `None` stands for the default that the field's documentation names. A checkpoint holds them all
 /// but the start.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -128,6 +165,9 @@ pub struct TrainOptions {
     /// Bytes for activations: layers beyond what fits keep only their input and are computed twice. Default: 800 MiB,
     /// which holds all of a model of a billion parameters at 512 tokens.
     pub memory: Option<u64>,
+    /// Estimate gradients by forward passes, for bases that have no backward pass. Default: backpropagation.
+    #[serde(default)]
+    pub mezo: Option<Mezo>,
     /// Context length for which the adapter is meant, which decides LongRoPE's factors. Default: the model's.
     pub n_ctx: Option<usize>,
     /// Name of the adapter, for people.
@@ -178,6 +218,7 @@ impl TrainOptions {
             seed: 1,
             threads: None,
             memory: None,
+            mezo: None,
             n_ctx: None,
             name: None,
         }

@@ -19,6 +19,8 @@ pub(crate) enum Stream {
     Dropout,
     /// Rows that are drawn with replacement.
     Bag,
+    /// Directions in which MeZO looks.
+    Direction,
 }
 
 impl Stream {
@@ -29,6 +31,7 @@ impl Stream {
             Self::Shuffle => 1,
             Self::Dropout => 2,
             Self::Bag => 3,
+            Self::Direction => 4,
         }
     }
 }

@@ -19,6 +19,8 @@ const MEAN_NOISE: f32 = 0.2;
 /// [`TrainOptions::init`] if it is not given, for a run of so many steps and passes over the data.
 pub(super) fn default_init(o: &TrainOptions, steps: u64, epochs: f64) -> Init {
     match (o.method, o.effective_reparam(), &o.loss) {
+        // Few directions are looked in: what the base knows already is a better place to start from.
+        (_, Reparam::None, _) if o.mezo.is_some() => Init::Prompts,
         (AdapterKind::Prefix, Reparam::None, Objective::Distill { context, .. })
             if !context.is_empty() =>
         {

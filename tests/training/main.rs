@@ -5,6 +5,7 @@ mod conformance;
 mod derivatives;
 mod invariants;
 mod methods;
+mod mezo;
 mod quality;
 mod refused;
 

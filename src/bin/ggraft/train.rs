@@ -20,7 +20,7 @@ use clap::Args;
 use ggraft::file::atomic::is_stream;
 use ggraft::train::Trainer;
 use ggraft::train::data::{Content, Examples, ExamplesBuilder, Row};
-use ggraft::{Model, ModelOptions};
+use ggraft::{DecoderChoice, Model, ModelOptions};
 use run::Run;
 use std::path::{Path, PathBuf};
 use values::Every;
@@ -95,7 +95,9 @@ impl Train {
             );
         }
         let chat = self.data.chat_format.options()?;
-        let model = Model::open(&self.data.model, &ModelOptions::default().chat(chat))?;
+        // Whether a checkpoint goes on by forward passes is not known yet.
+        let options = ModelOptions::default().decoder(DecoderChoice::Auto);
+        let model = Model::open(&self.data.model, &options.chat(chat))?;
         // All that can be refused at once comes before the rows are tokenized.
         if self.saving.resume.is_none() {
             self.options(&model)?;
@@ -114,8 +116,9 @@ impl Train {
 
     /// One run.
     fn train(&self, model: &Model, rows: &Rows) -> Result<()> {
-        let trainer = self.trainer(model, rows)?;
+        let mut trainer = self.trainer(model, rows)?;
         notes::warn(&trainer);
+        notes::estimate(&mut trainer)?;
         Run::new(self, trainer)?.execute(rows.prompt.clone())
     }
 

@@ -38,18 +38,8 @@ impl Kernel for CrossEntropy {
                 ids[range.clone()].iter().zip(&probabilities[range])
             };
             let max = largest(row);
-            let mut mass = 0.0;
-            let mut expected = 0.0;
-            for (&id, &p) in targets() {
-                let p = f64::from(keep * p);
-                mass += p;
-                expected += p * f64::from(row[id as usize]);
-            }
-            if self.smoothing > 0.0 {
-                let smoothing = f64::from(self.smoothing);
-                mass += smoothing;
-                expected += smoothing * row.iter().map(|&x| f64::from(x)).sum::<f64>() / v as f64;
-            }
+            let pairs = targets().map(|(&id, &p)| (id, p));
+            let (mass, expected) = expected_logit(row, pairs, self.smoothing);
             let sum = exp_sub_sum(row, max);
             let loss = mass * (f64::from(max) + f64::from(sum).ln()) - expected;
             // SAFETY: element i of `losses`, written by this thread alone.
@@ -63,6 +53,29 @@ impl Kernel for CrossEntropy {
             }
         }
     }
+}
+
+/// Of a row of logits: the probability that its targets have together, and the sum of the logits weighted with it. The cross-entropy is the one times the logarithm of the
+/// sum of the logits' exponentials, less the other.
+pub(crate) fn expected_logit(
+    row: &[f32],
+    targets: impl Iterator<Item = (i32, f32)>,
+    smoothing: f32,
+) -> (f64, f64) {
+    let keep = 1.0 - smoothing;
+    let (mut mass, mut expected) = (0.0, 0.0);
+    for (id, p) in targets {
+        let p = f64::from(keep * p);
+        mass += p;
+        expected += p * f64::from(row[id as usize]);
+    }
+    if smoothing > 0.0 {
+        let smoothing = f64::from(smoothing);
+        mass += smoothing;
+        let sum: f64 = row.iter().map(|&x| f64::from(x)).sum();
+        expected += smoothing * sum / row.len() as f64;
+    }
+    (mass, expected)
 }
 
 /// The most probable tokens of each row. Operand: logits. Result `ne = [k, C, 2]`: ids (their bits), then probabilities that

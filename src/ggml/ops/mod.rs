@@ -14,5 +14,5 @@ mod rows;
 pub(crate) use activation::Gate;
 pub(crate) use attention::{Scoring, Spans};
 pub(crate) use hadamard::rotate;
-pub(crate) use loss::Targets;
+pub(crate) use loss::{Targets, expected_logit};
 pub(super) use rope::RopeTable;

@@ -1,8 +1,8 @@
 //! What the base alone makes of a text: where training starts.
 
-use super::Passes;
 use super::forward::PackedKeys;
 use super::io::Leaves;
+use super::taped::Taped;
 use crate::error::Result;
 use crate::ggml::{Graph, GraphMemory, Tensor};
 use crate::graph::{Builder, Decoder, Inputs, KeyValues};
@@ -26,9 +26,9 @@ impl KeyValues for Watched<'_> {
     }
 }
 
-impl Passes {
+impl Taped {
     /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
-    pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
+    pub(super) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
         let (hp, w) = (&self.native.hp, &self.native.weights);
         let mut b = Builder::new(self.kernels.operations());
         let inputs = Inputs::new(b.ctx(), ids.len(), 0);
@@ -39,7 +39,7 @@ impl Passes {
     }
 
     /// Keys and values that the base computes for a text, for each layer keys, then values `ne = [Hk d, n]`.
-    pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
+    pub(super) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
         let (hp, w) = (&self.native.hp, &self.native.weights);
         let mut b = Builder::new(self.kernels.operations());
         let inputs = Inputs::new(b.ctx(), ids.len(), 0);

@@ -1,29 +1,26 @@
 //! One forward and backward pass through the frozen base: the layers ([`forward`]), the loss over a few rows of logits at
-//! a time ([`loss`]), the way back ([`backward`]), and what is computed twice to save memory ([`recompute`]). Graphs are
-//! kept for batches of the same shape ([`cache`]).
+//! a time ([`loss`]), the way back ([`backward`]), and what is computed twice to save memory ([`recompute`]); or forward passes only ([`blind`]), where the base has no
+//! way back.
 
 mod backward;
 mod base;
+mod blind;
 mod cache;
 mod forward;
 mod io;
 mod loss;
 mod recompute;
+mod taped;
 
-use super::TrainError;
+use super::TrainOptions;
 use super::batch::Packed;
 use super::variables::Variables;
 use crate::error::Result;
-use crate::ggml::{ComputeError, Graph, GraphMemory, GraphShape, Tensor, ThreadPool};
-use crate::graph::{Builder, Decoder};
-use crate::model::{Kernels, Model, Native};
-use cache::{Cache, Key};
-use forward::{PackedKeys, Stack};
-use io::Io;
-use loss::{Chunks, Head};
-use recompute::fewest;
-use std::sync::Arc;
+use crate::ggml::default_threads;
+use crate::model::Model;
+use blind::Blind;
 use std::sync::atomic::AtomicBool;
+use taped::Taped;
 
 /// What a pass is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,65 +45,51 @@ pub(crate) struct Outcome {
     pub(crate) recomputed: usize,
 }
 
-/// Runs passes over one base in memory that it keeps.
-pub(crate) struct Passes {
-    native: Arc<Native>,
-    kernels: Kernels,
-    pool: Arc<ThreadPool>,
-    /// Bytes that a pass should need at most.
-    budget: usize,
-    /// LongRoPE's factors for contexts beyond the original one.
-    long_context: bool,
-    memory: Option<GraphMemory>,
-    cache: Cache<Planned>,
-}
-
-/// A graph without memory, and how it keeps within the budget.
-struct Planned {
-    shape: GraphShape,
-    ends: Ends,
-    /// Layers that it computes twice.
-    recomputed: usize,
-}
-
-/// Inputs and outputs of a graph.
-struct Ends {
-    io: Io,
-    /// Of the leaves, in their order; none unless asked for.
-    gradients: Vec<Tensor>,
-    /// I32 and F32 `ne = [k, n]`, some targets at a time; none unless asked for.
-    predictions: Vec<(Tensor, Tensor)>,
+/// Who runs passes over the base.
+pub(crate) enum Passes {
+    /// Our own decoder, with a tape.
+    Taped(Box<Taped>),
+    /// libllama's, which has none.
+    Blind(Box<Blind>),
 }
 
 impl Passes {
-    /// For texts of up to `n_ctx` positions, within `budget` bytes if that can be done.
+    /// As the options say.
     ///
     /// # Errors
-    /// [`ModelError::NoBackward`](crate::model::ModelError::NoBackward) if libllama computes the model.
-    pub(crate) fn new(
-        model: &Model,
-        pool: Arc<ThreadPool>,
-        budget: usize,
-        n_ctx: usize,
-    ) -> Result<Self> {
-        let native = model.native()?.clone();
-        Ok(Self {
-            kernels: model.kernels(),
-            pool,
-            budget,
-            long_context: native.has_long_context(n_ctx),
-            native,
-            memory: None,
-            cache: Cache::default(),
-        })
+    /// [`ModelError::NoBackward`](crate::model::ModelError::NoBackward) if they ask for backpropagation, and libllama computes the model.
+    pub(crate) fn new(model: &Model, options: &TrainOptions) -> Result<Self> {
+        let n_threads = options.threads.unwrap_or_else(default_threads);
+        if let Some(mezo) = options.mezo {
+            let blind = Blind::new(model, mezo, options.seed, n_threads)?;
+            return Ok(Self::Blind(Box::new(blind)));
+        }
+        let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
+        let taped = Taped::new(
+            model,
+            model.pool(n_threads),
+            usize::try_from(memory).unwrap_or(usize::MAX),
+            options.n_ctx.unwrap_or(model.n_ctx_train()),
+        )?;
+        Ok(Self::Taped(Box::new(taped)))
     }
 
-    /// Computes with `pool` from now on.
-    pub(crate) fn set_pool(&mut self, pool: Arc<ThreadPool>) {
-        self.pool = pool;
+    /// Computes with so many threads from now on.
+    pub(crate) fn set_threads(&mut self, model: &Model, n: usize) {
+        match self {
+            Self::Taped(taped) => taped.set_pool(model.pool(n)),
+            Self::Blind(blind) => blind.set_threads(n),
+        }
     }
 
-    /// Computes the losses of `batch` and, if asked for, the gradient of `sum(scale * weight * loss)`.
+    /// What follows belongs to this step of the run.
+    pub(crate) fn begin_step(&mut self, step: u64) {
+        if let Self::Blind(blind) = self {
+            blind.begin_step(step);
+        }
+    }
+
+    /// Computes the losses of `batch` and, if asked for, the gradient of `sum(scale * weight * loss)`, or an estimate of it.
     pub(crate) fn run(
         &mut self,
         batch: &Packed,
@@ -116,151 +99,67 @@ impl Passes {
         goal: Goal,
         cancel: Option<&AtomicBool>,
     ) -> Result<Outcome> {
-        let key = Key::new(batch, variables, smoothing, goal);
-        let planned = match self.cache.take(&key) {
-            Some(planned) => planned,
-            None => self.plan(batch, variables, smoothing, goal),
-        };
-        let Planned {
-            shape,
-            ends,
-            recomputed,
-        } = planned;
-        let memory = self.memory.take().unwrap_or_else(GraphMemory::new);
-        let mut graph = Graph::allocate(shape, memory).map_err(|_| TrainError::OutOfMemory)?;
-        ends.io.fill(&mut graph, batch, variables, scale);
-        let computed = graph.compute(&self.pool, cancel);
-        let outcome = computed.map(|()| Outcome {
-            losses: match goal {
-                Goal::Predictions(_) => Vec::new(),
-                Goal::Losses | Goal::Gradients => graph.read_f32(&ends.io.targets.losses).to_vec(),
-            },
-            gradients: (goal == Goal::Gradients).then(|| {
-                let mut found = ends.gradients.iter().map(|g| graph.read_f32(g).to_vec());
-                variables.map(|_| found.next().expect("one gradient per variable"))
-            }),
-            predictions: read_predictions(&graph, &ends.predictions),
-            recomputed,
-        });
-        let (shape, memory) = graph.into_parts();
-        self.memory = Some(memory);
-        self.cache.put(
-            key,
-            Planned {
-                shape,
-                ends,
-                recomputed,
-            },
-        );
-        Ok(outcome.map_err(|e| match e {
-            ComputeError::Cancelled => TrainError::Cancelled,
-            ComputeError::OutOfMemory => TrainError::OutOfMemory,
-        })?)
-    }
-
-    /// The graph with the fewest recomputed layers that stays within the budget, or with all of them recomputed.
-    fn plan(&self, batch: &Packed, variables: &Variables, smoothing: f32, goal: Goal) -> Planned {
-        let graph = |recomputed| self.build(batch, variables, smoothing, goal, recomputed);
-        match goal {
-            Goal::Losses | Goal::Predictions(_) => graph(0),
-            Goal::Gradients => {
-                let fits = |graph: &Planned| graph.shape.memory_needed() <= self.budget;
-                fewest(self.native.hp.n_layer(), graph, fits)
-            }
+        match self {
+            Self::Taped(taped) => taped.run(batch, variables, scale, smoothing, goal, cancel),
+            Self::Blind(blind) => blind.run(batch, variables, scale, smoothing, goal, cancel),
         }
     }
 
-    /// Bytes of the graph that [`Passes::run`] computes gradients with.
+    /// Bytes that [`Passes::run`] computes gradients in.
     pub(crate) fn gradient_memory(
         &self,
         batch: &Packed,
         variables: &Variables,
         smoothing: f32,
     ) -> usize {
-        let planned = self.plan(batch, variables, smoothing, Goal::Gradients);
-        planned.shape.memory_needed()
+        match self {
+            Self::Taped(taped) => taped.gradient_memory(batch, variables, smoothing),
+            Self::Blind(blind) => blind.memory(batch, variables),
+        }
     }
 
-    /// The graph of a pass, in which the lowest `recomputed` layers are computed again when the gradient arrives.
-    fn build(
-        &self,
-        batch: &Packed,
-        variables: &Variables,
-        smoothing: f32,
-        goal: Goal,
-        recomputed: usize,
-    ) -> Planned {
-        let (hp, w) = (&self.native.hp, &self.native.weights);
-        let chunks = Chunks::new(batch.outputs.len(), w.n_vocab());
-        let mut b = Builder::new(self.kernels.operations());
-        let io = Io::new(b.ctx(), hp, batch, variables);
-        let decoder = Decoder::new(hp, w, &io.inputs, self.long_context);
-        let prefix = variables.prefix_length();
-        let kv = PackedKeys::new(hp, &io.leaves, prefix, batch.shared, &batch.rows);
-        let mut stack = Stack::new(&decoder, &io, hp.n_layer(), kv);
-        let head = Head {
-            decoder: &decoder,
-            chunks: &chunks,
-            capped: hp.logit_softcap != 0.0,
-        };
-
-        let backward = goal == Goal::Gradients;
-        let taped = if backward {
-            recomputed..hp.n_layer()
-        } else {
-            0..0
-        };
-        let forward = stack.forward(&mut b, taped);
-        let (mut gradients, mut predictions) = (Vec::new(), Vec::new());
-        if let Goal::Predictions(k) = goal {
-            predictions = head.predictions(&mut b, &forward.output, k);
-        } else {
-            let (x, targets) = (&forward.output, &io.targets);
-            if let Some(dx) = head.losses(&mut b, x, targets, smoothing, backward) {
-                gradients = backward::backward(&mut b, &mut stack, forward, dx);
-            }
+    /// Embeddings of tokens as virtual tokens: `ne = [D, n]`.
+    pub(crate) fn embeddings(&mut self, ids: &[i32]) -> Result<Vec<f32>> {
+        match self {
+            Self::Taped(taped) => taped.embeddings(ids),
+            Self::Blind(blind) => blind.embeddings(ids),
         }
-        Planned {
-            shape: b.finish(),
-            ends: Ends {
-                io,
-                gradients,
-                predictions,
-            },
-            recomputed,
+    }
+
+    /// Keys and values that the base computes for a text, for each layer keys, then values `ne = [Hk d, n]`.
+    pub(crate) fn keys_values(&mut self, ids: &[i32]) -> Result<Vec<[Vec<f32>; 2]>> {
+        match self {
+            Self::Taped(taped) => taped.keys_values(ids),
+            Self::Blind(blind) => blind.keys_values(ids),
         }
     }
 
     /// Whether [`Passes::predict`] stays within the budget.
+    ///
+    /// # Panics
+    /// As [`Passes::predict`].
     pub(crate) fn can_predict(&self, batch: &Packed, k: usize) -> bool {
-        let graph = self.build(batch, &Variables::None, 0.0, Goal::Predictions(k), 0);
-        graph.shape.memory_needed() <= self.budget
+        match self {
+            Self::Taped(taped) => taped.can_predict(batch, k),
+            Self::Blind(_) => panic!("options that distil by forward passes are refused"),
+        }
     }
 
     /// The `k <= V` most probable tokens at each target of `batch`, with probabilities that sum to 1: what the base alone says.
+    ///
+    /// # Panics
+    /// Without a tape: who learns what the base predicts has one.
     pub(crate) fn predict(
         &mut self,
         batch: &Packed,
         k: usize,
         cancel: &AtomicBool,
     ) -> Result<Vec<Vec<(i32, f32)>>> {
-        let goal = Goal::Predictions(k);
-        let outcome = self.run(batch, &Variables::None, 1.0, 0.0, goal, Some(cancel))?;
-        Ok(outcome.predictions)
+        match self {
+            Self::Taped(taped) => taped.predict(batch, k, cancel),
+            Self::Blind(_) => panic!("options that distil by forward passes are refused"),
+        }
     }
-}
-
-/// For each target the most probable tokens with their probabilities.
-fn read_predictions(graph: &Graph, found: &[(Tensor, Tensor)]) -> Vec<Vec<(i32, f32)>> {
-    let mut predictions = Vec::new();
-    for (ids, probabilities) in found {
-        let k = ids.ne()[0];
-        let ids = graph.read_i32(ids).chunks_exact(k);
-        let probabilities = graph.read_f32(probabilities).chunks_exact(k);
-        let pairs = |(i, p): (&[i32], &[f32])| i.iter().copied().zip(p.iter().copied()).collect();
-        predictions.extend(ids.zip(probabilities).map(pairs));
-    }
-    predictions
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl Cpt {
     }
 
     /// Loss and its gradient with respect to the rows.
-    fn compute(&mut self, passes: &mut Passes, packed: &Packed) -> (f32, Vec<f32>) {
+    fn compute(&mut self, passes: &mut Taped, packed: &Packed) -> (f32, Vec<f32>) {
         self.project();
         let variables = Variables::Virtual {
             length: self.labels.len(),
@@ -163,7 +163,7 @@ fn check_cpt(case: &Path, model: &Model, check: &Value) -> usize {
         }
         n += 1;
     };
-    let mut passes = Passes::new(model, model.pool(1), usize::MAX, 1).unwrap();
+    let mut passes = Taped::new(model, model.pool(1), usize::MAX, 1).unwrap();
 
     let (ids, labels) = (want.tokens("input_ids"), want.tokens("labels"));
     let packed = cpt.packed(&[(&ids, &labels)]);
@@ -262,7 +262,7 @@ fn text(ids: &[i32]) -> Packed {
 fn a_graph_that_is_used_again_computes_the_same() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tinylm-q8_0.gguf");
     let model = Model::open(&path, &ModelOptions::default()).unwrap();
-    let passes = || Passes::new(&model, model.pool(1), usize::MAX, 1).unwrap();
+    let passes = || Taped::new(&model, model.pool(1), usize::MAX, 1).unwrap();
     let shape = model.shape();
     let prefix = |scale: f32| {
         let values = |salt: usize| -> Vec<f32> {
@@ -276,7 +276,7 @@ fn a_graph_that_is_used_again_computes_the_same() {
                 .collect(),
         }
     };
-    let bits = |passes: &mut Passes, batch: &Packed, scale: f32, goal: Goal| {
+    let bits = |passes: &mut Taped, batch: &Packed, scale: f32, goal: Goal| {
         let found = passes
             .run(batch, &prefix(scale), 0.5, 0.0, goal, None)
             .unwrap();

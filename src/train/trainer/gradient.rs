@@ -62,6 +62,7 @@ impl Trainer {
             }
             None => self.variables(&rows)?,
         };
+        self.passes.begin_step(self.state.step);
         let drawn = self.state.drawn.iter();
         let batch: Vec<_> = drawn
             .map(|&i| self.train.get(&self.layout, i as usize))

@@ -3,7 +3,7 @@
 use super::{State, Trainer};
 use crate::adapter::AdapterKind;
 use crate::error::Result;
-use crate::ggml::{CancelToken, default_threads};
+use crate::ggml::CancelToken;
 use crate::model::Model;
 use crate::train::check::{check, length};
 use crate::train::data::Examples;
@@ -36,7 +36,7 @@ impl Trainer {
         }
         check(&options)?;
         let length = fitting_length(model, &options)?;
-        let mut passes = passes(model, &options)?;
+        let mut passes = Passes::new(model, &options)?;
         let layout = Layout::new(model, &options, length, [&train, &valid])?;
         let n_vocab = model.shape().n_vocab;
         let sequences = |examples, set| Sequences::new(examples, &layout, n_vocab, set);
@@ -132,18 +132,6 @@ fn fitting_length(model: &Model, options: &TrainOptions) -> Result<usize> {
         return Err(wrong("longest row", max_len, why).into());
     }
     Ok(length)
-}
-
-fn passes(model: &Model, options: &TrainOptions) -> Result<Passes> {
-    let n_threads = options.threads.unwrap_or_else(default_threads);
-    let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
-    let n_ctx = options.n_ctx.unwrap_or(model.n_ctx_train());
-    Passes::new(
-        model,
-        model.pool(n_threads),
-        usize::try_from(memory).unwrap_or(usize::MAX),
-        n_ctx,
-    )
 }
 
 /// Steps of a run over `rows` rows, and how often it reads them.

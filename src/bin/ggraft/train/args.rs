@@ -9,7 +9,7 @@ use crate::failure::{Failure, Result};
 use clap::{Args, ValueEnum};
 use ggraft::Model;
 use ggraft::adapter::{AdapterKind, Template};
-use ggraft::train::{OptimizerKind, Reparam, Schedule, TrainOptions};
+use ggraft::train::{Mezo, OptimizerKind, Reparam, Schedule, TrainOptions};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -285,6 +285,11 @@ pub(super) struct ScheduleArgs {
     /// Largest norm of a step's gradient; 0 does not clip. 1, as usual: a single odd row cannot ruin the adapter
     #[arg(long, value_name = "X", default_value_t = defaults().clip, value_parser = not_negative, conflicts_with = "resume")]
     clip: f64,
+    /// Estimate gradients by forward passes in N random directions a step (MeZO), by libllama, for models of architectures that ggraft cannot train otherwise: of the
+    /// thousands of numbers of an adapter each direction tells about one, and a run takes ten to a hundred times as long as by backpropagation, or learns nothing. Lower rates
+    /// and many steps [default: backpropagation; 8 if N is left out]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", value_parser = count::<usize>, conflicts_with = "resume")]
+    mezo: Option<usize>,
     /// Of everything random: initial values, the order of the rows. Equal seeds give equal adapters
     #[arg(long, value_name = "N", default_value_t = defaults().seed, value_parser = whole::<u64>, conflicts_with = "resume")]
     pub(super) seed: u64,
@@ -447,6 +452,7 @@ impl Train {
         options.eval_every = schedule.eval_every;
         options.patience = schedule.patience;
         options.seed = schedule.seed;
+        options.mezo = (schedule.mezo).map(|n| Mezo::default().directions(n));
         options.threads = self.computation.threads;
         options.memory = self.computation.memory;
         Ok(options)

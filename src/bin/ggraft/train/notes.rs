@@ -2,8 +2,11 @@
 
 use crate::args::warn_of_threads;
 use crate::data;
+use crate::failure::Result;
+use crate::io;
 use ggraft::train::data::Examples;
 use ggraft::train::{OptimizerKind, TrainOptions, Trainer};
+use std::time::Instant;
 
 /// Warns of what may not be meant.
 pub(super) fn warn(trainer: &Trainer) {
@@ -48,4 +51,25 @@ pub(super) fn warn(trainer: &Trainer) {
 /// Where the first of the rows `found` stand.
 fn names(rows: &Examples, found: &[usize]) -> String {
     data::names(found.iter().map(|&i| rows.place(i)))
+}
+
+/// How long a run by forward passes will take, found out with some of its rows: nobody shall wait for it by mistake.
+pub(super) fn estimate(trainer: &mut Trainer) -> Result<()> {
+    let Some(mezo) = trainer.options().mezo else {
+        return Ok(());
+    };
+    let rows = trainer.options().batch;
+    let examples: Vec<_> = trainer.examples()[0].iter().take(rows).collect();
+    let share = trainer.workload().rows_per_step as f64 / examples.len().max(1) as f64;
+    let begin = Instant::now();
+    trainer.gradient(&examples)?;
+    let step = begin.elapsed().as_secs_f64() * share;
+    let steps = trainer.steps() - trainer.summary().steps;
+    io::note(&format!(
+        "MeZO: {} forward passes a step instead of one forward and one backward pass, about {step:.1} s a step and {:.0} min for {steps} steps; \
+         expect to need ten to a hundred times as many steps as backpropagation does",
+        2 * mezo.directions,
+        step * steps as f64 / 60.0
+    ));
+    Ok(())
 }
