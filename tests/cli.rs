@@ -1651,7 +1651,10 @@ fn train_help_lists_and_explains_every_flag() {
     let help = ok(&["train", "--help"]);
     for flag in words(TRAIN_FLAGS) {
         let takes_a_value = [" <", " [<"].map(|value| format!(" {flag}{value}"));
-        assert!(takes_a_value.iter().any(|text| help.contains(text)), "{flag}");
+        assert!(
+            takes_a_value.iter().any(|text| help.contains(text)),
+            "{flag}"
+        );
     }
     let required = ["--model", "--data", "--method", "--output"];
     // Whoever leaves these out does not ask what happens.

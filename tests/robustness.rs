@@ -607,6 +607,9 @@ fn unlikely_numbers_in_the_metadata() {
             StableLmParallel,
             Granite,
             Deci,
+            Mixtral,
+            Qwen2Moe,
+            GraniteMoeShared,
         ] {
             let bytes = fixture_bytes(&FixtureSpec::new(variant, GgmlType::F32));
             let outcomes = watch.try_all(unlikely_numbers(variant.name(), &bytes), |b| {
@@ -629,6 +632,7 @@ fn tensors_of_unlikely_types() {
             (Variant::LlamaRopeFreqs, GgmlType::F16),
             (Variant::Qwen3, GgmlType::Q4_0),
             (Variant::Llama, GgmlType::Q3_K),
+            (Variant::Qwen2Moe, GgmlType::Q4_0),
         ] {
             let bytes = fixture_bytes(&FixtureSpec::new(variant, ty));
             let files = other_types(variant.name(), &bytes);
@@ -683,6 +687,204 @@ fn layers_that_no_decoder_has() {
         (
             refuse(one(4), one(4), each(&[8, 8])),
             "deci.feed_forward_length",
+        ),
+    ] {
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+/// A file with numbers of one architecture and no tensors, which is refused with this message.
+fn refusal(path: &Path, architecture: &str, numbers: &[(&str, MetaValue)]) -> String {
+    let mut file = GgufWriter::new();
+    let name = MetaValue::String(architecture.into());
+    file.set("general.architecture", name);
+    for (key, value) in [
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("block_count", 3),
+        ("attention.head_count", 4),
+        ("feed_forward_length", 64),
+    ] {
+        file.set(format!("{architecture}.{key}"), MetaValue::U32(value));
+    }
+    let key = format!("{architecture}.attention.layer_norm_rms_epsilon");
+    file.set(key, MetaValue::F32(1e-5));
+    for (key, value) in numbers {
+        file.set(format!("{architecture}.{key}"), value.clone());
+    }
+    fs::write(path, file.to_bytes(|_, _| {})).unwrap();
+    open(path).expect_err("must be refused").to_string()
+}
+
+/// Metadata of experts that cannot be, or that this decoder does not have: the message names the key and what is wrong.
+#[test]
+fn experts_that_no_decoder_has() {
+    use MetaValue::{Bool, F32, U32, U32s};
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("experts.gguf");
+    let (count, used) = ("expert_count", "expert_used_count");
+    let eight = (count, U32(8));
+    let two_of_eight = [eight.clone(), (used, U32(2))];
+    let with = |more: &[(&'static str, MetaValue)]| [&two_of_eight, more].concat();
+    for (architecture, numbers, expected) in [
+        (
+            "olmoe",
+            vec![(used, U32(2))],
+            "'olmoe.expert_count' is missing",
+        ),
+        (
+            "olmoe",
+            vec![(count, U32(0)), (used, U32(0))],
+            "'olmoe.expert_count' is 0: must be 1 to 1024",
+        ),
+        (
+            "llama",
+            vec![(count, U32(1025)), (used, U32(2))],
+            "'llama.expert_count' is 1025: must be 1 to 1024",
+        ),
+        (
+            "llama",
+            vec![(count, U32(u32::MAX)), (used, U32(2))],
+            "'llama.expert_count' is 4294967295: must be 1 to 1024",
+        ),
+        (
+            "llama",
+            vec![eight.clone()],
+            "'llama.expert_used_count' is missing",
+        ),
+        (
+            "llama",
+            vec![eight.clone(), (used, U32(0))],
+            "'llama.expert_used_count' is 0 in layer 0: must be 1 to 16777216",
+        ),
+        (
+            "qwen3moe",
+            vec![eight.clone(), (used, U32(9))],
+            "'qwen3moe.expert_used_count' is 9 in layer 0: the model has 8 experts",
+        ),
+        (
+            "qwen3moe",
+            vec![eight.clone(), (used, U32s(vec![2, 8, 9]))],
+            "'qwen3moe.expert_used_count' is 9 in layer 2: the model has 8 experts",
+        ),
+        (
+            "qwen3moe",
+            vec![
+                (count, U32(128)),
+                (used, U32(65)),
+                ("expert_feed_forward_length", U32(0)),
+            ],
+            "'qwen3moe.feed_forward_length' is 64 in layer 0: is less than the 65 experts of a token",
+        ),
+        (
+            "qwen2moe",
+            with(&[("expert_shared_feed_forward_length", U32(1 << 31))]),
+            "'qwen2moe.expert_shared_feed_forward_length' is 2147483648: must be 1 to 16777216",
+        ),
+        (
+            "qwen2moe",
+            with(&[("expert_feed_forward_length", U32(1 << 30))]),
+            "'qwen2moe.expert_feed_forward_length' is 1073741824 in layer 0: must be 0 to 16777216",
+        ),
+        (
+            "granitemoe",
+            with(&[("expert_gating_func", U32(2))]),
+            "'granitemoe.expert_gating_func' is 2, which is not supported: experts of this architecture are chosen by softmax (1)",
+        ),
+        (
+            "granitemoe",
+            with(&[("expert_weights_norm", Bool(false))]),
+            "'granitemoe.expert_weights_norm' is false, which is not supported: this architecture has the other way to weight experts",
+        ),
+        (
+            "olmoe",
+            with(&[("expert_weights_scale", F32(2.5))]),
+            "'olmoe.expert_weights_scale' is 2.5, which is not supported: weights of experts are not scaled in this architecture",
+        ),
+        (
+            "olmoe",
+            with(&[("expert_group_count", U32(4))]),
+            "'olmoe.expert_group_count' is 4, which is not supported: experts are chosen among all, not by groups",
+        ),
+        (
+            "qwen2",
+            two_of_eight.to_vec(),
+            "mixture-of-experts models of this architecture are not supported",
+        ),
+        // Nothing is wrong with the numbers.
+        (
+            "olmoe",
+            two_of_eight.to_vec(),
+            "tensor 'token_embd.weight' is missing",
+        ),
+        (
+            "granitemoe",
+            Vec::new(),
+            "tensor 'token_embd.weight' is missing",
+        ),
+    ] {
+        let message = refusal(&path, architecture, &numbers);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+/// Tensors of experts in other shapes than the metadata says, or not there, or more than there should be.
+#[test]
+fn experts_in_other_shapes() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("experts.gguf");
+    let bytes = fixture_bytes(&FixtureSpec::new(Variant::Qwen2Moe, GgmlType::F32));
+    let refuse = |key: &str, value: u32| {
+        let mut changed = bytes.clone();
+        let at = value_offset(&bytes, &format!("qwen2moe.{key}"));
+        changed[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        fs::write(&path, changed).unwrap();
+        let message = open(&path).expect_err("must be refused").to_string();
+        fs::remove_file(&path).unwrap();
+        message
+    };
+    for (message, expected) in [
+        (
+            refuse("expert_count", 5),
+            "tensor 'blk.0.ffn_gate_exps.weight' has shape [64, 64, 6], expected [64, 64, 5]",
+        ),
+        (
+            refuse("expert_feed_forward_length", 32),
+            "tensor 'blk.0.ffn_gate_exps.weight' has shape [64, 64, 6], expected [64, 32, 6]",
+        ),
+        (
+            refuse("feed_forward_length", 32),
+            "tensor 'blk.0.ffn_gate_shexp.weight' has shape [64, 96], expected [64, 32]",
+        ),
+    ] {
+        assert!(message.contains(expected), "{message}");
+    }
+    let renamed = |variant, from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let mut bytes = fixture_bytes(&FixtureSpec::new(variant, GgmlType::F32));
+        let at = bytes.windows(from.len()).position(|w| w == from.as_bytes());
+        bytes[at.unwrap()..][..to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+        let message = open(&path).expect_err("must be refused").to_string();
+        fs::remove_file(&path).unwrap();
+        message
+    };
+    for (message, expected) in [
+        (
+            renamed(Variant::Olmoe, "blk.1.ffn_gate_inp", "blk.1.ffn_gate_out"),
+            "tensor 'blk.1.ffn_gate_inp.weight' is missing",
+        ),
+        (
+            renamed(Variant::Olmoe, "blk.1.ffn_down_exps", "blk.1.ffn_done_exps"),
+            "tensor 'blk.1.ffn_down_exps.weight' is missing",
+        ),
+        (
+            renamed(
+                Variant::GraniteMoeShared,
+                "expert_shared_feed_forward_length",
+                "expert_shared_feed_forward_legend",
+            ),
+            "tensor 'blk.0.ffn_gate_shexp.weight' is unknown to architecture 'granitemoe'",
         ),
     ] {
         assert!(message.contains(expected), "{message}");

@@ -46,7 +46,7 @@ pub(crate) struct Op<'a> {
     pub(super) nth: usize,
 }
 
-/// The right to write one part of the contiguous F32 result. There is one for each part and operation, and
+/// The right to write one part of the contiguous result, F32 or I32. There is one for each part and operation, and
 /// whoever takes a slice of the result gives it up for that, so no two slices are the same memory.
 pub(crate) struct Output<'a> {
     dst: &'a sys::ggml_tensor,
@@ -58,17 +58,38 @@ impl<'a> Output<'a> {
     /// This part's share of the result as `n` items of equal length, a number that all parts must agree on: the first
     /// item's number and the elements.
     pub(super) fn share(self, n: usize) -> (usize, &'a mut [f32]) {
-        let len = self.dst.ne.iter().product::<i64>() as usize / n;
         let range = share(n, self.ith, self.nth);
+        (range.start, self.items(n, range, sys::GGML_TYPE_F32))
+    }
+
+    /// As [`Output::share`], of an I32 result.
+    pub(super) fn share_ids(self, n: usize) -> (usize, &'a mut [i32]) {
+        let range = share(n, self.ith, self.nth);
+        (range.start, self.items(n, range, sys::GGML_TYPE_I32))
+    }
+
+    /// All of an I32 result, for the first part, which does all of the work.
+    ///
+    /// # Panics
+    /// If it is another part's.
+    pub(super) fn all_ids(self) -> &'a mut [i32] {
+        assert_eq!(self.ith, 0, "the first part");
+        self.items(1, 0..1, sys::GGML_TYPE_I32)
+    }
+
+    /// Some of `n` items, as `T`s, which is what type `ty` has: those that are this part's, or all if the other parts take none.
+    fn items<T: bytemuck::Pod>(
+        self,
+        n: usize,
+        range: Range<usize>,
+        ty: sys::ggml_type,
+    ) -> &'a mut [T] {
+        assert_eq!(self.dst.type_, ty);
+        let len = self.dst.ne.iter().product::<i64>() as usize / n;
+        let first = self.dst.data.cast::<T>();
         // SAFETY: inside the result, and the shares of all parts are disjoint. No operand is the same memory
         // (`Op::operand`), and `self` was the only way to it.
-        let items = unsafe {
-            std::slice::from_raw_parts_mut(
-                self.as_mut_ptr().add(range.start * len),
-                range.len() * len,
-            )
-        };
-        (range.start, items)
+        unsafe { std::slice::from_raw_parts_mut(first.add(range.start * len), range.len() * len) }
     }
 
     /// First element of the result, for kernels that divide it otherwise.
@@ -243,6 +264,26 @@ impl Operation<'_> {
 impl Context {
     /// The F32 tensor, `ne` as given, that `kernel` computes from `srcs`.
     pub(crate) fn custom(&self, kernel: impl Kernel, srcs: &[&Tensor], ne: [usize; 4]) -> Tensor {
+        self.custom_of(GgmlType::F32, kernel, srcs, ne)
+    }
+
+    /// The same, I32.
+    pub(super) fn custom_ids(
+        &self,
+        kernel: impl Kernel,
+        srcs: &[&Tensor],
+        ne: [usize; 4],
+    ) -> Tensor {
+        self.custom_of(GgmlType::I32, kernel, srcs, ne)
+    }
+
+    fn custom_of(
+        &self,
+        ty: GgmlType,
+        kernel: impl Kernel,
+        srcs: &[&Tensor],
+        ne: [usize; 4],
+    ) -> Tensor {
         let userdata = self.keep_kernel(kernel);
         let ne = ne.map(|n| n as i64);
         let mut raw: Vec<_> = srcs.iter().map(|t| t.raw()).collect();
@@ -250,7 +291,7 @@ impl Context {
         self.build(srcs, |c| unsafe {
             sys::ggml_custom_4d(
                 c,
-                GgmlType::F32 as u32,
+                ty as u32,
                 ne[0],
                 ne[1],
                 ne[2],

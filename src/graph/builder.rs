@@ -4,7 +4,7 @@
 use super::tape::Tape;
 use crate::ggml::{Context, Gate, GraphShape, Operations, Scoring, Spans, Tensor};
 use crate::kernels::Bits;
-use crate::model::{FeedForward, Layer, Linear, Norm, NormKind};
+use crate::model::{FeedForward, Hidden, Linear, Mlp, Norm, NormKind};
 use crate::operation::{Activation, Rope};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -246,9 +246,23 @@ impl Builder {
     }
 
     /// The feed-forward network behind its norm, with activation `f`: x `ne = [D, T]` -> `ne = [D, T]`.
-    pub(crate) fn feed_forward(&self, f: Activation, layer: &Layer, x: &Tensor) -> Tensor {
-        let h = match &layer.ffn_in {
-            FeedForward::Plain(up) => {
+    pub(crate) fn feed_forward(
+        &self,
+        f: Activation,
+        ffn: &FeedForward,
+        layer: Option<usize>,
+        x: &Tensor,
+    ) -> Tensor {
+        match ffn {
+            FeedForward::Dense(mlp) => self.mlp(f, mlp, x),
+            FeedForward::Experts(experts) => self.mixture(f, experts, layer, x),
+        }
+    }
+
+    /// A dense network with activation `f`: x `ne = [D, T]` -> `ne = [D, T]`.
+    pub(crate) fn mlp(&self, f: Activation, mlp: &Mlp, x: &Tensor) -> Tensor {
+        let h = match &mlp.hidden {
+            Hidden::Plain(up) => {
                 let up = self.linear(up, x);
                 let h = self.ctx.activation(f, &up);
                 let input = up.clone();
@@ -257,18 +271,12 @@ impl Builder {
                 });
                 h
             }
-            FeedForward::Gated { gate, up } => {
+            Hidden::Gated { gate, up } => {
                 let up = self.linear(up, x);
                 let gate = self.linear(gate, x);
-                let h = self.ctx.gated(f, Gate::Split(&gate, &up));
-                let (g, u) = (gate.clone(), up.clone());
-                self.note(&[&gate, &up], &h, move |c, dh| {
-                    let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh);
-                    vec![dgate, dup.expect("two operands")]
-                });
-                h
+                self.gated(f, &gate, &up)
             }
-            FeedForward::Fused(both) => {
+            Hidden::Fused(both) => {
                 let both = self.linear(both, x);
                 let h = self.ctx.gated(f, Gate::Fused(&both));
                 let input = both.clone();
@@ -278,7 +286,18 @@ impl Builder {
                 h
             }
         };
-        self.linear(&layer.ffn_down, &h)
+        self.linear(&mlp.down, &h)
+    }
+
+    /// `f(gate) * up`, of which nothing else may read either: `ne = [F, T]`.
+    fn gated(&self, f: Activation, gate: &Tensor, up: &Tensor) -> Tensor {
+        let h = self.ctx.gated(f, Gate::Split(gate, up));
+        let (g, u) = (gate.clone(), up.clone());
+        self.note(&[gate, up], &h, move |c, dh| {
+            let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh);
+            vec![dgate, dup.expect("two operands")]
+        });
+        h
     }
 
     /// Attention over packed rows, for training: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and values
@@ -336,5 +355,6 @@ impl Builder {
     }
 }
 
+mod experts;
 #[cfg(test)]
 mod tests;

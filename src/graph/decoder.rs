@@ -167,7 +167,7 @@ impl<'a> Decoder<'a> {
             None if hp.arch.may_be_parallel => h,
             None => x.clone(),
         };
-        let mut f = b.feed_forward(hp.arch.activation, layer, &f);
+        let mut f = b.feed_forward(hp.arch.activation, &layer.ffn, at, &f);
         f = b.named("ffn_out", at, f);
         if let Some(n) = &layer.ffn_post_norm {
             f = b.named("ffn_post_norm", at, b.norm(norm, eps, n, &f));

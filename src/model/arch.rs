@@ -33,6 +33,30 @@ pub(crate) struct WindowSpec {
     pub(crate) rope_scaled: bool,
 }
 
+/// Where an architecture has experts (Shazeer et al. 2017), what is said of them nowhere in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExpertSpec {
+    /// Files without experts are models of the architecture as well.
+    pub(crate) may_be_dense: bool,
+    /// Probabilities of the experts that were chosen are divided by their sum.
+    pub(crate) normalized: bool,
+    /// F of an expert is `expert_feed_forward_length` or, where the file names none, a share of `feed_forward_length`; elsewhere it is
+    /// `feed_forward_length`.
+    pub(crate) own_width: bool,
+    pub(crate) shared: SharedSpec,
+}
+
+/// The expert that every token goes through besides those that were chosen for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SharedSpec {
+    /// None.
+    Absent,
+    /// There is one if the file names its width.
+    Optional,
+    /// One, as wide as a dense network unless the file names its width, and multiplied by a gate of its own.
+    Gated,
+}
+
 /// One architecture.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ArchSpec {
@@ -77,6 +101,8 @@ pub(crate) struct ArchSpec {
     pub(crate) multipliers: bool,
     /// The converter permuted q and k rows into interleaved rope pairs.
     pub(crate) qk_permuted: bool,
+    /// `None`: its feed-forward networks are dense.
+    pub(crate) experts: Option<ExpertSpec>,
 }
 
 /// What most architectures have in common.
@@ -102,6 +128,24 @@ const BASE: ArchSpec = ArchSpec {
     logit_softcap: None,
     multipliers: false,
     qk_permuted: false,
+    experts: None,
+};
+
+/// Experts as wide as the file says that feed-forward networks are, whose probabilities are normalized.
+const NORMALIZED: ExpertSpec = ExpertSpec {
+    may_be_dense: true,
+    normalized: true,
+    own_width: false,
+    shared: SharedSpec::Absent,
+};
+
+const GRANITE: ArchSpec = ArchSpec {
+    multipliers: true,
+    experts: Some(ExpertSpec {
+        shared: SharedSpec::Optional,
+        ..NORMALIZED
+    }),
+    ..INTERLEAVED
 };
 
 const INTERLEAVED: ArchSpec = ArchSpec {
@@ -165,11 +209,16 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
     ArchSpec {
         name: "granite",
         optional_rope: true,
-        multipliers: true,
-        ..INTERLEAVED
+        ..GRANITE
+    },
+    ArchSpec {
+        name: "granitemoe",
+        ..GRANITE
     },
     ArchSpec {
         name: "llama",
+        // Mixtral.
+        experts: Some(NORMALIZED),
         ..INTERLEAVED
     },
     ArchSpec {
@@ -182,6 +231,16 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
             pattern: 4,
             rope_base: None,
             rope_scaled: false,
+        }),
+        ..BASE
+    },
+    ArchSpec {
+        name: "olmoe",
+        qk_norm: Need::Required,
+        experts: Some(ExpertSpec {
+            may_be_dense: false,
+            normalized: false,
+            ..NORMALIZED
         }),
         ..BASE
     },
@@ -201,8 +260,28 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         ..BASE
     },
     ArchSpec {
+        name: "qwen2moe",
+        experts: Some(ExpertSpec {
+            may_be_dense: false,
+            normalized: false,
+            own_width: true,
+            shared: SharedSpec::Gated,
+        }),
+        ..BASE
+    },
+    ArchSpec {
         name: "qwen3",
         qk_norm: Need::Required,
+        ..BASE
+    },
+    ArchSpec {
+        name: "qwen3moe",
+        qk_norm: Need::Required,
+        experts: Some(ExpertSpec {
+            may_be_dense: false,
+            own_width: true,
+            ..NORMALIZED
+        }),
         ..BASE
     },
     ArchSpec {

@@ -40,7 +40,6 @@ const PERMUTED: &[&str] = &[
     "arcee",
     "baichuan",
     "granitehybrid",
-    "granitemoe",
     "internlm2",
     "llama4",
     "minicpm",

@@ -23,9 +23,19 @@ pub enum ModelError {
         /// `general.type`.
         kind: String,
     },
-    /// Mixture-of-experts models are not supported.
-    #[error("mixture-of-experts models are not supported")]
+    /// The file has experts, and the decoder knows no mixtures of experts of its architecture.
+    #[error("mixture-of-experts models of this architecture are not supported")]
     MixtureOfExperts,
+    /// Experts that are chosen or weighted in a way that the decoder does not know.
+    #[error("'{key}' is {value}, which is not supported: {why}")]
+    UnsupportedExperts {
+        /// The metadata key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What the decoder computes.
+        why: String,
+    },
     /// A metadata value is out of range or contradicts another one.
     #[error("'{key}' is {value}: {why}")]
     BadValue {
@@ -95,11 +105,13 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    /// Our decoder does not know the architecture, or not in full: another one may.
-    pub(crate) fn is_unknown_architecture(&self) -> bool {
+    /// Our decoder does not know the architecture, or not in full: libllama's may.
+    pub fn is_unknown_architecture(&self) -> bool {
         matches!(
             self,
-            Self::UnsupportedArchitecture { .. } | Self::MixtureOfExperts
+            Self::UnsupportedArchitecture { .. }
+                | Self::MixtureOfExperts
+                | Self::UnsupportedExperts { .. }
         )
     }
 }

@@ -71,7 +71,7 @@ pub enum DecoderChoice {
 #[non_exhaustive]
 pub struct ModelOptions {
     /// Copy matrices into ggml's interleaved layouts where it has them for this CPU, for a second copy of the weights in memory and seconds at start. Its
-    /// products are then faster than from the map, but slower than ours with AVX-512 VNNI. Off by default: nothing is copied.
+    /// products are then faster than from the map, but slower than ours with AVX-512 VNNI. Matrices of experts are not copied. Off by default: nothing is.
     pub repack: bool,
     /// Whose kernels multiply with the weights and compute fused attention.
     pub kernels: Kernels,

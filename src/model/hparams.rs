@@ -1,6 +1,7 @@
 //! Hyper-parameters of a base model, read from its metadata and checked once.
 
 use super::arch::{self, ArchSpec, NormKind};
+use super::experts::{FfnShape, read_ffn};
 use super::keys::{Keys, MAX_SIZE};
 use super::rope::{read_rope, read_window};
 use super::{BaseShape, ModelError};
@@ -11,7 +12,7 @@ use crate::operation::Rope;
 /// llama.cpp's own limit of layers.
 pub(super) const MAX_LAYERS: usize = 512;
 
-/// What one layer looks like. Letters as in the design: H, Hk, d, F.
+/// What one layer looks like. Letters as in the design: H, Hk, d.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerShape {
     /// H.
@@ -20,8 +21,7 @@ pub(crate) struct LayerShape {
     pub(crate) n_head_kv: usize,
     /// d, the same for K and V.
     pub(crate) head_dim: usize,
-    /// F.
-    pub(crate) n_ff: usize,
+    pub(crate) ffn: FfnShape,
     /// `None`: positions are learned, or the layer knows of none.
     pub(crate) rope: Option<Rope>,
     /// A token at position p sees positions above `p - window`; `None`: all before it.
@@ -74,9 +74,6 @@ impl HParams {
     pub(crate) fn read(part: &Part) -> Result<Self, ModelError> {
         let arch = architecture(&part.gguf)?;
         let keys = Keys::new(part, arch.name);
-        if keys.integer("expert_count")?.unwrap_or(0) > 0 {
-            return Err(ModelError::MixtureOfExperts);
-        }
         let n_embd = keys.size("embedding_length", MAX_SIZE)?;
         let n_ctx_train = keys.size("context_length", i32::MAX as usize)?;
         let layers = read_layers(keys, arch, n_embd, n_ctx_train)?;
@@ -161,7 +158,7 @@ fn read_layers(
     let (head_count, kv_count) = ("attention.head_count", "attention.head_count_kv");
     let n_head = keys.required(head_count, per_layer(head_count)?)?;
     let n_head_kv = per_layer(kv_count)?.unwrap_or_else(|| n_head.clone());
-    let n_ff = keys.required("feed_forward_length", per_layer("feed_forward_length")?)?;
+    let ffn = read_ffn(keys, arch, n_layer)?;
     let head_dim = read_head_dim(keys, n_embd, n_head[0])?;
     for (il, (&h, &hk)) in n_head.iter().zip(&n_head_kv).enumerate() {
         if !h.is_multiple_of(hk) {
@@ -189,7 +186,7 @@ fn read_layers(
             n_head: n_head[il],
             n_head_kv: n_head_kv[il],
             head_dim,
-            n_ff: n_ff[il],
+            ffn: ffn[il],
             rope: window.map_or(rope, |w| w.rope).filter(|_| !no_rope),
             window: window.map(|w| w.size),
             query_scale,

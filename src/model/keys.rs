@@ -19,7 +19,8 @@ impl<'a> Keys<'a> {
         Self { part, architecture }
     }
 
-    fn name(&self, key: &str) -> String {
+    /// The key with the architecture in front.
+    pub(super) fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
 
@@ -144,7 +145,8 @@ impl<'a> Keys<'a> {
         value.ok_or_else(|| GgufError::KeyMissing { key: key() }.into())
     }
 
-    fn in_range(&self, key: &str, n: usize, max: usize) -> Result<usize, ModelError> {
+    /// 1 to `max`.
+    pub(super) fn in_range(&self, key: &str, n: usize, max: usize) -> Result<usize, ModelError> {
         match n {
             1.. if n <= max => Ok(n),
             _ => Err(self.bad(key, n, format!("must be 1 to {max}"))),

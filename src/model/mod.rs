@@ -3,6 +3,7 @@
 mod arch;
 mod base;
 mod error;
+mod experts;
 mod hparams;
 mod identity;
 mod keys;
@@ -27,11 +28,13 @@ mod weights;
 
 #[cfg(feature = "runtime")]
 pub use frozen::{DecoderChoice, Kernels, Model, ModelOptions};
+#[cfg(all(test, feature = "runtime"))]
+pub(crate) use weights::SharedExpert;
 #[cfg(feature = "runtime")]
 pub(crate) use {
     arch::NormKind,
     frozen::Native,
     hparams::{HParams, LayerShape},
     llama::LlamaModel,
-    weights::{FeedForward, Layer, Linear, Norm, Qkv, Weights},
+    weights::{Experts, FeedForward, Hidden, Linear, Mlp, Norm, Qkv, Weights},
 };

@@ -1,7 +1,8 @@
 //! Weights in place: tensor descriptions that point into the mapped file. Every tensor of the file is claimed by the
 //! decoder or the load fails.
 
-use super::arch::Need;
+use super::arch::{Need, SharedSpec};
+use super::experts::{ExpertShape, FfnShape};
 use super::hparams::HParams;
 use super::{Kernels, ModelError, ModelOptions};
 use crate::file::gguf::TensorInfo;
@@ -12,10 +13,10 @@ use crate::kernels::{Bits, has_mul_mat, invariant, sensible};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// `y = W x + b`.
+/// `y = W x + b`, or that of each of E experts.
 #[derive(Clone)]
 pub(crate) struct Linear {
-    /// `ne = [inputs, outputs]`, any type that ggml multiplies.
+    /// `ne = [inputs, outputs]` or [inputs, outputs, E], any type that ggml multiplies.
     pub(crate) w: Tensor,
     /// The weights as they lie in the file, where `w` is a repacked copy.
     mapped: Option<Tensor>,
@@ -82,13 +83,86 @@ pub(crate) enum Qkv {
 }
 
 /// What the activation of a feed-forward network reads.
-pub(crate) enum FeedForward {
+pub(crate) enum Hidden {
     /// `ne = [D, F]`.
     Plain(Linear),
     /// `ne = [D, F]` each.
     Gated { gate: Linear, up: Linear },
     /// Gate and up in one matrix, the gate in the first half: `ne = [D, 2F]`.
     Fused(Linear),
+}
+
+/// A dense feed-forward network.
+pub(crate) struct Mlp {
+    pub(crate) hidden: Hidden,
+    /// `ne = [F, D]`.
+    pub(crate) down: Linear,
+}
+
+impl Mlp {
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all = match &mut self.hidden {
+            Hidden::Plain(l) | Hidden::Fused(l) => vec![l],
+            Hidden::Gated { gate, up } => vec![gate, up],
+        };
+        all.push(&mut self.down);
+        all
+    }
+}
+
+/// A mixture of experts (Shazeer et al. 2017): every token goes through a few of E gated networks.
+pub(crate) struct Experts {
+    /// Experts that each token goes through.
+    pub(crate) n_used: usize,
+    /// Their probabilities are divided by their sum.
+    pub(crate) normalized: bool,
+    /// Whose logits experts are chosen by: `ne = [D, E]`.
+    pub(crate) router: Linear,
+    /// `ne = [D, F, E]`.
+    pub(crate) gate: Linear,
+    /// `ne = [D, F, E]`.
+    pub(crate) up: Linear,
+    /// `ne = [F, D, E]`.
+    pub(crate) down: Linear,
+    pub(crate) shared: Option<SharedExpert>,
+}
+
+/// The expert that every token goes through.
+pub(crate) struct SharedExpert {
+    pub(crate) mlp: Mlp,
+    /// Its result is multiplied by the sigmoid of this: `ne = [D, 1]`.
+    pub(crate) gate: Option<Linear>,
+}
+
+/// The feed-forward network of a layer.
+pub(crate) enum FeedForward {
+    Dense(Mlp),
+    Experts(Box<Experts>),
+}
+
+impl FeedForward {
+    /// The matrices that it multiplies with, but those of [`FeedForward::routers_mut`].
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Self::Dense(mlp) => mlp.linears_mut(),
+            Self::Experts(e) => {
+                let mut all = vec![&mut e.gate, &mut e.up, &mut e.down];
+                all.extend(e.shared.iter_mut().flat_map(|s| s.mlp.linears_mut()));
+                all
+            }
+        }
+    }
+
+    /// What decides which experts count, and how much: matrices of a few rows.
+    fn routers_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Self::Dense(_) => Vec::new(),
+            Self::Experts(e) => {
+                let gate = e.shared.as_mut().and_then(|s| s.gate.as_mut());
+                [&mut e.router].into_iter().chain(gate).collect()
+            }
+        }
+    }
 }
 
 /// One layer.
@@ -103,27 +177,20 @@ pub(crate) struct Layer {
     pub(crate) attn_out: Linear,
     pub(crate) attn_post_norm: Option<Norm>,
     pub(crate) ffn_norm: Option<Norm>,
-    pub(crate) ffn_in: FeedForward,
-    /// `ne = [F, D]`.
-    pub(crate) ffn_down: Linear,
+    pub(crate) ffn: FeedForward,
     pub(crate) ffn_post_norm: Option<Norm>,
 }
 
 impl Layer {
-    /// The matrices that it multiplies with.
+    /// The matrices that it multiplies with, but routers.
     fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let qkv = match &mut self.qkv {
             Qkv::Fused(l) => vec![l],
             Qkv::Split { q, k, v } => vec![q, k, v],
         };
-        let ffn_in = match &mut self.ffn_in {
-            FeedForward::Plain(l) | FeedForward::Fused(l) => vec![l],
-            FeedForward::Gated { gate, up } => vec![gate, up],
-        };
         qkv.into_iter()
             .chain([&mut self.attn_out])
-            .chain(ffn_in)
-            .chain([&mut self.ffn_down])
+            .chain(self.ffn.linears_mut())
     }
 }
 
@@ -186,7 +253,7 @@ impl Weights {
         let n_vocab = token_embd.ne()[1];
         let position_embd = match hp.arch.positions {
             Need::Absent => None,
-            _ => Some(l.table("position_embd.weight", [d, hp.n_ctx_train])?),
+            _ => Some(l.table("position_embd.weight", &[d, hp.n_ctx_train])?),
         };
         let layers = (0..hp.n_layer())
             .map(|il| l.layer(il, hp))
@@ -195,7 +262,7 @@ impl Weights {
         let output = if l.has("output.weight") {
             l.linear("output", [d, n_vocab])?
         } else {
-            let w = l.table("token_embd.weight", [d, n_vocab])?;
+            let w = l.table("token_embd.weight", &[d, n_vocab])?;
             Linear::new(w, l.vector("output.bias", &[n_vocab], Need::Optional)?)
         };
         let half = hp.rope().map_or(0, |r| r.n_rot / 2);
@@ -231,19 +298,28 @@ impl Weights {
             weights.repacked_bytes = weights.repack()?;
         }
         weights.linears().for_each(|l| l.choose(options.kernels));
+        // Small as routers are, ggml's product would take more threads to meet than it takes to compute.
+        let kernels = match options.kernels {
+            Kernels::Auto => Kernels::Own,
+            kernels => kernels,
+        };
+        let routers = (weights.layers.iter_mut()).flat_map(|layer| layer.ffn.routers_mut());
+        routers.for_each(|l| l.choose(kernels));
         Ok(weights)
     }
 
-    /// All that tokens are multiplied with.
+    /// All that tokens are multiplied with, but routers.
     fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
         layers.chain([&mut self.output])
     }
 
-    /// Copies matrices into ggml's layouts, one buffer for each, where it has one; returns the bytes that they take.
+    /// Copies matrices into ggml's layouts, one buffer for each, where it has one; returns the bytes that they take. Those of experts stay where they are: most of
+    /// them rest.
     fn repack(&mut self) -> Result<usize, ModelError> {
         let mut todo: Vec<_> = self
             .linears()
+            .filter(|l| l.w.ne()[2] == 1)
             .filter_map(|l| Some((RepackLayout::of(&l.w)?, l)))
             .collect();
         let mut bytes = 0;
@@ -322,8 +398,8 @@ impl Loader<'_> {
     }
 
     /// A matrix for products, or one whose rows are picked.
-    fn table(&mut self, name: &str, ne: [usize; 2]) -> Result<Tensor, ModelError> {
-        self.claim(name, &ne, multiplies)
+    fn table(&mut self, name: &str, ne: &[usize]) -> Result<Tensor, ModelError> {
+        self.claim(name, ne, multiplies)
     }
 
     fn vector(
@@ -339,7 +415,7 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: &str, ne: [usize; 2]) -> Result<Linear, ModelError> {
-        let w = self.table(&format!("{name}.weight"), ne)?;
+        let w = self.table(&format!("{name}.weight"), &ne)?;
         let b = self.vector(&format!("{name}.bias"), &[ne[1]], Need::Optional)?;
         Ok(Linear::new(w, b))
     }
@@ -411,8 +487,7 @@ impl Loader<'_> {
             pre
         };
         let ffn_norm = self.norm(&name("ffn_norm"), d, ffn_pre)?;
-        let ffn_in = self.feed_forward(il, hp)?;
-        let ffn_down = self.linear(&name("ffn_down"), [shape.n_ff, d])?;
+        let ffn = self.feed_forward(il, hp)?;
         let ffn_post_norm = self.norm(&name("post_ffw_norm"), d, post)?;
         Ok(Layer {
             attn_norm,
@@ -422,24 +497,79 @@ impl Loader<'_> {
             attn_out,
             attn_post_norm,
             ffn_norm,
-            ffn_in,
-            ffn_down,
+            ffn,
             ffn_post_norm,
         })
     }
 
     fn feed_forward(&mut self, il: usize, hp: &HParams) -> Result<FeedForward, ModelError> {
-        let (d, f) = (hp.n_embd, hp.layers[il].n_ff);
-        let (gate, up) = (format!("blk.{il}.ffn_gate"), format!("blk.{il}.ffn_up"));
-        if !hp.arch.gated {
-            return self.linear(&up, [d, f]).map(FeedForward::Plain);
+        match hp.layers[il].ffn {
+            FfnShape::Dense { n_ff } => self.dense(il, hp, n_ff).map(FeedForward::Dense),
+            FfnShape::Experts(shape) => {
+                let experts = self.experts(il, hp, shape)?;
+                Ok(FeedForward::Experts(Box::new(experts)))
+            }
         }
-        if hp.arch.may_fuse_gate && !self.has(&format!("{gate}.weight")) {
-            return self.linear(&up, [d, 2 * f]).map(FeedForward::Fused);
-        }
-        Ok(FeedForward::Gated {
-            gate: self.linear(&gate, [d, f])?,
-            up: self.linear(&up, [d, f])?,
+    }
+
+    /// A network of width `f`.
+    fn dense(&mut self, il: usize, hp: &HParams, f: usize) -> Result<Mlp, ModelError> {
+        let name = |part: &str| format!("blk.{il}.ffn_{part}");
+        let (d, gate, up) = (hp.n_embd, name("gate"), name("up"));
+        let hidden = if !hp.arch.gated {
+            Hidden::Plain(self.linear(&up, [d, f])?)
+        } else if hp.arch.may_fuse_gate && !self.has(&format!("{gate}.weight")) {
+            Hidden::Fused(self.linear(&up, [d, 2 * f])?)
+        } else {
+            Hidden::Gated {
+                gate: self.linear(&gate, [d, f])?,
+                up: self.linear(&up, [d, f])?,
+            }
+        };
+        let down = self.linear(&name("down"), [f, d])?;
+        Ok(Mlp { hidden, down })
+    }
+
+    fn experts(
+        &mut self,
+        il: usize,
+        hp: &HParams,
+        shape: ExpertShape,
+    ) -> Result<Experts, ModelError> {
+        let name = |part: &str| format!("blk.{il}.ffn_{part}");
+        let (d, e, f) = (hp.n_embd, shape.n_expert, shape.n_ff);
+        let spec = hp.arch.experts.expect("the architecture has experts");
+        let shared = match shape.n_ff_shared {
+            Some(f) => {
+                let gate = match spec.shared {
+                    SharedSpec::Gated => Some(self.linear(&name("gate_inp_shexp"), [d, 1])?),
+                    SharedSpec::Absent | SharedSpec::Optional => None,
+                };
+                let mlp = Mlp {
+                    hidden: Hidden::Gated {
+                        gate: self.linear(&name("gate_shexp"), [d, f])?,
+                        up: self.linear(&name("up_shexp"), [d, f])?,
+                    },
+                    down: self.linear(&name("down_shexp"), [f, d])?,
+                };
+                Some(SharedExpert { mlp, gate })
+            }
+            None => None,
+        };
+        let mut each = |part: &str, ne: [usize; 3]| {
+            let w = self.table(&format!("{}.weight", name(part)), &ne)?;
+            Ok::<_, ModelError>(Linear::new(w, None))
+        };
+        let (gate, up) = (each("gate_exps", [d, f, e])?, each("up_exps", [d, f, e])?);
+        let down = each("down_exps", [f, d, e])?;
+        Ok(Experts {
+            n_used: shape.n_used,
+            normalized: spec.normalized,
+            router: self.linear(&name("gate_inp"), [d, e])?,
+            gate,
+            up,
+            down,
+            shared,
         })
     }
 }

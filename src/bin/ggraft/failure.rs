@@ -5,7 +5,6 @@ use ggraft::CpuError;
 use ggraft::adapter::AdapterError;
 use ggraft::infer::sampler::SamplerError;
 use ggraft::infer::{EnsembleError, SessionError};
-use ggraft::model::ModelError;
 use ggraft::model::vocab::VocabError;
 use ggraft::train::TrainError;
 use ggraft::train::data::{DataError, Place};
@@ -168,13 +167,11 @@ impl Failure {
 
     /// The decoder does not know the model's architecture, or not in full.
     pub(crate) fn is_unknown_architecture(&self) -> bool {
-        let Some(ggraft::Error::Model { source, .. }) = self.library() else {
-            return false;
+        let source = match self.library() {
+            Some(ggraft::Error::Model { source, .. }) => source,
+            _ => return false,
         };
-        matches!(
-            source,
-            ModelError::UnsupportedArchitecture { .. } | ModelError::MixtureOfExperts
-        )
+        source.is_unknown_architecture()
     }
 
     /// Nobody reads our output any more (`ggraft ... | head`): that is the reader's decision and no failure.

@@ -4,6 +4,7 @@
 mod activation;
 mod attention;
 mod elementwise;
+mod experts;
 mod hadamard;
 mod loss;
 mod norm;
@@ -13,6 +14,7 @@ mod rows;
 
 pub(crate) use activation::Gate;
 pub(crate) use attention::{Scoring, Spans};
+pub(crate) use experts::Grouped;
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::{Targets, expected_logit};
 pub(super) use rope::RopeTable;

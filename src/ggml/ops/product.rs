@@ -7,14 +7,24 @@ use crate::ggml::tensor::Tensor;
 use crate::kernels::{Bits, MulMat, MulMatBack, pack_row, packed_words};
 
 /// Rows in the form that [`PackedProduct`] reads, rounded to so many bits. Operand: x.
-struct Pack(Bits);
+struct Pack {
+    bits: Bits,
+    /// However many there are, products read few of them at a time.
+    few: bool,
+}
+
+impl Pack {
+    /// Rows that they are packed for, where there are `t`.
+    fn rows(&self, t: usize) -> usize {
+        if self.few { 1 } else { t }
+    }
+}
 
 impl Kernel for Pack {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let x = op.operand(0);
         let (first, packed) = out.share(x.ne[1]);
-        let [k, t, ..] = x.ne;
-        let &Self(bits) = self;
+        let (k, t, bits) = (x.ne[0], self.rows(x.ne[1]), self.bits);
         let rows = packed.chunks_exact_mut(packed_words(k, t, bits));
         for (i, to) in rows.enumerate() {
             pack_row(x.row(first + i, 0), t, bits, to);
@@ -94,11 +104,21 @@ impl Kernel for ProductBack {
 impl Context {
     /// Rows x `ne = [K, T]` for [`Context::mul_mat_packed`], for as many products as read them.
     pub(crate) fn pack(&self, x: &Tensor, bits: Bits) -> Tensor {
-        if bits == Bits::All {
+        self.pack_as(x, Pack { bits, few: false })
+    }
+
+    /// Rows x `ne = [K, T]` for [`Context::mul_mat_experts`].
+    pub(crate) fn pack_few(&self, x: &Tensor, bits: Bits) -> Tensor {
+        self.pack_as(x, Pack { bits, few: true })
+    }
+
+    fn pack_as(&self, x: &Tensor, pack: Pack) -> Tensor {
+        if pack.bits == Bits::All {
             return x.clone();
         }
         let [k, t, ..] = x.ne();
-        self.custom(Pack(bits), &[x], [packed_words(k, t, bits), t, 1, 1])
+        let words = packed_words(k, pack.rows(t), pack.bits);
+        self.custom(pack, &[x], [words, t, 1, 1])
     }
 
     /// `W x` by our own kernel, see [`has_mul_mat`](crate::ggml::has_mul_mat): w `ne = [K, N]` as it lies in the file, rows

@@ -3,7 +3,7 @@
 use super::*;
 use crate::file::types::GgmlType;
 use crate::ggml::{Graph, GraphMemory, ThreadPool};
-use crate::model::{FeedForward, Qkv};
+use crate::model::{Experts, SharedExpert};
 use crate::operation::RopeKind;
 
 /// Differences are taken with this step and twice of it.
@@ -411,26 +411,16 @@ fn feed_forward_networks() {
         };
         let verb = |b: &Builder, t: &[Tensor]| {
             let linear = |i: usize| Linear::new(t[i].clone(), Some(t[i + 1].clone()));
-            let layer = Layer {
-                attn_norm: None,
-                qkv: Qkv::Fused(linear(1)),
-                q_norm: None,
-                k_norm: None,
-                attn_out: linear(1),
-                attn_post_norm: None,
-                ffn_norm: None,
-                ffn_in: match kind {
-                    Plain => FeedForward::Plain(linear(1)),
-                    Gated => FeedForward::Gated {
-                        gate: linear(3),
-                        up: linear(1),
-                    },
-                    Fused => FeedForward::Fused(linear(1)),
+            let hidden = match kind {
+                Plain => Hidden::Plain(linear(1)),
+                Gated => Hidden::Gated {
+                    gate: linear(3),
+                    up: linear(1),
                 },
-                ffn_down: linear(5),
-                ffn_post_norm: None,
+                Fused => Hidden::Fused(linear(1)),
             };
-            b.feed_forward(f, &layer, &t[0])
+            let down = linear(5);
+            b.mlp(f, &Mlp { hidden, down }, &t[0])
         };
         check_against(&format!("{f:?} {kind:?}"), &leaves, verb, forward);
     }
@@ -598,4 +588,158 @@ fn nothing_is_recorded_below_the_variables() {
     assert!(found.of(&frozen).is_none());
     assert!(found.of(&below).is_none());
     assert!(found.of(&unused).is_none());
+}
+
+/// Two of five experts for each of four tokens, as they come from a router.
+const CHOSEN: [i32; 8] = [3, 0, 0, 1, 3, 1, 4, 3];
+
+#[test]
+fn probabilities_and_weights_of_experts() {
+    let logits = [variable(1, &[5, 4])];
+    check("softmax", &logits, |b, t| b.softmax_rows(&t[0]));
+    let p: Vec<f32> = random(2, 20).iter().map(|p| 0.3 + 0.2 * p).collect();
+    // Sums so small that they are not what is divided by.
+    let tiny: Vec<f32> = p.iter().map(|p| 1e-6 * p).collect();
+    let ids = Leaf::Ids(CHOSEN.to_vec());
+    for normalized in [false, true] {
+        let leaves = [Leaf::Variable(vec![5, 4], p.clone()), ids.clone()];
+        check(&format!("weights, {normalized}"), &leaves, |b, t| {
+            let ids = b.ctx().reshape(&t[1], &[2, 4]);
+            b.expert_weights(&t[0], &ids, normalized)
+        });
+    }
+    let ids = |ctx: &Context| ctx.input(GgmlType::I32, &[2, 4], "ids");
+    for operations in BOTH {
+        let b = Builder::new(operations);
+        let (p, chosen, dw) = (input(&b, &[5, 4]), ids(b.ctx()), input(&b, &[2, 4]));
+        let w = b.ctx().expert_weights(&p, &chosen, true);
+        let dp = b.ctx().expert_weights_back(&p, &chosen, true, &dw);
+        let mut b = b;
+        let (w, dp) = (b.output(w), b.output(dp));
+        let mut graph = Graph::allocate(b.finish(), GraphMemory::new()).unwrap();
+        graph.slice_mut(&p).copy_from_slice(&tiny);
+        graph.slice_mut(&chosen).copy_from_slice(&CHOSEN);
+        graph.slice_mut(&dw).fill(1.0f32);
+        graph.compute(&ThreadPool::new(1), None).unwrap();
+        let smallest = 1.0 / 16384.0;
+        assert_eq!(graph.read_f32(&w)[0], tiny[3] / smallest);
+        let dp = graph.read_f32(&dp);
+        assert_eq!([dp[0], dp[1], dp[3]], [16384.0, 0.0, 16384.0]);
+    }
+}
+
+#[test]
+fn rows_of_experts() {
+    const N_EXPERT: usize = 5;
+    let ids = Leaf::Ids(CHOSEN.to_vec());
+    let leaves = [variable(1, &[6, 8]), variable(2, &[2, 4]), ids.clone()];
+    check("mixed", &leaves, |b, t| {
+        let groups = b.ctx().group_rows(&t[2], N_EXPERT);
+        b.mix_rows(&t[0], &t[1], &groups)
+    });
+    let leaves = [variable(1, &[6, 8]), constant(2, &[6, 3, N_EXPERT]), ids];
+    check("multiplied", &leaves, |b, t| {
+        let groups = b.ctx().group_rows(&t[2], N_EXPERT);
+        b.multiply_rows(&Linear::new(t[1].clone(), None), &t[0], &groups)
+    });
+    let leaves = [variable(1, &[6, 4]), variable(2, &[1, 4])];
+    check("gated", &leaves, |b, t| b.gate_rows(&t[0], &t[1]));
+}
+
+#[test]
+fn mixtures_of_experts() {
+    const D: usize = 6;
+    const F: usize = 10;
+    const N_EXPERT: usize = 5;
+    const T: usize = 4;
+    // Logits lie far enough apart that no difference makes other experts of those that are chosen.
+    let router = random(2, D * N_EXPERT).iter().map(|x| 3.0 * x).collect();
+    let leaves = [
+        variable(1, &[D, T]),
+        Leaf::Constant(vec![D, N_EXPERT], router),
+        constant(3, &[D, F, N_EXPERT]),
+        constant(4, &[D, F, N_EXPERT]),
+        constant(5, &[F, D, N_EXPERT]),
+        constant(6, &[D, F]),
+        constant(7, &[D, F]),
+        constant(8, &[F, D]),
+        constant(9, &[D, 1]),
+    ];
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let silu = |x: f64| x * sigmoid(x);
+    // `W x` of one token, by the matrix `e` of a leaf.
+    let times = |leaf: &Leaf, e: usize, n: usize, x: &[f64]| -> Vec<f64> {
+        let w = &values(leaf)[e * n * x.len()..];
+        let rows = w.chunks_exact(x.len()).take(n);
+        let dot = |row: &[f32]| row.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum();
+        rows.map(dot).collect()
+    };
+    let network = |[gate, up, down]: [&Leaf; 3], e: usize, x: &[f64]| -> Vec<f64> {
+        let (gate, up) = (times(gate, e, F, x), times(up, e, F, x));
+        let h: Vec<f64> = gate.iter().zip(up).map(|(&g, u)| silu(g) * u).collect();
+        times(down, e, D, &h)
+    };
+    let kinds = [
+        (1, false, None),
+        (2, false, Some(false)),
+        (2, true, None),
+        (3, true, Some(true)),
+        (N_EXPERT, false, None),
+    ];
+    for (n_used, normalized, shared) in kinds {
+        let forward = |leaves: &[Leaf]| {
+            let mut out = Vec::new();
+            for x in wide(values(&leaves[0])).chunks_exact(D) {
+                let logits = times(&leaves[1], 0, N_EXPERT, x);
+                let sum: f64 = logits.iter().map(|z| z.exp()).sum();
+                let mut order: Vec<usize> = (0..N_EXPERT).collect();
+                order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+                order.truncate(n_used);
+                let p = |e: usize| logits[e].exp() / sum;
+                let mass: f64 = order.iter().map(|&e| p(e)).sum();
+                let mut y = vec![0.0; D];
+                for &e in &order {
+                    let weight = if normalized { p(e) / mass } else { p(e) };
+                    let said = network([&leaves[2], &leaves[3], &leaves[4]], e, x);
+                    y.iter_mut().zip(said).for_each(|(y, s)| *y += weight * s);
+                }
+                if let Some(gated) = shared {
+                    let weight = match gated {
+                        true => sigmoid(times(&leaves[8], 0, 1, x)[0]),
+                        false => 1.0,
+                    };
+                    let said = network([&leaves[5], &leaves[6], &leaves[7]], 0, x);
+                    y.iter_mut().zip(said).for_each(|(y, s)| *y += weight * s);
+                }
+                out.extend(y);
+            }
+            out
+        };
+        let verb = |b: &Builder, t: &[Tensor]| {
+            let linear = |i: usize| Linear::new(t[i].clone(), None);
+            let shared = shared.map(|gated| SharedExpert {
+                mlp: Mlp {
+                    hidden: Hidden::Gated {
+                        gate: linear(5),
+                        up: linear(6),
+                    },
+                    down: linear(7),
+                },
+                gate: gated.then(|| linear(8)),
+            });
+            let experts = Experts {
+                n_used,
+                normalized,
+                router: linear(1),
+                gate: linear(2),
+                up: linear(3),
+                down: linear(4),
+                shared,
+            };
+            let ffn = FeedForward::Experts(Box::new(experts));
+            b.feed_forward(Activation::Silu, &ffn, Some(0), &t[0])
+        };
+        let name = format!("{n_used} experts, {normalized}, {shared:?}");
+        check_against(&name, &leaves, verb, forward);
+    }
 }

@@ -131,7 +131,7 @@ pub(crate) struct MulMat {
     /// X, `ne = [k, t]`, as rows as [`pack_row`](super::pack_row) gives them for so many bits; with [`Bits::Eight`] the type must be one of
     /// integers in blocks, with [`Bits::All`] of floating-point numbers, with [`Bits::Bf16`] BF16.
     pub(crate) x: *const f32,
-    /// From one row of X to the next; rows that were packed have nothing between them.
+    /// From one row of X to the next. Rows may have been packed for fewer of them than there are.
     pub(crate) x_stride: usize,
     pub(crate) bits: Bits,
     pub(crate) t: usize,
@@ -193,13 +193,26 @@ impl MulMat {
     /// # Safety
     /// The matrices must be valid; all parts together write all of Y, each its own.
     pub(crate) unsafe fn part(&self, ith: usize, nth: usize) {
-        let width = Self::width(self.bits);
-        let panels = self.n.div_ceil(width);
-        let part = panels * ith / nth..panels * (ith + 1) / nth;
-        if part.is_empty() || self.t == 0 {
+        let panels = Self::panels_of(self.bits, self.n);
+        // SAFETY: the caller's promise.
+        unsafe { self.panels(panels * ith / nth..panels * (ith + 1) / nth) };
+    }
+
+    /// Panels of `n` rows of W, which are computed together.
+    pub(crate) fn panels_of(bits: Bits, n: usize) -> usize {
+        n.div_ceil(Self::width(bits))
+    }
+
+    /// Computes some of the [panels](MulMat::panels_of). Values do not depend on which others are computed with them, nor those of a row on `t`.
+    ///
+    /// # Safety
+    /// The matrices must be valid, and nobody else write these rows of W's part of Y.
+    pub(crate) unsafe fn panels(&self, panels: Range<usize>) {
+        if panels.is_empty() || self.t == 0 {
             return;
         }
-        let rows = part.start * width..self.n.min(part.end * width);
+        let width = Self::width(self.bits);
+        let rows = panels.start * width..self.n.min(panels.end * width);
         // SAFETY: the caller's promise.
         unsafe {
             match self.bits {
@@ -209,8 +222,8 @@ impl MulMat {
                 {
                     self.dots(rows)
                 }
-                Bits::Eight => self.panels(rows, &BYTE_PANEL),
-                Bits::Fourteen => self.panels(rows, &PANEL),
+                Bits::Eight => self.unpacked(rows, &BYTE_PANEL),
+                Bits::Fourteen => self.unpacked(rows, &PANEL),
             }
         }
     }
@@ -271,7 +284,11 @@ impl MulMat {
     ///
     /// # Safety
     /// As for [`MulMat::dots`].
-    unsafe fn panels<P: Unpacked>(&self, rows: Range<usize>, panel: &'static LocalKey<RefCell<P>>) {
+    unsafe fn unpacked<P: Unpacked>(
+        &self,
+        rows: Range<usize>,
+        panel: &'static LocalKey<RefCell<P>>,
+    ) {
         panel.with_borrow_mut(|panel| {
             let most = P::depth(self.t);
             panel.resize(most / BLOCK);
@@ -309,6 +326,7 @@ impl MulMat {
             t: self.t,
             k: self.k,
             first: depth.start / BLOCK,
+            stride: self.x_stride,
         };
         // SAFETY: all rows of X, and ours of Y.
         unsafe {

@@ -5,7 +5,7 @@
 //! 256 values. With AVX-512 VNNI the integers of X get 128 added, because the instruction wants one operand without a sign; what that adds to a sum depends on
 //! the weights only, and is what sums begin with. Results are the same on all CPUs, to the last bit: those of plain code (`naive.rs`).
 
-use super::{BLOCK, Bits, Line, Output, Rounded, Rows, arch, packed_words, tiles};
+use super::{BLOCK, Line, Output, Rounded, Rows, arch, tiles};
 use crate::file::types::GgmlType;
 use std::ops::Range;
 
@@ -60,7 +60,7 @@ impl ByteRows {
             steps: x.words.wrapping_add(blocks * QUADS + x.first),
             sums: x.words.wrapping_add(blocks * (QUADS + 1) + x.first),
             firsts: x.words.wrapping_add(blocks * (QUADS + 2) + x.first),
-            stride: packed_words(x.k, x.t, Bits::Eight),
+            stride: x.stride,
         }
     }
 

@@ -191,6 +191,21 @@ pub(super) struct Rows {
     pub(super) k: usize,
     /// The first block that is wanted.
     pub(super) first: usize,
+    /// From one row to the next.
+    pub(super) stride: usize,
+}
+
+impl Rows {
+    /// All blocks of `t` rows that were rounded to 8 bits.
+    fn of_bytes(words: *const f32, t: usize, k: usize) -> Self {
+        Self {
+            words,
+            t,
+            k,
+            first: 0,
+            stride: packed_words(k, t, Bits::Eight),
+        }
+    }
 }
 
 /// Some rows of weights in memory, to be multiplied with all of a few rows of X.
@@ -324,7 +339,7 @@ impl Panel {
     /// As for [`Panel::multiply`]; the CPU must have the instructions.
     unsafe fn multiply_by(&self, kind: &Tiles, blocks: usize, x: Rows, y: Output) {
         assert!(blocks <= self.steps.len() && y.width <= WIDTH);
-        let (row_blocks, stride) = (x.k / BLOCK, packed_words(x.k, x.t, Bits::Fourteen));
+        let (row_blocks, stride) = (x.k / BLOCK, x.stride);
         for tile in tiles(x.t, kind.height) {
             // SAFETY: these rows of X and Y.
             unsafe {

@@ -26,6 +26,7 @@ fn product(kind: &Tiles, ty: GgmlType, width: usize, t: usize) -> Vec<u32> {
                 t,
                 k: K,
                 first: 0,
+                stride,
             };
             let output = Output {
                 values: y.as_mut_ptr(),

@@ -62,6 +62,18 @@ pub enum Variant {
     Deci,
     /// openelm: fused qkv, per-head q/k norms, and layers that differ as those of deci.
     OpenElm,
+    /// llama with 2 of 4 experts (Mixtral).
+    Mixtral,
+    /// olmoe: 3 of 8 experts, whose weights are not normalized, and norms over whole q and k rows.
+    Olmoe,
+    /// qwen2moe: as qwen2, 2 of 6 experts with a width of their own, and a shared one with a gate.
+    Qwen2Moe,
+    /// qwen3moe: as qwen3, 3 of 8 experts with a width of their own.
+    Qwen3Moe,
+    /// granitemoe: as granite, 4 of 8 experts.
+    GraniteMoe,
+    /// granitemoe with a shared expert besides.
+    GraniteMoeShared,
 }
 
 /// Every variant, for tests that loop over them.
@@ -93,7 +105,19 @@ pub fn all_variants() -> &'static [Variant] {
         SmolLm3,
         Deci,
         OpenElm,
+        Mixtral,
+        Olmoe,
+        Qwen2Moe,
+        Qwen3Moe,
+        GraniteMoe,
+        GraniteMoeShared,
     ]
+}
+
+/// Those of all variants that have experts.
+pub fn expert_variants() -> impl Iterator<Item = Variant> {
+    let all = all_variants().iter().copied();
+    all.filter(|variant| variant.experts().is_some())
 }
 
 /// Every weight type that ggml can make without an importance matrix and multiply on the CPU; IQ2_S is left out because ggml
@@ -136,6 +160,12 @@ impl Variant {
             SmolLm3 => "smollm3",
             Deci => "deci",
             OpenElm => "openelm",
+            Mixtral => "mixtral",
+            Olmoe => "olmoe",
+            Qwen2Moe => "qwen2moe",
+            Qwen3Moe => "qwen3moe",
+            GraniteMoe => "granitemoe",
+            GraniteMoeShared => "granitemoe-shared",
         }
     }
 
@@ -144,7 +174,7 @@ impl Variant {
         use Variant::*;
         match self {
             Llama | LlamaHeadDim | LlamaRopeFreqs | LlamaLinear | LlamaYarn | LlamaBias
-            | LlamaUntied => "llama",
+            | LlamaUntied | Mixtral => "llama",
             Qwen2 => "qwen2",
             Qwen3 => "qwen3",
             Gemma => "gemma",
@@ -159,6 +189,22 @@ impl Variant {
             SmolLm3 => "smollm3",
             Deci => "deci",
             OpenElm => "openelm",
+            Olmoe => "olmoe",
+            Qwen2Moe => "qwen2moe",
+            Qwen3Moe => "qwen3moe",
+            GraniteMoe | GraniteMoeShared => "granitemoe",
+        }
+    }
+
+    /// How many experts there are, and how many of them a token goes through.
+    pub fn experts(self) -> Option<(usize, usize)> {
+        use Variant::*;
+        match self {
+            Mixtral => Some((4, 2)),
+            Qwen2Moe => Some((6, 2)),
+            Olmoe | Qwen3Moe => Some((8, 3)),
+            GraniteMoe | GraniteMoeShared => Some((8, 4)),
+            _ => None,
         }
     }
 
@@ -235,10 +281,19 @@ impl FixtureSpec {
     pub fn new(variant: Variant, weight_type: GgmlType) -> Self {
         let wide = weight_type.block_size() > 32;
         let (n_embd, head_dim, n_ff) = if wide { (256, 64, 512) } else { (64, 16, 96) };
+        // Experts as wide as dense networks would make files that take long to write.
+        let n_ff = match variant {
+            Variant::Mixtral | Variant::Olmoe | Variant::GraniteMoe | Variant::GraniteMoeShared => {
+                expert_width(weight_type)
+            }
+            _ => n_ff,
+        };
         let (n_head_kv, head_dim) = match variant {
-            Variant::Gpt2 => (4, head_dim),
+            Variant::Gpt2 | Variant::Olmoe => (4, head_dim),
             Variant::Gemma => (1, 2 * head_dim),
-            Variant::LlamaHeadDim | Variant::Qwen3 | Variant::Gemma2 => (2, 2 * head_dim),
+            Variant::LlamaHeadDim | Variant::Qwen3 | Variant::Qwen3Moe | Variant::Gemma2 => {
+                (2, 2 * head_dim)
+            }
             _ => (2, head_dim),
         };
         let n_layer = match variant {
@@ -290,6 +345,24 @@ impl FixtureSpec {
         self.layer(il).n_head_kv * self.head_dim
     }
 
+    /// F of an expert.
+    fn n_ff_expert(&self) -> usize {
+        match self.variant {
+            Variant::Qwen2Moe | Variant::Qwen3Moe => expert_width(self.weight_type),
+            _ => self.n_ff,
+        }
+    }
+
+    /// F of the expert that all tokens go through, if there is one.
+    fn n_ff_shared(&self) -> Option<usize> {
+        match self.variant {
+            // As the file has no key for it.
+            Variant::Qwen2Moe => Some(self.n_ff),
+            Variant::GraniteMoeShared => Some(2 * self.n_ff),
+            _ => None,
+        }
+    }
+
     /// Rotated dimensions per head.
     fn n_rot(&self) -> usize {
         match self.variant {
@@ -298,6 +371,11 @@ impl FixtureSpec {
             _ => self.head_dim,
         }
     }
+}
+
+/// The smallest F whose rows are whole blocks of `ty`, and whose hidden values are some.
+fn expert_width(ty: GgmlType) -> usize {
+    if ty.block_size() > 32 { 256 } else { 64 }
 }
 
 /// Writes the model that `spec` describes.
@@ -414,13 +492,23 @@ impl<'a> Builder<'a> {
                     MetaValue::Bool(spec.variant == StableLmParallel),
                 );
             }
-            Granite => {
+            Granite | GraniteMoe | GraniteMoeShared => {
                 self.f32("embedding_scale", 6.0);
                 self.f32("residual_scale", 0.5);
                 self.f32("attention.scale", 1.6 / spec.head_dim as f32);
                 self.f32("logit_scale", 0.5);
             }
             _ => {}
+        }
+        if let Some((n_expert, n_used)) = spec.variant.experts() {
+            self.u32("expert_count", n_expert);
+            self.u32("expert_used_count", n_used);
+        }
+        if matches!(spec.variant, Qwen2Moe | Qwen3Moe) {
+            self.u32("expert_feed_forward_length", spec.n_ff_expert());
+        }
+        if let (GraniteMoeShared, Some(n_ff)) = (spec.variant, spec.n_ff_shared()) {
+            self.u32("expert_shared_feed_forward_length", n_ff);
         }
         Vocab::bytes(spec.n_vocab).write(&mut self.file);
     }
@@ -451,6 +539,9 @@ impl<'a> Builder<'a> {
                 | Olmo2Swa
                 | StableLm
                 | StableLmParallel
+                | Olmoe
+                | Qwen2Moe
+                | Qwen3Moe
         ) {
             self.matrix("output.weight", d, v, 2.0 / (d as f32).sqrt());
         }
@@ -496,7 +587,7 @@ impl<'a> Builder<'a> {
         }
         match spec.variant {
             Gpt2 => self.vector(&name("attn_qkv.bias"), &[q + 2 * kv], 0.0, 0.1),
-            LlamaBias | Qwen2 | StableLm | Starcoder2 => {
+            LlamaBias | Qwen2 | Qwen2Moe | StableLm | Starcoder2 => {
                 self.vector(&name("attn_q.bias"), &[q], 0.0, 0.1);
                 self.vector(&name("attn_k.bias"), &[kv], 0.0, 0.1);
                 self.vector(&name("attn_v.bias"), &[kv], 0.0, 0.1);
@@ -504,10 +595,10 @@ impl<'a> Builder<'a> {
             _ => {}
         }
         let qk_norms = match spec.variant {
-            Qwen3 | Gemma3 | Gemma3Scaled | OpenElm => {
+            Qwen3 | Qwen3Moe | Gemma3 | Gemma3Scaled | OpenElm => {
                 Some((vec![spec.head_dim], vec![spec.head_dim]))
             }
-            Olmo2 | Olmo2Swa => Some((vec![q], vec![kv])),
+            Olmo2 | Olmo2Swa | Olmoe => Some((vec![q], vec![kv])),
             StableLmParallel => Some((
                 vec![spec.head_dim, sizes.n_head],
                 vec![spec.head_dim, sizes.n_head_kv],
@@ -538,6 +629,9 @@ impl<'a> Builder<'a> {
         if !matches!(spec.variant, Olmo2 | Olmo2Swa | StableLmParallel) {
             self.norm(&name("ffn_norm"));
         }
+        if let Some((n_expert, _)) = spec.variant.experts() {
+            return self.experts(layer, n_expert);
+        }
         let (up_std, down_std) = (GAIN / (d as f32).sqrt(), GAIN / (f as f32).sqrt());
         match spec.variant {
             Phi3 | Phi3LongRope => self.matrix(&name("ffn_up.weight"), d, 2 * f, up_std),
@@ -563,6 +657,29 @@ impl<'a> Builder<'a> {
         }
     }
 
+    fn experts(&mut self, layer: usize, n_expert: usize) {
+        let spec = self.spec;
+        let (d, f) = (spec.n_embd, spec.n_ff_expert());
+        let name = |part: &str| format!("blk.{layer}.ffn_{part}.weight");
+        let fan_in = |n: usize| GAIN / (n as f32).sqrt();
+        // Real files have it in F32. Experts differ so much in their probabilities that one that rounding takes for another counts little.
+        let router_std = 3.0 / (d as f32).sqrt();
+        self.vector(&name("gate_inp"), &[d, n_expert], 0.0, router_std);
+        for (part, n_in, n_out) in [("gate", d, f), ("up", d, f), ("down", f, d)] {
+            let name = name(&format!("{part}_exps"));
+            self.tensor(&name, &[n_in, n_out, n_expert], fan_in(n_in));
+        }
+        let Some(f) = spec.n_ff_shared() else {
+            return;
+        };
+        if spec.variant == Variant::Qwen2Moe {
+            self.vector(&name("gate_inp_shexp"), &[d], 0.0, fan_in(d));
+        }
+        for (part, n_in, n_out) in [("gate", d, f), ("up", d, f), ("down", f, d)] {
+            self.matrix(&name(&format!("{part}_shexp")), n_in, n_out, fan_in(n_in));
+        }
+    }
+
     /// A norm in front of a block: weight, and bias for layer norms, `ne = [D]`.
     fn norm(&mut self, name: &str) {
         self.vector(&format!("{name}.weight"), &[self.spec.n_embd], 1.0, 0.2);
@@ -573,14 +690,20 @@ impl<'a> Builder<'a> {
 
     /// A random matrix `ne = [n_in, n_out]` in the spec's type.
     fn matrix(&mut self, name: &str, n_in: usize, n_out: usize, std: f32) {
-        let mut values = random(self.spec.seed, name, n_in * n_out, 0.0, std);
+        self.tensor(name, &[n_in, n_out], std);
+    }
+
+    /// Random matrices, `ne = [n_in, ..]`, in the spec's type.
+    fn tensor(&mut self, name: &str, ne: &[usize], std: f32) {
+        let n_in = ne[0];
+        let mut values = random(self.spec.seed, name, ne.iter().product(), 0.0, std);
         if let Some(ty) = self.spec.rounded_to {
             values = dequantize(ty, &quantize(ty, &values, n_in), n_in);
         }
         self.push(
             name,
             self.spec.weight_type,
-            &[n_in, n_out],
+            ne,
             quantize(self.spec.weight_type, &values, n_in),
         );
     }

@@ -28,8 +28,10 @@ pub struct Shape {
     pub n_head_kv: usize,
     /// d.
     pub head_dim: usize,
-    /// F.
+    /// F; with experts, that of each.
     pub n_ff: usize,
+    /// Experts there are, and those that a token goes through.
+    pub experts: Option<(usize, usize)>,
     /// V.
     pub n_vocab: usize,
     /// BPE merges of the vocabulary.
@@ -46,12 +48,16 @@ pub struct Shape {
     pub rope_factor: Option<f32>,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
+    /// Whether rows of q and k have norms.
+    pub qk_norm: bool,
+    /// Numbers beside those that all architectures have, by key.
+    pub multipliers: &'static [(&'static str, f32)],
     /// Whether the token embedding is the output matrix.
     pub tied: bool,
 }
 
-/// SmolLM 135M, Qwen2 0.5B, Llama 3.2 1B, Llama 3.1 8B, and one of no real model that computes in no time.
-pub const SHAPES: [Shape; 5] = [
+/// SmolLM 135M, Qwen2 0.5B, Llama 3.2 1B, Llama 3.1 8B, Granite 3.1 1B-A400M, OLMoE 1B-7B, and one of no real model that computes in no time.
+pub const SHAPES: [Shape; 7] = [
     Shape {
         name: "smollm-135m",
         architecture: "llama",
@@ -61,6 +67,7 @@ pub const SHAPES: [Shape; 5] = [
         n_head_kv: 3,
         head_dim: 64,
         n_ff: 1536,
+        experts: None,
         n_vocab: 49_152,
         n_merges: 48_900,
         tokenizer_pre: "smollm",
@@ -69,6 +76,8 @@ pub const SHAPES: [Shape; 5] = [
         rope_theta: 10_000.0,
         rope_factor: None,
         qkv_bias: false,
+        qk_norm: false,
+        multipliers: &[],
         tied: true,
     },
     Shape {
@@ -80,6 +89,7 @@ pub const SHAPES: [Shape; 5] = [
         n_head_kv: 2,
         head_dim: 64,
         n_ff: 4864,
+        experts: None,
         n_vocab: 151_936,
         n_merges: 151_424,
         tokenizer_pre: "qwen2",
@@ -88,6 +98,8 @@ pub const SHAPES: [Shape; 5] = [
         rope_theta: 1_000_000.0,
         rope_factor: None,
         qkv_bias: true,
+        qk_norm: false,
+        multipliers: &[],
         tied: true,
     },
     Shape {
@@ -99,6 +111,7 @@ pub const SHAPES: [Shape; 5] = [
         n_head_kv: 8,
         head_dim: 64,
         n_ff: 8192,
+        experts: None,
         n_vocab: 128_256,
         n_merges: 280_147,
         tokenizer_pre: "llama-bpe",
@@ -107,6 +120,8 @@ pub const SHAPES: [Shape; 5] = [
         rope_theta: 500_000.0,
         rope_factor: Some(32.0),
         qkv_bias: false,
+        qk_norm: false,
+        multipliers: &[],
         tied: true,
     },
     Shape {
@@ -118,6 +133,7 @@ pub const SHAPES: [Shape; 5] = [
         n_head_kv: 8,
         head_dim: 128,
         n_ff: 14_336,
+        experts: None,
         n_vocab: 128_256,
         n_merges: 280_147,
         tokenizer_pre: "llama-bpe",
@@ -126,6 +142,57 @@ pub const SHAPES: [Shape; 5] = [
         rope_theta: 500_000.0,
         rope_factor: Some(8.0),
         qkv_bias: false,
+        qk_norm: false,
+        multipliers: &[],
+        tied: false,
+    },
+    Shape {
+        name: "granite-moe-1b",
+        architecture: "granitemoe",
+        n_layer: 24,
+        n_embd: 1024,
+        n_head: 16,
+        n_head_kv: 8,
+        head_dim: 64,
+        n_ff: 512,
+        experts: Some((32, 8)),
+        n_vocab: 49_152,
+        n_merges: 48_900,
+        tokenizer_pre: "smollm",
+        add_bos: false,
+        n_ctx: 131_072,
+        rope_theta: 1_500_000.0,
+        rope_factor: None,
+        qkv_bias: false,
+        qk_norm: false,
+        multipliers: &[
+            ("embedding_scale", 12.0),
+            ("residual_scale", 0.22),
+            ("attention.scale", 0.015_625),
+            ("logit_scale", 6.0),
+        ],
+        tied: true,
+    },
+    Shape {
+        name: "olmoe-1b-7b",
+        architecture: "olmoe",
+        n_layer: 16,
+        n_embd: 2048,
+        n_head: 16,
+        n_head_kv: 16,
+        head_dim: 128,
+        n_ff: 1024,
+        experts: Some((64, 8)),
+        n_vocab: 50_304,
+        n_merges: 50_000,
+        tokenizer_pre: "smollm",
+        add_bos: false,
+        n_ctx: 4096,
+        rope_theta: 10_000.0,
+        rope_factor: None,
+        qkv_bias: false,
+        qk_norm: true,
+        multipliers: &[],
         tied: false,
     },
     Shape {
@@ -137,6 +204,7 @@ pub const SHAPES: [Shape; 5] = [
         n_head_kv: 2,
         head_dim: 64,
         n_ff: 512,
+        experts: None,
         n_vocab: 8192,
         n_merges: 7940,
         tokenizer_pre: "smollm",
@@ -145,6 +213,8 @@ pub const SHAPES: [Shape; 5] = [
         rope_theta: 10_000.0,
         rope_factor: None,
         qkv_bias: false,
+        qk_norm: false,
+        multipliers: &[],
         tied: true,
     },
 ];
@@ -316,6 +386,14 @@ impl Plan<'_> {
                 MetaValue::F32(1e-5),
             )
             .set(key("rope.freq_base"), MetaValue::F32(s.rope_theta));
+        for &(name, value) in s.multipliers {
+            self.file.set(key(name), MetaValue::F32(value));
+        }
+        if let Some((n_expert, n_used)) = s.experts {
+            for (name, n) in [("expert_count", n_expert), ("expert_used_count", n_used)] {
+                self.file.set(key(name), MetaValue::U32(n as u32));
+            }
+        }
         Vocab::syllables(s.n_vocab, s.n_merges, s.tokenizer_pre, s.add_bos).write(&mut self.file);
     }
 
@@ -345,10 +423,41 @@ impl Plan<'_> {
             }
             self.matrix(name("attn_output.weight"), q, d, false);
             self.norm(name("ffn_norm.weight"));
-            self.matrix(name("ffn_gate.weight"), d, s.n_ff, false);
-            self.matrix(name("ffn_up.weight"), d, s.n_ff, false);
-            self.matrix(name("ffn_down.weight"), s.n_ff, d, false);
+            if s.qk_norm {
+                for (part, n) in [("attn_q_norm.weight", q), ("attn_k_norm.weight", kv)] {
+                    self.vector(name(part), random(0, &name(part), n, 1.0, 0.1));
+                }
+            }
+            let parts = [("gate", d, s.n_ff), ("up", d, s.n_ff), ("down", s.n_ff, d)];
+            for (part, n_in, n_out) in parts {
+                match s.experts {
+                    None => self.matrix(name(&format!("ffn_{part}.weight")), n_in, n_out, false),
+                    Some((n_expert, _)) => {
+                        self.experts(
+                            name(&format!("ffn_{part}_exps.weight")),
+                            n_in,
+                            n_out,
+                            n_expert,
+                        );
+                    }
+                }
+            }
+            if let Some((n_expert, _)) = s.experts {
+                let name = name("ffn_gate_inp.weight");
+                let std = 1.0 / (d as f32).sqrt();
+                let values = random(0, &name, d * n_expert, 0.0, std);
+                self.tensor(name, &[d, n_expert], values);
+            }
         }
+    }
+
+    /// A matrix for each of `n` experts.
+    fn experts(&mut self, name: String, n_in: usize, n_out: usize, n: usize) {
+        let ty = matrix_type(self.ty, n_in, false);
+        self.file
+            .tensor(name, ty, &[n_in, n_out, n].map(|n| n as u64));
+        let n_out = n_out * n;
+        self.tensors.push(Tensor::Matrix { ty, n_in, n_out });
     }
 
     fn matrix(&mut self, name: String, n_in: usize, n_out: usize, is_output: bool) {
@@ -363,8 +472,13 @@ impl Plan<'_> {
     }
 
     fn vector(&mut self, name: String, values: Vec<f32>) {
-        self.file
-            .tensor(name, GgmlType::F32, &[values.len() as u64]);
+        self.tensor(name, &[values.len()], values);
+    }
+
+    /// An F32 tensor.
+    fn tensor(&mut self, name: String, ne: &[usize], values: Vec<f32>) {
+        let ne: Vec<u64> = ne.iter().map(|&n| n as u64).collect();
+        self.file.tensor(name, GgmlType::F32, &ne);
         self.tensors.push(Tensor::Vector(values));
     }
 }

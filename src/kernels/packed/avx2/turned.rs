@@ -52,12 +52,7 @@ impl TurnedDots {
             y_stride,
             ..
         } = self.0;
-        let x = ByteRows::new(Rows {
-            words: self.0.x,
-            t,
-            k,
-            first: 0,
-        });
+        let x = ByteRows::new(Rows::of_bytes(self.0.x, t, k));
         for (row, eight) in groups(first, row_bytes, rows) {
             let mut sums = [_mm256_setzero_ps(); N];
             let sums = &mut sums[..t];

@@ -54,14 +54,8 @@ impl ByteDots {
         let Dots {
             x, k, row_bytes, ..
         } = self.0;
-        let x = Rows {
-            words: x,
-            t: N,
-            k,
-            first: 0,
-        };
         let mut products = Products {
-            x: ByteRows::new(x),
+            x: ByteRows::new(Rows::of_bytes(x, N, k)),
             sums: [_mm512_setzero_ps(); N],
         };
         // SAFETY: the blocks of these rows of W, and of X.

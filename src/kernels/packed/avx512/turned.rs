@@ -55,12 +55,7 @@ impl WithRoom<'_> {
             y_stride,
             ..
         } = dots;
-        let x = ByteRows::new(Rows {
-            words: dots.x,
-            t: N,
-            k,
-            first: 0,
-        });
+        let x = ByteRows::new(Rows::of_bytes(dots.x, N, k));
         let words = k / BLOCK * size_of::<XBlock<N>>() / size_of::<f32>();
         let blocks: *mut XBlock<N> = room(room_of_x, words).as_mut_ptr().cast();
         for b in 0..k / BLOCK {

@@ -1,5 +1,6 @@
 use super::super::naive::{Layout, dot};
 use super::super::{BLOCK, Dots, has_bytes, has_format, most_dots, pack_row};
+use super::super::{Bits, packed_words};
 use super::*;
 use crate::kernels::{TYPES, values};
 
@@ -97,6 +98,7 @@ fn product(
                 t,
                 k,
                 first: k0 / BLOCK,
+                stride,
             };
             let y = Output {
                 values: y[first..].as_mut_ptr(),

@@ -94,12 +94,7 @@ impl<const SDOT: bool> ByteDots<SDOT> {
         let Dots {
             x, k, row_bytes, ..
         } = self.0;
-        let mut x = ByteRows::new(Rows {
-            words: x,
-            t: N,
-            k,
-            first: 0,
-        });
+        let mut x = ByteRows::new(Rows::of_bytes(x, N, k));
         let (mut units, mut sums) = (rows, [vdupq_n_f32(0.0); N]);
         for _ in 0..k / BLOCK / F::BLOCKS {
             for r in 0..GROUP {
