@@ -31,7 +31,7 @@
 //! # Ok::<(), ggraft::Error>(())
 //! ```
 //!
-//! Data flows one way: `file -> model -> adapter -> graph -> {infer, train} -> bin`, and to the C interface, a crate of its own
+//! Data flows one way: `file -> model -> adapter -> {graph, host} -> {infer, train} -> bin`, and to the C interface, a crate of its own
 //! in `src/capi`.
 
 // What only running and training use.

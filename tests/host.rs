@@ -1,5 +1,6 @@
 //! Adapters in contexts of libllama's, as an application would attach them, against our own sessions.
 
+use ggraft::adapter::ControlVector;
 use ggraft::file::types::GgmlType;
 use ggraft::host::{Api, Host, HostError, LlamaOptions, Piece};
 use ggraft::infer::{FlashAttention, KvType};
@@ -621,4 +622,52 @@ fn a_function_that_is_not_found_is_named() {
         let e = unsafe { Api::find(find) }.unwrap_err();
         assert_eq!(e, HostError::MissingFunction { name: missing });
     }
+}
+
+#[test]
+fn a_control_vector_steers_a_context() {
+    let model = Model::open(at(MODEL), &model_options()).unwrap();
+    let mut llama = Llama::load(&at(MODEL), &CACHES[0].options()).unwrap();
+    let mut host = host(&llama, &model);
+    let (d, n_layer) = (model.shape().n_embd, model.shape().n_layer);
+    let prompt = Random::new(3).tokens(&model, 10);
+    let mut said = |host: &mut Host| {
+        host.detach(0).unwrap();
+        llama.go_on_at(0);
+        llama.prefill(&prompt).unwrap().to_vec()
+    };
+    let vector = |layers: &[usize], x: f32| {
+        let directions = layers.iter().map(|&il| (il, vec![x; d]));
+        ControlVector::new(directions.collect(), Some("llama".to_owned())).unwrap()
+    };
+    let plain = said(&mut host);
+    host.steer(Some(&vector(&[1, 2], 0.0)), 1..=99).unwrap();
+    assert_eq!(said(&mut host), plain);
+    let two = vector(&[1, 2], 0.5);
+    host.steer(Some(&two), 1..=99).unwrap();
+    let both = said(&mut host);
+    host.steer(Some(&two), 2..=2).unwrap();
+    let one = said(&mut host);
+    assert!(nmse(&both, &plain) > 1e-4 && nmse(&one, &plain) > 1e-4 && nmse(&one, &both) > 1e-4);
+    // What is left of both is the other.
+    host.steer(Some(&vector(&[2], 0.5)), 1..=99).unwrap();
+    assert_eq!(said(&mut host), one);
+
+    let refused =
+        |host: &mut Host, vector: &ControlVector, layers| why(host.steer(Some(vector), layers));
+    let narrow = ControlVector::new([(1, vec![1.0])].into(), None).unwrap();
+    let e = refused(&mut host, &narrow, 1..=99);
+    assert!(matches!(e, HostError::ControlWidth { .. }), "{e}");
+    for (vector, layers) in [
+        (vector(&[n_layer], 1.0), 1..=99),
+        (vector(&[1], 1.0), 2..=99),
+        (vector(&[1], 1.0), 99..=100),
+    ] {
+        let e = refused(&mut host, &vector, layers);
+        assert!(matches!(e, HostError::ControlLayers { .. }), "{e}");
+    }
+    // It is steered as before.
+    assert_eq!(said(&mut host), one);
+    host.steer(None, 0..=0).unwrap();
+    assert_eq!(said(&mut host), plain);
 }

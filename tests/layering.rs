@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module of the library may use, besides itself. Data flows `file -> model -> adapter -> graph -> {infer,
+/// What each module of the library may use, besides itself. Data flows `file -> model -> adapter -> {graph, host} -> {infer,
 /// train} -> {capi, bin}`; ggml lies below the model, and the kernels below ggml, of which they know nothing. The C interface is a crate of its own in `src/capi`.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("file", &[]),
@@ -24,7 +24,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "train",
-        &["file", "kernels", "ggml", "model", "adapter", "graph"],
+        &[
+            "file", "kernels", "ggml", "model", "adapter", "graph", "host",
+        ],
     ),
     ("host", &["file", "ggml", "model", "adapter"]),
     ("capi", &["model", "adapter", "host", "infer", "train"]),

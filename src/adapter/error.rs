@@ -7,6 +7,28 @@ use crate::model::Fingerprint;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
+    // Control vectors.
+    /// A file of something else.
+    #[error("this is a GGUF file of '{found}', not a control vector")]
+    NotAControlVector {
+        /// `general.architecture`.
+        found: String,
+    },
+    /// A tensor that no control vector has.
+    #[error("tensor {tensor} is no direction: those are called direction.N, and are rows of F32")]
+    DirectionTensor {
+        /// Its name.
+        tensor: String,
+    },
+    /// A direction of a layer that has none.
+    #[error("there is a direction for layer {layer}: layers 1 to 1023 can have one")]
+    DirectionLayer {
+        /// The layer.
+        layer: usize,
+    },
+    /// Nothing in it.
+    #[error("the control vector has no directions")]
+    NoDirections,
     // Contents.
     /// Values that do not make up whole rows.
     #[error("{values} values are not one or more whole rows of {width}")]

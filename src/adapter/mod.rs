@@ -14,6 +14,7 @@ mod arrange;
 mod checksum;
 mod compiled;
 mod concat;
+mod control;
 mod error;
 mod format;
 mod library;
@@ -23,6 +24,7 @@ mod template;
 
 pub(crate) use arrange::{Item, Words, arrange};
 pub use concat::concat;
+pub use control::ControlVector;
 pub use error::AdapterError;
 pub use format::FORMAT_VERSION;
 pub use library::Library;

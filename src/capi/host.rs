@@ -4,6 +4,7 @@ use super::adapter::{ggraft_adapter, open};
 use super::exclusive::Exclusive;
 use super::pointer::{array, give, handle, path, place, take_back};
 use super::status::{Failure, call, call_number, ggraft_status};
+use ggraft::adapter::ControlVector;
 use ggraft::host::{Api, Graft, Host, Piece};
 use ggraft::model::Base;
 use std::ffi::{c_char, c_void};
@@ -17,6 +18,9 @@ pub struct ggraft_host {
 pub struct ggraft_graft {
     graft: Graft,
 }
+
+/// Of `ggraft_host_steer`: to the last layer.
+pub const GGRAFT_LAST_LAYER: u32 = u32::MAX;
 
 /// A function of llama.h, to be cast to its own type.
 pub type ggraft_function = Option<unsafe extern "C" fn()>;
@@ -237,6 +241,35 @@ pub unsafe extern "C" fn ggraft_host_copy(
 ) -> ggraft_status {
     // SAFETY: the caller's promise.
     call(|| unsafe { with(host, |host| Ok(host.copy(from, to)?)) })
+}
+
+/// Steers all of the context's sequences from the next decode on by a control vector in llama.cpp's file at `path`, `strength` times as far, in the layers from `first` to `last`
+/// (GGRAFT_LAST_LAYER: to the end) that it has directions for. A context has one: the last takes the place of the one before, and `path` NULL takes it off. The one function of
+/// llama.h that `GGRAFT_HOST_FUNCTIONS` does not list is needed for it, `llama_set_adapter_cvec`, which not all versions have under this name.
+///
+/// # Safety
+/// `host` is a live handle, `path` is NULL or a NUL-terminated string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggraft_host_steer(
+    host: *mut ggraft_host,
+    path: *const c_char,
+    strength: f32,
+    first: u32,
+    last: u32,
+) -> ggraft_status {
+    call(|| {
+        let vector = match path.is_null() {
+            true => None,
+            false => {
+                // SAFETY: the caller's promise.
+                let path = unsafe { self::path(path, "path")? };
+                Some(ControlVector::load(path)?.scaled(strength)?)
+            }
+        };
+        let layers = first as usize..=last as usize;
+        // SAFETY: the caller's promise.
+        unsafe { with(host, |host| Ok(host.steer(vector.as_ref(), layers)?)) }
+    })
 }
 
 /// Decodes a prompt of `n` tokens, without BOS, into the empty sequence `seq`, with the adapter's virtual tokens where its template places them. Returns the position behind

@@ -133,7 +133,10 @@ fn class(error: &Error) -> ggraft_status {
             HostError::SequenceRange { .. } | HostError::OtherHost => GGRAFT_ERROR_ARGUMENT,
             HostError::NotEmpty { .. } => GGRAFT_ERROR_STATE,
             HostError::NoRoom { .. } => GGRAFT_ERROR_CONTEXT_FULL,
-            HostError::Template | HostError::NoVirtualTokens => GGRAFT_ERROR_ADAPTER,
+            HostError::Template
+            | HostError::NoVirtualTokens
+            | HostError::ControlWidth { .. }
+            | HostError::ControlLayers { .. } => GGRAFT_ERROR_ADAPTER,
             HostError::Tokenize => GGRAFT_ERROR_VOCAB,
             HostError::Options { .. } => GGRAFT_ERROR_MODEL,
             HostError::MissingFunction { .. }
@@ -144,6 +147,7 @@ fn class(error: &Error) -> ggraft_status {
             | HostError::UnknownState { .. }
             | HostError::CacheType { .. }
             | HostError::NoState
+            | HostError::ControlRefused { .. }
             | HostError::Decode { .. } => GGRAFT_ERROR_HOST,
             _ => GGRAFT_ERROR_INTERNAL,
         },

@@ -4,7 +4,7 @@ use super::{Api, Batch, HostError};
 use crate::adapter::Words;
 use crate::model::Base;
 use std::ffi::{CStr, c_void};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::ptr::NonNull;
 
 /// A `llama_context` and the functions of its library.
@@ -182,6 +182,29 @@ impl Context {
         let n = i32::try_from(n).unwrap_or(i32::MAX);
         // SAFETY: the context is live, the sequence in range.
         Ok(unsafe { (self.api.memory_seq_rm)(self.memory(), seq, n, -1) })
+    }
+
+    /// Adds a row to the output of each of `layers` from now on, the rows being of layers 1, 2 and so on, or nothing.
+    pub(super) fn steer(
+        &mut self,
+        rows: Option<&[f32]>,
+        layers: RangeInclusive<usize>,
+    ) -> Result<(), HostError> {
+        let set = self.api.set_adapter_cvec;
+        let set = set.ok_or(HostError::MissingFunction {
+            name: "llama_set_adapter_cvec",
+        })?;
+        let (first, last) = (*layers.start() as i32, *layers.end() as i32);
+        // SAFETY: the context is live; the rows are given with their number of values, and are copied.
+        let code = unsafe {
+            let data = rows.map_or(std::ptr::null(), <[f32]>::as_ptr);
+            let n = rows.map_or(0, <[f32]>::len);
+            set(self.ctx.as_ptr(), data, n, self.n_embd as i32, first, last)
+        };
+        match code {
+            0 => Ok(()),
+            code => Err(HostError::ControlRefused { code }),
+        }
     }
 
     /// Lets `to` begin with all of `from`.

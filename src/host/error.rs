@@ -99,6 +99,30 @@ pub enum HostError {
     /// The template's text cannot be tokenized.
     #[error("the application's tokenizer refused a text of the template")]
     Tokenize,
+    /// A control vector of another base.
+    #[error("the control vector has {vector} values a layer, the base's embeddings have {base}")]
+    ControlWidth {
+        /// D of the vector.
+        vector: usize,
+        /// D of the base.
+        base: usize,
+    },
+    /// A control vector that steers none of the layers, or layers that the base does not have.
+    #[error(
+        "the control vector has no direction for the base's layers from {first} on, or one beyond its {n} layers"
+    )]
+    ControlLayers {
+        /// The first layer that was to be steered.
+        first: usize,
+        /// Layers of the base.
+        n: usize,
+    },
+    /// `llama_set_adapter_cvec` failed.
+    #[error("llama_set_adapter_cvec returned {code}")]
+    ControlRefused {
+        /// What it returned.
+        code: i32,
+    },
     /// `llama_decode` failed.
     #[error("llama_decode returned {code} at position {position}{}", match code { 1 => ": no room in the cache", 2 => ": aborted", _ => "" })]
     Decode {

@@ -41,12 +41,13 @@ pub(crate) use llama::{Fed, LlamaPart};
 #[cfg(feature = "runtime")]
 pub use llama::{Llama, LlamaOptions};
 
-use crate::adapter::{Adapter, Item, Payload, Words, arrange};
+use crate::adapter::{Adapter, ControlVector, Item, Payload, Words, arrange};
 use crate::error::Result;
 use crate::model::Base;
 use context::{Context, Input};
 use state::Layout;
 use std::ffi::c_void;
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -270,6 +271,48 @@ impl Host {
             .and_then(|()| self.context.state(seq));
         self.context.remove(seq)?;
         layout.rows(&state?, self.base.shape().n_layer, tokens.len())
+    }
+
+    /// Steers all of the context's sequences from the next decode on: `vector`, or nothing, is added to the outputs of `layers`, those that it has a direction for. A context
+    /// has one such vector; [`ControlVector::plus`] makes one of two.
+    ///
+    /// # Errors
+    /// [`HostError::ControlWidth`], [`HostError::ControlLayers`] if it steers none of the layers or there are not so many, [`HostError::MissingFunction`],
+    /// [`HostError::ControlRefused`]: the context is steered as before.
+    pub fn steer(
+        &mut self,
+        vector: Option<&ControlVector>,
+        layers: RangeInclusive<usize>,
+    ) -> Result<()> {
+        let Some(vector) = vector else {
+            return Ok(self.context.steer(None, 0..=0)?);
+        };
+        let shape = self.base.shape();
+        if vector.width() != shape.n_embd {
+            return Err(HostError::ControlWidth {
+                vector: vector.width(),
+                base: shape.n_embd,
+            }
+            .into());
+        }
+        let last = (*layers.end()).min(shape.n_layer - 1);
+        let layers = *layers.start()..=last;
+        let steered = vector.directions().range(layers.clone()).next();
+        let farthest = vector.directions().keys().next_back();
+        if layers.is_empty() || steered.is_none() || farthest.is_some_and(|&il| il >= shape.n_layer)
+        {
+            return Err(HostError::ControlLayers {
+                n: shape.n_layer,
+                first: *layers.start(),
+            }
+            .into());
+        }
+        // From layer 1 on, as llama.h wants them.
+        let mut data = vec![0.0; shape.n_embd * (shape.n_layer - 1)];
+        for (&layer, direction) in vector.directions() {
+            data[(layer - 1) * shape.n_embd..][..shape.n_embd].copy_from_slice(direction);
+        }
+        Ok(self.context.steer(Some(&data), layers)?)
     }
 
     fn check_fits(&self, adapter: &Adapter) -> Result<()> {
