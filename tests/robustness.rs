@@ -730,7 +730,7 @@ fn experts_that_no_decoder_has() {
         (
             "olmoe",
             vec![(used, U32(2))],
-            "'olmoe.expert_count' is missing",
+            "metadata key \"olmoe.expert_count\" is missing",
         ),
         (
             "olmoe",
@@ -750,7 +750,7 @@ fn experts_that_no_decoder_has() {
         (
             "llama",
             vec![eight.clone()],
-            "'llama.expert_used_count' is missing",
+            "metadata key \"llama.expert_used_count\" is missing",
         ),
         (
             "llama",

@@ -254,13 +254,13 @@ impl Builder {
         x: &Tensor,
     ) -> Tensor {
         match ffn {
-            FeedForward::Dense(mlp) => self.mlp(f, mlp, x),
+            FeedForward::Dense(mlp) => self.mlp(f, mlp, x, false),
             FeedForward::Experts(experts) => self.mixture(f, experts, layer, x),
         }
     }
 
-    /// A dense network with activation `f`: x `ne = [D, T]` -> `ne = [D, T]`.
-    pub(crate) fn mlp(&self, f: Activation, mlp: &Mlp, x: &Tensor) -> Tensor {
+    /// A dense network with activation `f`: x `ne = [D, T]` -> `ne = [D, T]`. `is_read`: the derivative of what comes of it reads its result.
+    fn mlp(&self, f: Activation, mlp: &Mlp, x: &Tensor, is_read: bool) -> Tensor {
         let h = match &mlp.hidden {
             Hidden::Plain(up) => {
                 let up = self.linear(up, x);
@@ -274,14 +274,14 @@ impl Builder {
             Hidden::Gated { gate, up } => {
                 let up = self.linear(up, x);
                 let gate = self.linear(gate, x);
-                self.gated(f, &gate, &up)
+                self.gated(f, &gate, &up, is_read)
             }
             Hidden::Fused(both) => {
                 let both = self.linear(both, x);
                 let h = self.ctx.gated(f, Gate::Fused(&both));
-                let input = both.clone();
+                let (input, read) = (both.clone(), is_read.then(|| h.clone()));
                 self.note(&[&both], &h, move |c, dh| {
-                    vec![c.gated_back(f, Gate::Fused(&input), dh).0]
+                    vec![c.gated_back(f, Gate::Fused(&input), dh, read.as_ref()).0]
                 });
                 h
             }
@@ -289,12 +289,13 @@ impl Builder {
         self.linear(&mlp.down, &h)
     }
 
-    /// `f(gate) * up`, of which nothing else may read either: `ne = [F, T]`.
-    fn gated(&self, f: Activation, gate: &Tensor, up: &Tensor) -> Tensor {
+    /// `f(gate) * up`, of which nothing else may read either: `ne = [F, T]`. Gradients take their place, and where layers are computed twice nothing but
+    /// `is_read` says that the second time the result must be there before: without a derivative that reads what comes of it, nobody computes it.
+    fn gated(&self, f: Activation, gate: &Tensor, up: &Tensor, is_read: bool) -> Tensor {
         let h = self.ctx.gated(f, Gate::Split(gate, up));
-        let (g, u) = (gate.clone(), up.clone());
+        let (g, u, read) = (gate.clone(), up.clone(), is_read.then(|| h.clone()));
         self.note(&[gate, up], &h, move |c, dh| {
-            let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh);
+            let (dgate, dup) = c.gated_back(f, Gate::Split(&g, &u), dh, read.as_ref());
             vec![dgate, dup.expect("two operands")]
         });
         h

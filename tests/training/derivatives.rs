@@ -60,14 +60,20 @@ fn has_gelu(variant: Variant) -> bool {
 #[test]
 fn gradients_of_every_architecture_are_slopes_of_the_loss() {
     for &variant in all_variants() {
-        let fixture = Fixture::new(variant);
+        let mut spec = FixtureSpec::new(variant, GgmlType::F32);
+        let (step, tolerance) = match variant.experts() {
+            _ if has_gelu(variant) => (4e-2, 2e-2),
+            None => (1e-2, 2e-3),
+            // The loss has steps where other experts are chosen, and differences say nothing across one: the way is shorter, and the weights are some of which no token
+            // comes to one on it.
+            Some(_) => {
+                spec.seed = 7;
+                (1e-3, 2e-3)
+            }
+        };
+        let fixture = Fixture::of(&spec);
         for method in METHODS {
             let mut trainer = fixture.trainer(options(method), &batch());
-            let (step, tolerance) = if has_gelu(variant) {
-                (4e-2, 2e-2)
-            } else {
-                (1e-2, 2e-3)
-            };
             let what = format!("{} {method}", variant.name());
             check(&what, &mut trainer, &batch(), step, tolerance);
         }
@@ -147,7 +153,7 @@ fn gradients_on_quantized_bases_are_those_on_the_weights_that_they_stand_for() {
     };
     let mut all = specs(
         GgmlType::Q8_0,
-        &[Qwen3, Gemma2, Phi3, Gpt2, StableLm, Granite],
+        &[Qwen3, Gemma2, Phi3, Gpt2, StableLm, Granite, Qwen2Moe],
     );
     all.extend(specs(
         GgmlType::Q4_K,

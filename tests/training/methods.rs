@@ -8,7 +8,7 @@ use ggraft::train::{
     Finish, Init, Objective, OptimizerKind, Reparam, Schedule, TrainError, TrainOptions, Trainer,
 };
 use ggraft::{Error, Kernels, Model, ModelOptions, Session, SessionOptions};
-use ggraft_testkit::fixture::Variant;
+use ggraft_testkit::fixture::{Variant, expert_variants};
 
 fn loss(trainer: &mut Trainer, rows: &[Example]) -> f64 {
     trainer.gradient(rows).unwrap().0
@@ -109,6 +109,59 @@ fn every_method_encoder_and_start_learns() {
     assert_eq!(n, 6 + 5 + 6 + 6 + 5 + 5);
 }
 
+/// The mean loss of a row's targets in a session under `adapter`.
+fn loss_in_a_session(model: &Model, adapter: &Adapter, row: &Example) -> f64 {
+    let session = SessionOptions::default()
+        .n_ctx(64)
+        .n_threads(1)
+        .kv_type(KvType::F32)
+        .flash_attention(FlashAttention::Off);
+    let mut session = Session::new(model, &session).unwrap();
+    session.attach(adapter, ExistingText::Drop).unwrap();
+    let mut ids = row.given.clone();
+    ids.extend(row.then.iter().map(|t| t.0));
+    let mut logits = Vec::new();
+    session
+        .feed_with_logits(&ids, |_, l| logits.push(l.to_vec()))
+        .unwrap();
+    let mut losses = Vec::new();
+    for (i, &(id, counts)) in row.then.iter().enumerate() {
+        if counts {
+            let l = &logits[row.given.len() + i - 1];
+            let sum: f64 = l.iter().map(|&x| f64::from(x).exp()).sum();
+            losses.push(sum.ln() - f64::from(l[id as usize]));
+        }
+    }
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+/// Adapters of mixtures of experts learn, and a session makes of them what training did.
+#[test]
+fn adapters_of_mixtures_of_experts_learn() {
+    let mut n = 0;
+    for variant in expert_variants() {
+        let fixture = Fixture::new(variant);
+        for method in METHODS {
+            let mut trainer = fixture.trainer(options(method), &batch());
+            let before = loss(&mut trainer, &batch());
+            for _ in 0..5 {
+                trainer.step().unwrap().unwrap();
+            }
+            let after = loss(&mut trainer, &batch());
+            let what = format!("{} {method}", variant.name());
+            assert!(after < before, "{what}: {before} -> {after}");
+            let file = trainer.adapter().unwrap().to_gguf(Precision::F32);
+            let adapter = Adapter::from_gguf(&file).unwrap();
+            let row = &batch()[0];
+            let one = loss(&mut trainer, std::slice::from_ref(row));
+            let mean = loss_in_a_session(&fixture.model, &adapter, row);
+            assert!((mean - one).abs() < 1e-5 * one, "{what}: {mean} {one}");
+            n += 1;
+        }
+    }
+    assert!(n >= 12, "{n}");
+}
+
 /// Rows of each layer are as wide as its heads, wherever they come from, and a session makes of them what training did.
 #[test]
 fn prefixes_of_uneven_layers_start_anywhere() {
@@ -142,28 +195,7 @@ fn prefixes_of_uneven_layers_start_anywhere() {
 
         let row = &batch()[0];
         let one = loss(&mut trainer, std::slice::from_ref(row));
-        let session = SessionOptions::default()
-            .n_ctx(64)
-            .n_threads(1)
-            .kv_type(KvType::F32)
-            .flash_attention(FlashAttention::Off);
-        let mut session = Session::new(&fixture.model, &session).unwrap();
-        session.attach(&adapter, ExistingText::Drop).unwrap();
-        let mut ids = row.given.clone();
-        ids.extend(row.then.iter().map(|t| t.0));
-        let mut logits = Vec::new();
-        session
-            .feed_with_logits(&ids, |_, l| logits.push(l.to_vec()))
-            .unwrap();
-        let mut losses = Vec::new();
-        for (i, &(id, counts)) in row.then.iter().enumerate() {
-            if counts {
-                let l = &logits[row.given.len() + i - 1];
-                let sum: f64 = l.iter().map(|&x| f64::from(x).exp()).sum();
-                losses.push(sum.ln() - f64::from(l[id as usize]));
-            }
-        }
-        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        let mean = loss_in_a_session(&fixture.model, &adapter, row);
         assert!((mean - one).abs() < 1e-5 * one, "{init:?}: {mean} {one}");
     }
 }

@@ -111,7 +111,7 @@ vectorized! {
 }
 
 /// Gradients of `y = f(gate) * up` in the place of gate and up, which nothing reads any more: they are the largest
-/// activations of a layer. Operands: gate, up, dy; or gate-up `ne = [2F, T]`, dy. The result is the gradient of the first
+/// activations of a layer. Operands: gate, up, dy; or gate-up `ne = [2F, T]`, dy; behind them what is not read. The result is the gradient of the first
 /// operand in its memory; that of up is written to up's own.
 struct GatedBack {
     f: Activation,
@@ -200,21 +200,24 @@ impl Context {
     }
 
     /// Gradients of `f(gate) * up` with respect to gate and up (for a fused gate one tensor, `None` beside it), in the place of
-    /// these: no operation that comes later may read them.
+    /// these: no operation that comes later may read them. `before` is what must have been computed, if dy says nothing of that.
     pub(crate) fn gated_back(
         &self,
         f: Activation,
         gate: Gate<'_>,
         dy: &Tensor,
+        before: Option<&Tensor>,
     ) -> (Tensor, Option<Tensor>) {
         match gate {
             Gate::Fused(x) => {
                 let kernel = GatedBack { f, fused: true };
-                (self.custom_inplace(kernel, x, &[dy]), None)
+                let srcs: Vec<&Tensor> = [dy].into_iter().chain(before).collect();
+                (self.custom_inplace(kernel, x, &srcs), None)
             }
             Gate::Split(gate, up) => {
                 let kernel = GatedBack { f, fused: false };
-                let dgate = self.custom_inplace(kernel, gate, &[up, dy]);
+                let srcs: Vec<&Tensor> = [up, dy].into_iter().chain(before).collect();
+                let dgate = self.custom_inplace(kernel, gate, &srcs);
                 let dup = self.custom_inplace(After, up, &[&dgate]);
                 (dgate, Some(dup))
             }

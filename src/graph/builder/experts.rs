@@ -37,14 +37,16 @@ impl Builder {
         };
         let up = self.linear_of_experts(&e.up, &mut spread);
         let gate = self.linear_of_experts(&e.gate, &mut spread);
-        let h = self.gated(f, &gate, &up);
+        // Gradients of weights are products with what experts say.
+        let h = self.gated(f, &gate, &up, true);
         let y = self.multiply_rows(&e.down, &h, &groups);
         let y = self.named("ffn_moe_out", layer, self.mix_rows(&y, &weights, &groups));
 
         let Some(shared) = &e.shared else {
             return y;
         };
-        let mut s = self.named("ffn_shexp", layer, self.mlp(f, &shared.mlp, x));
+        let mut s = self.mlp(f, &shared.mlp, x, shared.gate.is_some());
+        s = self.named("ffn_shexp", layer, s);
         if let Some(gate) = &shared.gate {
             s = self.gate_rows(&s, &self.linear(gate, x));
         }

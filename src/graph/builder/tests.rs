@@ -420,7 +420,8 @@ fn feed_forward_networks() {
                 Fused => Hidden::Fused(linear(1)),
             };
             let down = linear(5);
-            b.mlp(f, &Mlp { hidden, down }, &t[0])
+            let ffn = FeedForward::Dense(Mlp { hidden, down });
+            b.feed_forward(f, &ffn, None, &t[0])
         };
         check_against(&format!("{f:?} {kind:?}"), &leaves, verb, forward);
     }
