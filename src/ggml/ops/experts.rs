@@ -356,7 +356,7 @@ struct ExpertWeights {
 }
 
 /// Sums of probabilities are this at least, as in llama.cpp: the smallest normal number of half precision.
-const SMALLEST_SUM: f32 = 6.103_515_625e-5;
+const SMALLEST_SUM: f32 = 1.0 / 16_384.0;
 
 impl ExpertWeights {
     /// What the probabilities of `ids` are divided by, and whether it is their sum.
