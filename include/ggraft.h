@@ -39,6 +39,9 @@
 // Seed that stands for a random one.
 #define GGRAFT_RANDOM_SEED UINT32_MAX
 
+// Of `ggraft_host_steer`: to the last layer.
+#define GGRAFT_LAST_LAYER UINT32_MAX
+
 // What a function returns: zero, or a negative number for each class of error. Numbers never change their meaning; new ones
 // may join. `ggraft_last_error` tells the details.
 enum ggraft_status
@@ -1372,6 +1375,18 @@ ggraft_status ggraft_host_detach(ggraft_host *host, int32_t seq);
 ggraft_status ggraft_host_copy(ggraft_host *host,
                                int32_t from,
                                int32_t to);
+
+// Steers all of the context's sequences from the next decode on by a control vector in llama.cpp's file at `path`, `strength` times as far, in the layers from `first` to `last`
+// (GGRAFT_LAST_LAYER: to the end) that it has directions for. A context has one: the last takes the place of the one before, and `path` NULL takes it off. The one function of
+// llama.h that `GGRAFT_HOST_FUNCTIONS` does not list is needed for it, `llama_set_adapter_cvec`, which not all versions have under this name.
+//
+// # Safety
+// `host` is a live handle, `path` is NULL or a NUL-terminated string.
+ggraft_status ggraft_host_steer(ggraft_host *host,
+                                const char *path,
+                                float strength,
+                                uint32_t first,
+                                uint32_t last);
 
 // Decodes a prompt of `n` tokens, without BOS, into the empty sequence `seq`, with the adapter's virtual tokens where its template places them. Returns the position behind
 // it, or a negative `ggraft_status`; the context's logits are those of the last token or row.

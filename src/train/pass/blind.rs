@@ -21,8 +21,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const STEP_WORDS: u32 = 36;
 /// Texts that are computed at a time: more share no more of the weights' way through the caches.
 const MAX_TEXTS: usize = 64;
-/// Tokens of all texts at a time, if one alone is not longer.
-const MAX_TOKENS: usize = 4096;
+/// Rows of a point at a time.
+const MAX_ROWS: usize = 32;
+/// Tokens of all texts at a time, if one alone is not longer: each attends to the cells of all of them.
+const MAX_TOKENS: usize = 1024;
 /// Bytes of logits at a time.
 const LOGIT_BYTES: usize = 64 << 20;
 /// Matrices of smaller values are looked at from this far.
@@ -171,8 +173,7 @@ impl Blind {
         smoothing: f32,
         cancel: Option<&AtomicBool>,
     ) -> Result<Vec<Vec<f32>>> {
-        // One text for what all rows begin with.
-        let texts = 1 + batch.rows.len();
+        let texts = texts(batch);
         let prefix = points[0].prefix_length();
         let tokens = batch.n_tokens() + prefix;
         let at_once = (MAX_TEXTS / texts).min(MAX_TOKENS / tokens).max(1);
@@ -251,6 +252,11 @@ impl Blind {
     }
 }
 
+/// Texts of a point: one for what all rows begin with, and as many rows as are computed at a time.
+fn texts(batch: &Packed) -> usize {
+    1 + batch.rows.len().min(MAX_ROWS)
+}
+
 impl Room {
     fn texts(&self) -> usize {
         self.llama.n_sequences()
@@ -264,7 +270,7 @@ impl Room {
         smoothing: f32,
         cancel: Option<&AtomicBool>,
     ) -> Result<Vec<Vec<f32>>> {
-        let texts = 1 + batch.rows.len();
+        let texts = texts(batch);
         let text = |point: usize, i: usize| (point * texts + i) as i32;
         let mut logits = Logits::new(batch, points.len(), smoothing);
         let mut begins = Vec::new();
@@ -280,17 +286,21 @@ impl Room {
         }
         let prefix = points[0].prefix_length();
         self.compute(&begins, prefix, &mut logits, cancel)?;
-        let mut rows = Vec::new();
-        for (p, point) in points.iter().enumerate() {
-            for (i, row) in batch.rows.iter().enumerate() {
-                if prefix + batch.shared > 0 {
-                    self.llama.host().copy(text(p, 0), text(p, 1 + i))?;
+        for now in batch.rows.chunks(texts - 1) {
+            let mut rows = Vec::new();
+            for (p, point) in points.iter().enumerate() {
+                for (i, row) in now.iter().enumerate() {
+                    let seq = text(p, 1 + i);
+                    self.llama.clear(seq)?;
+                    if prefix + batch.shared > 0 {
+                        self.llama.host().copy(text(p, 0), seq)?;
+                    }
+                    let runs = runs(batch, row.clone(), point);
+                    rows.extend(runs.into_iter().map(|run| (p, seq, run)));
                 }
-                let runs = runs(batch, row.clone(), point);
-                rows.extend(runs.into_iter().map(|run| (p, text(p, 1 + i), run)));
             }
+            self.compute(&rows, prefix, &mut logits, cancel)?;
         }
-        self.compute(&rows, prefix, &mut logits, cancel)?;
         Ok(logits.losses)
     }
 
