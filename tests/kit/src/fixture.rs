@@ -348,7 +348,8 @@ impl FixtureSpec {
     /// F of an expert.
     fn n_ff_expert(&self) -> usize {
         match self.variant {
-            Variant::Qwen2Moe | Variant::Qwen3Moe => expert_width(self.weight_type),
+            // The power of two below it, whole blocks of whatever type F is of.
+            Variant::Qwen2Moe | Variant::Qwen3Moe => 1 << (self.n_ff - 1).ilog2(),
             _ => self.n_ff,
         }
     }
