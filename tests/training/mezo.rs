@@ -57,7 +57,9 @@ fn libllama_finds_the_losses_that_we_find() {
 #[test]
 fn batches_of_more_rows_than_texts_are_computed_in_parts() {
     let fixture = Fixture::new(Variant::Llama);
-    let rows: Vec<_> = (0..80).map(|i| crate::example(i, 1 + i as usize % 3, 3)).collect();
+    let rows: Vec<_> = (0..80)
+        .map(|i| crate::example(i, 1 + i as usize % 3, 3))
+        .collect();
     let mut o = mezo(AdapterKind::Prefix, 1, 1e-4);
     o.batch = 80;
     let loss = |o| fixture.trainer(o, &rows).gradient(&rows).unwrap().0;

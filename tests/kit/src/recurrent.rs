@@ -38,7 +38,7 @@ pub fn write_mamba(path: &Path, seed: u64) -> std::io::Result<()> {
         ("ssm.state_size", D_STATE),
         ("ssm.time_step_rank", DT_RANK),
     ] {
-        file.set(&format!("mamba.{key}"), MetaValue::U32(n as u32));
+        file.set(format!("mamba.{key}"), MetaValue::U32(n as u32));
     }
     file.set(
         "mamba.attention.layer_norm_rms_epsilon",
