@@ -297,10 +297,9 @@ impl Host {
         }
         let last = (*layers.end()).min(shape.n_layer - 1);
         let layers = *layers.start()..=last;
-        let steered = vector.directions().range(layers.clone()).next();
-        let farthest = vector.directions().keys().next_back();
-        if layers.is_empty() || steered.is_none() || farthest.is_some_and(|&il| il >= shape.n_layer)
-        {
+        let has_all = vector.directions().keys().all(|&il| il < shape.n_layer);
+        let steers = vector.directions().keys().any(|il| layers.contains(il));
+        if !has_all || !steers {
             return Err(HostError::ControlLayers {
                 n: shape.n_layer,
                 first: *layers.start(),
