@@ -1,9 +1,8 @@
 //! The `ggraft` command as its users meet it: what it prints, what it writes, how it fails.
 
-use ggraft::file::types::GgmlType;
 use ggraft::{Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::command::{stderr, stdout};
-use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
+use ggraft_testkit::fixture::write_twins;
 use ggraft_testkit::metrics::nmse;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -1971,12 +1970,7 @@ fn inspect_tells_what_a_file_is() {
     // A model that others run.
     let facts = json(&ok(&["inspect", MODEL, "--json"]));
     assert_eq!(facts["engine"], "ggraft");
-    let path = folder.path().join("foreign.gguf");
-    let foreign = FixtureSpec {
-        architecture: "internlm2",
-        ..FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0)
-    };
-    write_fixture(&path, &foreign).unwrap();
+    let [_, path] = write_twins(folder.path()).unwrap();
     let facts = json(&ok(&["inspect", path.to_str().unwrap(), "--json"]));
     assert_eq!(facts["engine"], "llama.cpp");
     assert_eq!(facts["fingerprint"].as_str().unwrap().len(), 64);
@@ -2362,14 +2356,7 @@ fn batch_serves_rows_with_their_own_adapters() {
 #[test]
 fn libllama_computes_what_only_it_knows() {
     let folder = tempfile::tempdir().unwrap();
-    let known = FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0);
-    let foreign = FixtureSpec {
-        architecture: "internlm2",
-        ..known.clone()
-    };
-    let paths = ["known.gguf", "foreign.gguf"].map(|name| folder.path().join(name));
-    write_fixture(&paths[0], &known).unwrap();
-    write_fixture(&paths[1], &foreign).unwrap();
+    let paths = write_twins(folder.path()).unwrap();
     let [known, foreign] = paths.each_ref().map(|path| path.to_str().unwrap());
     let data = folder.path().join("rows.jsonl");
     let rows: Vec<_> = (["cat", "dog", "rain"].iter())

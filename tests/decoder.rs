@@ -1,7 +1,6 @@
 //! Models that libllama's decoder computes: the same sessions, engines and adapters, and the same texts, as with our own.
 
 use ggraft::adapter::{AdapterKind, Parts};
-use ggraft::file::types::GgmlType;
 use ggraft::host::HostError;
 use ggraft::infer::engine::{EngineOptions, Event, Request, Scheduler};
 use ggraft::infer::sampler::SamplerParams;
@@ -15,7 +14,7 @@ use ggraft::train::{TrainOptions, Trainer};
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::adapters;
 use ggraft_testkit::bases::{Random, bases, session};
-use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
+use ggraft_testkit::fixture::write_twins;
 use ggraft_testkit::metrics::nmse;
 use ggraft_testkit::recurrent::write_mamba;
 use std::collections::HashMap;
@@ -124,14 +123,7 @@ fn sessions_say_what_sessions_of_our_own_say() {
 
 /// A model that only libllama knows, one of ours with the same weights, and adapters for both.
 fn foreign(dir: &Path) -> (Model, Model, Vec<(Adapter, Adapter)>) {
-    let known = FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0);
-    let foreign = FixtureSpec {
-        architecture: "internlm2",
-        ..known.clone()
-    };
-    let paths = ["known.gguf", "foreign.gguf"].map(|name| dir.join(name));
-    write_fixture(&paths[0], &known).unwrap();
-    write_fixture(&paths[1], &foreign).unwrap();
+    let paths = write_twins(dir).unwrap();
     let known = Model::open(&paths[0], &by(DecoderChoice::Own)).unwrap();
     let foreign = Model::open(&paths[1], &by(DecoderChoice::Auto)).unwrap();
     let pairs = [

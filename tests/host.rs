@@ -7,7 +7,7 @@ use ggraft::infer::{FlashAttention, KvType};
 use ggraft::model::{Base, BaseShape};
 use ggraft::{Adapter, Error, Kernels, Model, ModelOptions, Session, SessionOptions};
 use ggraft_testkit::bases::{self, Random, bases};
-use ggraft_testkit::fixture::{FixtureSpec, Variant, write_fixture};
+use ggraft_testkit::fixture::write_twins;
 use ggraft_testkit::metrics::nmse;
 use ggraft_testkit::oracle::{self, Llama};
 use ggraft_testkit::{adapters, oracle::Options};
@@ -450,14 +450,7 @@ fn rows_in_every_type_of_cache_are_what_the_context_would_write() {
 #[test]
 fn architectures_of_libllamas_own_take_adapters() {
     let dir = tempfile::tempdir().unwrap();
-    let known = FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0);
-    let foreign = FixtureSpec {
-        architecture: "internlm2",
-        ..known.clone()
-    };
-    let [at_known, at_foreign] = ["known", "foreign"].map(|name| dir.path().join(name));
-    write_fixture(&at_known, &known).unwrap();
-    write_fixture(&at_foreign, &foreign).unwrap();
+    let [at_known, at_foreign] = write_twins(dir.path()).unwrap();
     let model = Model::open(&at_known, &model_options()).unwrap();
     let e = Model::open(&at_foreign, &model_options()).unwrap_err();
     assert!(

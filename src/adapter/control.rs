@@ -1,10 +1,10 @@
 //! Control vectors: one direction per layer, added to what the layer gives (Zou et al. 2023, Representation Engineering), in llama.cpp's files.
 
 use super::AdapterError;
+use super::format::read_file;
 use crate::Result;
 use crate::file::gguf::Gguf;
 use crate::file::gguf_write::{GgufWriter, MetaValue};
-use crate::file::read::read_capped;
 use crate::file::types::GgmlType;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,14 +75,7 @@ impl ControlVector {
     /// # Errors
     /// [`crate::Error::Io`], and everything [`ControlVector::from_gguf`] refuses.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = read_capped(path, MAX_FILE, |size| {
-            AdapterError::FileTooLarge {
-                size,
-                max: MAX_FILE,
-            }
-            .into()
-        })?;
-        Self::from_gguf(&bytes).map_err(|e| e.at(path))
+        read_file(path, MAX_FILE, Self::from_gguf)
     }
 
     /// Reads one from the bytes of a file.

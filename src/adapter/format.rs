@@ -48,14 +48,7 @@ impl Adapter {
     /// # Errors
     /// [`crate::Error::Io`], and everything [`Adapter::from_gguf`] refuses.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = read_capped(path, MAX_FILE, |size| {
-            AdapterError::FileTooLarge {
-                size,
-                max: MAX_FILE,
-            }
-            .into()
-        })?;
-        Self::from_gguf(&bytes).map_err(|e| e.at(path))
+        read_file(path, MAX_FILE, Self::from_gguf)
     }
 
     /// Reads an adapter from the bytes of a file.
@@ -159,6 +152,18 @@ impl Adapter {
 }
 
 /// Tells our adapters from models, LoRA adapters and files of later versions.
+/// What `parse` makes of a file of at most `max` bytes; its errors name the file.
+pub(super) fn read_file<T>(
+    path: &Path,
+    max: u64,
+    parse: impl FnOnce(&[u8]) -> Result<T>,
+) -> Result<T> {
+    let bytes = read_capped(path, max, |size| {
+        AdapterError::FileTooLarge { size, max }.into()
+    })?;
+    parse(&bytes).map_err(|e| e.at(path))
+}
+
 fn read_kind(gguf: &Gguf) -> Result<AdapterKind> {
     match gguf.str(key::TYPE)? {
         Some("adapter") => {}

@@ -66,11 +66,12 @@ macro_rules! functions {
             /// # Errors
             /// [`HostError::MissingFunction`] names the first that is not found.
             pub unsafe fn find(find: impl Fn(&CStr) -> *const c_void) -> Result<Self, HostError> {
+                let find = |name: &str| {
+                    find(CStr::from_bytes_with_nul(name.as_bytes()).expect("ends with NUL"))
+                };
                 Ok(Self {
                     $($field: {
-                        let name = concat!(stringify!($symbol), "\0");
-                        let name = CStr::from_bytes_with_nul(name.as_bytes()).expect("ends with NUL");
-                        let at = find(name);
+                        let at = find(concat!(stringify!($symbol), "\0"));
                         if at.is_null() {
                             return Err(HostError::MissingFunction { name: stringify!($symbol) });
                         }
@@ -78,10 +79,8 @@ macro_rules! functions {
                         unsafe { std::mem::transmute::<*const c_void, unsafe extern "C" fn($($ty),*) $(-> $ret)?>(at) }
                     },)*
                     $($ofield: {
-                        let name = concat!(stringify!($osymbol), "\0");
-                        let name = CStr::from_bytes_with_nul(name.as_bytes()).expect("ends with NUL");
                         // SAFETY: as above; null is the absence of a function.
-                        unsafe { std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn($($oty),*) $(-> $oret)?>>(find(name)) }
+                        unsafe { std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn($($oty),*) $(-> $oret)?>>(find(concat!(stringify!($osymbol), "\0"))) }
                     },)*
                 })
             }

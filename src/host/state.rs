@@ -186,9 +186,7 @@ impl Layout {
         }
         Ok(out.0)
     }
-}
 
-impl Layout {
     /// Of the state of a sequence that has `n` tokens, the rows of each of the base's layers: keys, then values `ne = [Hk d, n]`.
     ///
     /// # Errors

@@ -71,25 +71,22 @@ enum KernelsArg {
 
 impl ModelArgs {
     pub(crate) fn open(&self) -> Result<Model> {
-        let model = Model::open(&self.model, &self.options())?;
-        self.say_who_computes(&model);
-        Ok(model)
+        self.open_as(&self.options())
     }
 
     pub(crate) fn open_with(&self, chat: &ChatArgs) -> Result<Model> {
-        let options = self.options().chat(chat.options()?);
-        let model = Model::open(&self.model, &options)?;
-        self.say_who_computes(&model);
-        Ok(model)
+        self.open_as(&self.options().chat(chat.options()?))
     }
 
-    fn say_who_computes(&self, model: &Model) {
+    fn open_as(&self, options: &ModelOptions) -> Result<Model> {
+        let model = Model::open(&self.model, options)?;
         if !model.is_native() && !matches!(self.decoder, DecoderArg::Llama) {
             io::note(&format!(
                 "libllama computes this model: ggraft's own decoder does not know the architecture '{}' in full",
                 model.shape().architecture
             ));
         }
+        Ok(model)
     }
 
     /// Whose kernels compute, and for what CPU they are made.

@@ -167,9 +167,8 @@ impl Failure {
 
     /// The decoder does not know the model's architecture, or not in full.
     pub(crate) fn is_unknown_architecture(&self) -> bool {
-        let source = match self.library() {
-            Some(ggraft::Error::Model { source, .. }) => source,
-            _ => return false,
+        let Some(ggraft::Error::Model { source, .. }) = self.library() else {
+            return false;
         };
         source.is_unknown_architecture()
     }

@@ -281,7 +281,7 @@ impl Room {
                 let graft = self.llama.host().graft_of(&payload, text(p, 0))?;
                 self.llama.put(&graft, text(p, 0))?;
             }
-            let runs = runs(batch, 0..batch.shared, point);
+            let runs = runs(batch, &logits.targets, 0..batch.shared, point);
             begins.extend(runs.into_iter().map(|run| (p, text(p, 0), run)));
         }
         let prefix = points[0].prefix_length();
@@ -295,7 +295,7 @@ impl Room {
                     if prefix + batch.shared > 0 {
                         self.llama.host().copy(text(p, 0), seq)?;
                     }
-                    let runs = runs(batch, row.clone(), point);
+                    let runs = runs(batch, &logits.targets, row.clone(), point);
                     rows.extend(runs.into_iter().map(|run| (p, seq, run)));
                 }
             }
@@ -408,11 +408,15 @@ fn targets(batch: &Packed) -> HashMap<usize, Vec<usize>> {
 }
 
 /// Some slots of a batch, cut where their kind changes, or whether their logits are wanted.
-fn runs(batch: &Packed, slots: Range<usize>, point: &Variables) -> Vec<Run> {
-    let is_wanted = targets(batch);
+fn runs(
+    batch: &Packed,
+    targets: &HashMap<usize, Vec<usize>>,
+    slots: Range<usize>,
+    point: &Variables,
+) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for slot in slots {
-        let wanted = is_wanted.contains_key(&slot);
+        let wanted = targets.contains_key(&slot);
         if !runs
             .last()
             .is_some_and(|run| run.takes(batch.slots[slot], wanted))

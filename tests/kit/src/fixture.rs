@@ -7,7 +7,7 @@ use ggraft::file::types::GgmlType;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Normal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An architecture together with the optional features a file of it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -385,6 +385,22 @@ pub fn write_fixture(path: &Path, spec: &FixtureSpec) -> std::io::Result<()> {
     model
         .file
         .write(path, |i, out| out.extend_from_slice(&model.data[i]))
+}
+
+/// Writes, into `dir`, a model of ours, and one of the same weights whose architecture only libllama knows: where they are, in this order.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write_twins(dir: &Path) -> std::io::Result<[PathBuf; 2]> {
+    let known = FixtureSpec::new(Variant::LlamaUntied, GgmlType::Q8_0);
+    let foreign = FixtureSpec {
+        architecture: "internlm2",
+        ..known.clone()
+    };
+    let paths = ["known.gguf", "foreign.gguf"].map(|name| dir.join(name));
+    write_fixture(&paths[0], &known)?;
+    write_fixture(&paths[1], &foreign)?;
+    Ok(paths)
 }
 
 /// The same file in memory.
