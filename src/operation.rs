@@ -7,6 +7,15 @@ pub(crate) enum Activation {
     Silu,
     /// `x Phi(x)`, tanh approximation.
     Gelu,
+    /// `x sigmoid(1.702 x)` of x up to 7, as a gate of what is clamped to -7 to 7, plus 1 (gpt-oss).
+    SwigluOai,
+}
+
+impl Activation {
+    /// [`Activation::SwigluOai`]'s factor in the sigmoid.
+    pub(crate) const OAI_ALPHA: f32 = 1.702;
+    /// What [`Activation::SwigluOai`] clamps to.
+    pub(crate) const OAI_LIMIT: f32 = 7.0;
 }
 
 /// How RoPE pairs the values of a head.

@@ -610,6 +610,7 @@ fn unlikely_numbers_in_the_metadata() {
             Mixtral,
             Qwen2Moe,
             GraniteMoeShared,
+            GptOss,
         ] {
             let bytes = fixture_bytes(&FixtureSpec::new(variant, GgmlType::F32));
             let outcomes = watch.try_all(unlikely_numbers(variant.name(), &bytes), |b| {
@@ -792,6 +793,11 @@ fn experts_that_no_decoder_has() {
             "'granitemoe.expert_gating_func' is 2, which is not supported: experts of this architecture are chosen by softmax (1)",
         ),
         (
+            "gpt-oss",
+            with(&[("expert_gating_func", U32(1))]),
+            "'gpt-oss.expert_gating_func' is 1, which is not supported: experts of this architecture are weighted by softmax among those that are chosen (3)",
+        ),
+        (
             "granitemoe",
             with(&[("expert_weights_norm", Bool(false))]),
             "'granitemoe.expert_weights_norm' is false, which is not supported: this architecture has the other way to weight experts",
@@ -812,6 +818,11 @@ fn experts_that_no_decoder_has() {
             "mixture-of-experts models of this architecture are not supported",
         ),
         // Nothing is wrong with the numbers.
+        (
+            "gpt-oss",
+            with(&[("expert_gating_func", U32(3))]),
+            "tensor 'token_embd.weight' is missing",
+        ),
         (
             "olmoe",
             two_of_eight.to_vec(),

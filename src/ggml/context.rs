@@ -246,26 +246,38 @@ impl Context {
         })
     }
 
-    /// `softmax(scale * a + mask)` over rows: a `ne = [N, T, H, S]`, mask `ne = [N, T, 1, S]`.
-    pub(crate) fn soft_max(&self, a: &Tensor, mask: &Tensor, scale: f32) -> Tensor {
+    /// `softmax(scale * a + mask)` over rows, and a sink of each head: a `ne = [N, T, H, S]`, mask `ne = [N, T, 1, S]`, sinks F32 `ne = [H]`.
+    pub(crate) fn soft_max(
+        &self,
+        a: &Tensor,
+        mask: &Tensor,
+        sinks: Option<&Tensor>,
+        scale: f32,
+    ) -> Tensor {
+        let srcs: Vec<_> = [a, mask].into_iter().chain(sinks).collect();
         // SAFETY: valid descriptions; no ALiBi.
-        self.build(&[a, mask], |c| unsafe {
-            sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0)
+        self.build(&srcs, |c| unsafe {
+            let t = sys::ggml_soft_max_ext(c, a.raw(), mask.raw(), scale, 0.0);
+            if let Some(sinks) = sinks {
+                sys::ggml_soft_max_add_sinks(t, sinks.raw());
+            }
+            t
         })
     }
 
-    /// Fused attention (Dao et al. 2022): q `ne = [d, T, H, S]`, k and v `ne = [d, N, Hk, S]`, mask F16 `ne = [N, T, 1, S]`
-    /// -> `ne = [d, H, T, S]`.
+    /// Fused attention (Dao et al. 2022): q `ne = [d, T, H, S]`, k and v `ne = [d, N, Hk, S]`, mask F16 `ne = [N, T, 1, S]`,
+    /// sinks F32 `ne = [H]` -> `ne = [d, H, T, S]`.
     pub(crate) fn flash_attn(
         &self,
         q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [k, v]: [&Tensor; 2],
         mask: &Tensor,
+        sinks: Option<&Tensor>,
         scoring: Scoring,
     ) -> Tensor {
+        let srcs: Vec<_> = [q, k, v, mask].into_iter().chain(sinks).collect();
         // SAFETY: valid descriptions; shapes were validated upstream.
-        self.build(&[q, k, v, mask], |c| unsafe {
+        self.build(&srcs, |c| unsafe {
             let t = sys::ggml_flash_attn_ext(
                 c,
                 q.raw(),
@@ -277,6 +289,9 @@ impl Context {
                 scoring.softcap,
             );
             sys::ggml_prec_set_acc(t, sys::GGML_PREC_F32);
+            if let Some(sinks) = sinks {
+                sys::ggml_flash_attn_ext_add_sinks(t, sinks.raw());
+            }
             t
         })
     }

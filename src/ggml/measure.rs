@@ -205,7 +205,7 @@ impl Measured {
         );
         let ctx = Context::new(Operations::Ggml);
         let q = ctx.input(GgmlType::F32, &[d, h, t], "q");
-        let y = ctx.cached_attention(&step, &layout, 0, &q, scoring(d));
+        let y = ctx.cached_attention(&step, &layout, 0, (&q, None), scoring(d));
         let queries = values(d * h * t);
         Self::new(ctx, y, &[(&q, bytemuck::cast_slice(&queries))])
     }
@@ -218,7 +218,7 @@ impl Measured {
         let [k, v] = ["k", "v"].map(|name| ctx.input(ty, &[d, hk, n], name));
         let mask = ctx.input(GgmlType::F16, &[n, t], "mask");
         let heads = [&q, &k, &v].map(|x| ctx.permute(x, [0, 2, 1, 3]));
-        let y = ctx.flash_attn(&heads[0], &heads[1], &heads[2], &mask, scoring(d));
+        let y = ctx.flash_attn(&heads[0], [&heads[1], &heads[2]], &mask, None, scoring(d));
         let seen = |i: usize| i % n <= n - t + i / n;
         let visible = (0..n * t).map(|i| match seen(i) {
             true => f16::ZERO,

@@ -31,7 +31,9 @@ pub(crate) use cpu::faster_than_ggml;
 pub(crate) use graph::{ComputeError, Graph, GraphMemory, GraphShape};
 pub(crate) use kv::{KvFull, KvLayout, KvPart, KvPool, KvRows, KvSequence, KvStep};
 pub(crate) use memory::Buffer;
-pub(crate) use ops::{Gate, Grouped, Scoring, Spans, Targets, expected_logit, rotate};
+pub(crate) use ops::{
+    Gate, Grouped, PackedAttention, Scoring, Spans, Targets, expected_logit, rotate,
+};
 #[cfg(test)]
 pub(crate) use quant::row_to_f32;
 pub(crate) use quant::{quantize_rows, rows_to_f32};

@@ -2,7 +2,7 @@
 //! while recording, each verb puts its derivative on the tape.
 
 use super::tape::Tape;
-use crate::ggml::{Context, Gate, GraphShape, Operations, Scoring, Spans, Tensor};
+use crate::ggml::{Context, Gate, GraphShape, Operations, PackedAttention, Scoring, Spans, Tensor};
 use crate::kernels::Bits;
 use crate::model::{FeedForward, Hidden, Linear, Mlp, Norm, NormKind};
 use crate::operation::{Activation, Rope};
@@ -301,39 +301,36 @@ impl Builder {
         h
     }
 
-    /// Attention over packed rows, for training: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and values
-    /// `ne = [d, Hk, P]` -> `ne = [H d, T]`.
-    pub(crate) fn packed_attention(
-        &self,
-        spans: &Arc<Spans>,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        prefix: Option<(&Tensor, &Tensor)>,
-    ) -> Tensor {
-        let y = self.ctx.packed_attention(spans, q, k, v, prefix);
-        let mut operands = vec![q, k, v];
-        operands.extend(prefix.map(|p| [p.0, p.1]).into_iter().flatten());
+    /// Attention over packed rows, for training -> `ne = [H d, T]`. Sinks are frozen.
+    pub(crate) fn packed_attention(&self, spans: &Arc<Spans>, of: PackedAttention<'_>) -> Tensor {
+        let y = self.ctx.packed_attention(spans, of);
+        let (spans, sinks) = (spans.clone(), of.sinks.cloned());
+        let operands = PackedAttention { sinks: None, ..of }.operands();
         let kept: Vec<Tensor> = operands.iter().map(|&t| t.clone()).collect();
-        let spans = spans.clone();
         self.note(&operands, &y, move |c, dy| {
-            let prefix = kept.get(3).zip(kept.get(4));
-            let grads = c.packed_attention_back(&spans, &kept[0], &kept[1], &kept[2], prefix, dy);
+            let of = PackedAttention {
+                q: &kept[0],
+                k: &kept[1],
+                v: &kept[2],
+                prefix: kept.get(3).zip(kept.get(4)).map(|(k, v)| [k, v]),
+                sinks: sinks.as_ref(),
+            };
+            let grads = c.packed_attention_back(&spans, of, dy);
             let mut parts = vec![grads.q, grads.k, grads.v];
-            parts.extend(grads.prefix.map(|p| [p.0, p.1]).into_iter().flatten());
+            parts.extend(grads.prefix.into_iter().flatten());
             parts
         });
         y
     }
 
     /// Scaled dot-product attention (Vaswani et al. 2017) over grouped heads by ggml: q `ne = [d, H, T]`, k and v `ne = [d, Hk, N]`,
-    /// mask F16 `ne = [N, T]` -> `ne = [H d, T]`. Either fused, or as scores, softmax and values one after the other. For inference only: it is
+    /// mask F16 `ne = [N, T]`, sinks F32 `ne = [H]` -> `ne = [H d, T]`. Either fused, or as scores, softmax and values one after the other. For inference only: it is
     /// not recorded.
     pub(crate) fn attention(
         &self,
         q: &Tensor,
         [k, v]: [&Tensor; 2],
-        mask: &Tensor,
+        (mask, sinks): (&Tensor, Option<&Tensor>),
         scoring: Scoring,
         fused: bool,
     ) -> Tensor {
@@ -342,14 +339,20 @@ impl Builder {
         let [d, h, t, _] = q.ne();
         let [q, k, v] = [q, k, v].map(|x| c.permute(x, BY_HEAD));
         if fused {
-            return c.reshape(&c.flash_attn(&q, &k, &v, mask, scoring), &[d * h, t]);
+            let heads = c.flash_attn(&q, [&k, &v], mask, sinks, scoring);
+            return c.reshape(&heads, &[d * h, t]);
         }
         let scores = c.mul_mat_f32(&k, &q);
         let Scoring { scale, softcap } = scoring;
         let weights = if softcap == 0.0 {
-            c.soft_max(&scores, mask, scale)
+            c.soft_max(&scores, mask, sinks, scale)
         } else {
-            c.soft_max(&self.scale_capped(&scores, scale, softcap), mask, 1.0)
+            c.soft_max(
+                &self.scale_capped(&scores, scale, softcap),
+                mask,
+                sinks,
+                1.0,
+            )
         };
         let values = c.mul_mat(&c.cont(&c.transpose(&v)), &weights);
         c.reshape(&c.cont(&c.permute(&values, BY_HEAD)), &[d * h, t])

@@ -9,8 +9,8 @@ use crate::model::{HParams, Qkv, Weights};
 pub(crate) trait KeyValues {
     /// Takes the keys and values of the current tokens: `ne = [d, Hk, T]`, rotated.
     fn store(&mut self, b: &mut Builder, il: usize, k: &Tensor, v: &Tensor);
-    /// Attends from the queries, `ne = [d, H, T]`, to everything stored -> `ne = [H d, T]`.
-    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor;
+    /// Attends from the queries, `ne = [d, H, T]`, to everything stored, and to a sink of each head if there are such, F32 `ne = [H]` -> `ne = [H d, T]`.
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor, sinks: Option<&Tensor>) -> Tensor;
 }
 
 /// The decoder of one base, for graphs over one set of inputs.
@@ -143,7 +143,7 @@ impl<'a> Decoder<'a> {
         let (norm, eps) = (hp.arch.norm, hp.norm_eps);
         let (q, k, v, mut h) = self.queries_keys_values(b, il, x);
         kv.store(b, il, &k, &v);
-        let a = kv.attend(b, il, &q);
+        let a = kv.attend(b, il, &q, layer.attn_sinks.as_ref());
         let mut a = b.named("attn_out", at, b.linear(&layer.attn_out, &a));
         let mut x = x.clone();
 

@@ -342,7 +342,7 @@ impl KeyValues for Cached<'_> {
         }
     }
 
-    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor, sinks: Option<&Tensor>) -> Tensor {
         let (hp, layer) = (self.hp, &self.hp.layers[il]);
         let scoring = Scoring {
             scale: layer.score_scale,
@@ -352,7 +352,7 @@ impl KeyValues for Cached<'_> {
         let (c, [d, h, t, _]) = (b.ctx(), q.ne());
         let a = match &mut self.reads {
             Reads::Pages => {
-                let heads = c.cached_attention(self.step, self.layout, il, &q, scoring);
+                let heads = c.cached_attention(self.step, self.layout, il, (&q, sinks), scoring);
                 c.reshape(&heads, &[d * h, t])
             }
             Reads::SideBySide {
@@ -372,7 +372,8 @@ impl KeyValues for Cached<'_> {
                     let room = &rooms[at].1[part as usize];
                     c.gather_kv(self.step, self.layout, il, part, room)
                 });
-                b.attention(&q, [&k, &v], masks.of(layer.window), scoring, *fused)
+                let mask = masks.of(layer.window);
+                b.attention(&q, [&k, &v], (mask, sinks), scoring, *fused)
             }
         };
         // A sum of rotated values is the rotated sum of the values: rotating again turns it back.

@@ -69,7 +69,7 @@ struct Line<T>([T; 16]);
 
 /// The types of weights that have kernels of ours.
 #[cfg(test)]
-const TYPES: [GgmlType; 15] = [
+const TYPES: [GgmlType; 16] = [
     GgmlType::F32,
     GgmlType::F16,
     GgmlType::BF16,
@@ -85,6 +85,7 @@ const TYPES: [GgmlType; 15] = [
     GgmlType::Q6_K,
     GgmlType::IQ4_NL,
     GgmlType::IQ4_XS,
+    GgmlType::MXFP4,
 ];
 
 /// Where a block of a quantized type has its factors in half precision.
@@ -98,6 +99,7 @@ fn factors(ty: GgmlType) -> &'static [usize] {
         GgmlType::Q2_K => &[80, 82],
         GgmlType::Q3_K => &[108],
         GgmlType::Q6_K => &[208],
+        GgmlType::MXFP4 => &[],
         ty => unreachable!("{ty:?} has no kernel, or no factors"),
     }
 }

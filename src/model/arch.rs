@@ -38,12 +38,22 @@ pub(crate) struct WindowSpec {
 pub(crate) struct ExpertSpec {
     /// Files without experts are models of the architecture as well.
     pub(crate) may_be_dense: bool,
-    /// Probabilities of the experts that were chosen are divided by their sum.
-    pub(crate) normalized: bool,
+    pub(crate) weighting: Weighting,
     /// F of an expert is `expert_feed_forward_length` or, where the file names none, a share of `feed_forward_length`; elsewhere it is
     /// `feed_forward_length`.
     pub(crate) own_width: bool,
     pub(crate) shared: SharedSpec,
+}
+
+/// What the experts that were chosen for a token count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weighting {
+    /// Their probabilities among all experts.
+    Probability,
+    /// The same, divided by their sum.
+    Normalized,
+    /// Their probabilities among those that were chosen: the same as `Normalized` but for rounding.
+    AmongChosen,
 }
 
 /// The expert that every token goes through besides those that were chosen for it.
@@ -78,9 +88,13 @@ pub(crate) struct ArchSpec {
     /// The norm in front of the feed-forward network may be missing: attention and feed-forward network then read the
     /// same normed input (parallel residual).
     pub(crate) may_be_parallel: bool,
+    /// The tensor of the second of them.
+    pub(crate) ffn_norm: &'static str,
     /// Norm behind attention and behind the feed-forward network.
     pub(crate) post_norm: bool,
     pub(crate) qk_norm: Need,
+    /// `attn_sinks`: of each head a score that has no value, and takes its part of the weights.
+    pub(crate) sinks: Need,
     /// `position_embd.weight`.
     pub(crate) positions: Need,
     /// Token embeddings are multiplied by sqrt(D). Virtual tokens are not: PEFT trains them behind that factor.
@@ -116,8 +130,10 @@ const BASE: ArchSpec = ArchSpec {
     optional_rope: false,
     pre_norm: true,
     may_be_parallel: false,
+    ffn_norm: "ffn_norm",
     post_norm: false,
     qk_norm: Need::Absent,
+    sinks: Need::Absent,
     positions: Need::Absent,
     scale_tokens: false,
     scale_queries: false,
@@ -134,7 +150,7 @@ const BASE: ArchSpec = ArchSpec {
 /// Experts as wide as the file says that feed-forward networks are, whose probabilities are normalized.
 const NORMALIZED: ExpertSpec = ExpertSpec {
     may_be_dense: true,
-    normalized: true,
+    weighting: Weighting::Normalized,
     own_width: false,
     shared: SharedSpec::Absent,
 };
@@ -207,6 +223,25 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         ..BASE
     },
     ArchSpec {
+        name: "gpt-oss",
+        activation: Activation::SwigluOai,
+        ffn_norm: "post_attention_norm",
+        sinks: Need::Required,
+        window: Some(WindowSpec {
+            default_window: None,
+            pattern: 2,
+            rope_base: None,
+            rope_scaled: true,
+        }),
+        experts: Some(ExpertSpec {
+            may_be_dense: false,
+            weighting: Weighting::AmongChosen,
+            own_width: true,
+            shared: SharedSpec::Absent,
+        }),
+        ..BASE
+    },
+    ArchSpec {
         name: "granite",
         optional_rope: true,
         ..GRANITE
@@ -239,7 +274,7 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         qk_norm: Need::Required,
         experts: Some(ExpertSpec {
             may_be_dense: false,
-            normalized: false,
+            weighting: Weighting::Probability,
             ..NORMALIZED
         }),
         ..BASE
@@ -263,7 +298,7 @@ pub(crate) const ARCHITECTURES: &[ArchSpec] = &[
         name: "qwen2moe",
         experts: Some(ExpertSpec {
             may_be_dense: false,
-            normalized: false,
+            weighting: Weighting::Probability,
             own_width: true,
             shared: SharedSpec::Gated,
         }),

@@ -1,13 +1,15 @@
 //! What the metadata says of feed-forward networks: dense ones, and mixtures of experts (Shazeer et al. 2017).
 
 use super::ModelError;
-use super::arch::{ArchSpec, ExpertSpec, SharedSpec};
+use super::arch::{ArchSpec, ExpertSpec, SharedSpec, Weighting};
 use super::keys::{Keys, MAX_SIZE};
 
 /// llama.cpp's own limit of experts.
 const MAX_EXPERTS: usize = 1024;
 /// `expert_gating_func` of probabilities by softmax.
 const SOFTMAX: usize = 1;
+/// The same of probabilities among those that were chosen.
+const SOFTMAX_OF_CHOSEN: usize = 3;
 
 /// Sizes of a layer's feed-forward network. Letters as in the design: F.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,8 +132,18 @@ fn check_gating(keys: Keys<'_>, spec: ExpertSpec) -> Result<(), ModelError> {
         why: why.to_owned(),
     };
     let key = "expert_gating_func";
-    if let Some(kind) = keys.integer(key)?.filter(|&kind| kind > SOFTMAX) {
-        let why = "experts of this architecture are chosen by softmax (1)";
+    let (gating, why) = match spec.weighting {
+        Weighting::AmongChosen => (
+            SOFTMAX_OF_CHOSEN,
+            "experts of this architecture are weighted by softmax among those that are chosen (3)",
+        ),
+        Weighting::Probability | Weighting::Normalized => (
+            SOFTMAX,
+            "experts of this architecture are chosen by softmax (1)",
+        ),
+    };
+    // 0 is as good as absent.
+    if let Some(kind) = keys.integer(key)?.filter(|&n| n > 0 && n != gating) {
         return Err(unsupported(key, kind.to_string(), why));
     }
     let key = "expert_group_count";
@@ -139,8 +151,9 @@ fn check_gating(keys: Keys<'_>, spec: ExpertSpec) -> Result<(), ModelError> {
         let why = "experts are chosen among all, not by groups";
         return Err(unsupported(key, groups.to_string(), why));
     }
+    let is_normalized = spec.weighting != Weighting::Probability;
     let key = "expert_weights_norm";
-    if let Some(norm) = keys.bool(key)?.filter(|&norm| norm != spec.normalized) {
+    if let Some(norm) = keys.bool(key)?.filter(|&norm| norm != is_normalized) {
         let why = "this architecture has the other way to weight experts";
         return Err(unsupported(key, norm.to_string(), why));
     }

@@ -25,7 +25,7 @@ pub enum Kernels {
     #[default]
     Auto,
     /// ggraft's own where the CPU has them. On x86-64 with AVX2 and FMA they are nearer to the exact product than ggml's, which round activations to 8 bits. A
-    /// row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, F32, F16 and BF16 has the same bits whatever rows it
+    /// row's product with weights of the types Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, F32, F16 and BF16 has the same bits whatever rows it
     /// is computed with, and by however many threads; with others, fewer than 32 rows are left to ggml. The same holds for attention, and so for the logits of
     /// a model with such weights: they do not depend on how a text is cut into batches. On AArch64 they are those of [`Kernels::Auto`].
     Own,

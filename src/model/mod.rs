@@ -32,7 +32,7 @@ pub use frozen::{DecoderChoice, Kernels, Model, ModelOptions};
 pub(crate) use weights::SharedExpert;
 #[cfg(feature = "runtime")]
 pub(crate) use {
-    arch::NormKind,
+    arch::{NormKind, Weighting},
     frozen::Native,
     hparams::{HParams, LayerShape},
     llama::LlamaModel,

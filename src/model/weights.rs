@@ -1,7 +1,7 @@
 //! Weights in place: tensor descriptions that point into the mapped file. Every tensor of the file is claimed by the
 //! decoder or the load fails.
 
-use super::arch::{Need, SharedSpec};
+use super::arch::{Need, SharedSpec, Weighting};
 use super::experts::{ExpertShape, FfnShape};
 use super::hparams::HParams;
 use super::{Kernels, ModelError, ModelOptions};
@@ -20,7 +20,7 @@ pub(crate) struct Linear {
     pub(crate) w: Tensor,
     /// The weights as they lie in the file, where `w` is a repacked copy.
     mapped: Option<Tensor>,
-    /// F32 `ne = [outputs]`.
+    /// F32 `ne = [outputs]` or [outputs, E].
     pub(crate) b: Option<Tensor>,
     /// With how many rows the product is our own, given the weights' type: where it is faster, and where bits must not depend on how many rows there are.
     own: [fn(GgmlType, usize) -> Option<Bits>; 2],
@@ -114,8 +114,7 @@ impl Mlp {
 pub(crate) struct Experts {
     /// Experts that each token goes through.
     pub(crate) n_used: usize,
-    /// Their probabilities are divided by their sum.
-    pub(crate) normalized: bool,
+    pub(crate) weighting: Weighting,
     /// Whose logits experts are chosen by: `ne = [D, E]`.
     pub(crate) router: Linear,
     /// `ne = [D, F, E]`.
@@ -173,6 +172,8 @@ pub(crate) struct Layer {
     pub(crate) q_norm: Option<Tensor>,
     /// As `q_norm`, with Hk.
     pub(crate) k_norm: Option<Tensor>,
+    /// F32 `ne = [H]`: of each head a score that has no value.
+    pub(crate) attn_sinks: Option<Tensor>,
     /// `ne = [H d, D]`.
     pub(crate) attn_out: Linear,
     pub(crate) attn_post_norm: Option<Norm>,
@@ -479,6 +480,7 @@ impl Loader<'_> {
         };
         let q_norm = head_norm("attn_q_norm", shape.n_head)?;
         let k_norm = head_norm("attn_k_norm", shape.n_head_kv)?;
+        let attn_sinks = self.vector(&name("attn_sinks.weight"), &[shape.n_head], arch.sinks)?;
         let attn_out = self.linear(&name("attn_output"), [q_width, d])?;
         let attn_post_norm = self.norm(&name("post_attention_norm"), d, post)?;
         let ffn_pre = if arch.may_be_parallel {
@@ -486,7 +488,7 @@ impl Loader<'_> {
         } else {
             pre
         };
-        let ffn_norm = self.norm(&name("ffn_norm"), d, ffn_pre)?;
+        let ffn_norm = self.norm(&name(arch.ffn_norm), d, ffn_pre)?;
         let ffn = self.feed_forward(il, hp)?;
         let ffn_post_norm = self.norm(&name("post_ffw_norm"), d, post)?;
         Ok(Layer {
@@ -494,6 +496,7 @@ impl Loader<'_> {
             qkv,
             q_norm,
             k_norm,
+            attn_sinks,
             attn_out,
             attn_post_norm,
             ffn_norm,
@@ -558,13 +561,15 @@ impl Loader<'_> {
         };
         let mut each = |part: &str, ne: [usize; 3]| {
             let w = self.table(&format!("{}.weight", name(part)), &ne)?;
-            Ok::<_, ModelError>(Linear::new(w, None))
+            let bias = format!("{}.bias", name(part));
+            let b = self.vector(&bias, &ne[1..], Need::Optional)?;
+            Ok::<_, ModelError>(Linear::new(w, b))
         };
         let (gate, up) = (each("gate_exps", [d, f, e])?, each("up_exps", [d, f, e])?);
         let down = each("down_exps", [f, d, e])?;
         Ok(Experts {
             n_used: shape.n_used,
-            normalized: spec.normalized,
+            weighting: spec.weighting,
             router: self.linear(&name("gate_inp"), [d, e])?,
             gate,
             up,

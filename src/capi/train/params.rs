@@ -5,7 +5,7 @@ use crate::params::{self, Params, choose};
 use crate::pointer::{handle, text};
 use crate::status::{Failure, call, ggraft_status, ggraft_status::*};
 use ggraft::adapter::{AdapterKind, Template};
-use ggraft::train::{Init, Objective, OptimizerKind, Reparam, Schedule, TrainOptions};
+use ggraft::train::{Init, Mezo, Objective, OptimizerKind, Reparam, Schedule, TrainOptions};
 use std::ffi::c_char;
 
 /// Where training starts.
@@ -162,11 +162,16 @@ pub struct ggraft_train_params {
     pub n_threads: u32,
     /// Context length for which the adapter is meant; only models with long-context factors care. Default 0: the model's.
     pub n_ctx: u32,
+    /// Directions of a step by forward passes alone (MeZO), each for two of them: for bases without a backward pass, which only libllama's decoder computes. Default 0:
+    /// backpropagation.
+    pub mezo_directions: u32,
+    /// Length of these two steps, as a part of the root mean square of what is trained. Default 0.1.
+    pub mezo_epsilon: f32,
 }
 
 // SAFETY: `repr(C)`, numbers and raw pointers; the sum of their sizes is checked below: no padding.
 unsafe impl Params for ggraft_train_params {
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = std::mem::offset_of!(Self, mezo_directions);
     fn defaults() -> Self {
         let d = TrainOptions::new(AdapterKind::Prefix);
         Self {
@@ -207,12 +212,14 @@ unsafe impl Params for ggraft_train_params {
             memory: 0,
             n_threads: 0,
             n_ctx: 0,
+            mezo_directions: 0,
+            mezo_epsilon: Mezo::default().epsilon,
         }
     }
 }
 
 const _: () = assert!(
-    size_of::<ggraft_train_params>() == 6 * size_of::<usize>() + 18 * 4 + 12 * 8,
+    size_of::<ggraft_train_params>() == 6 * size_of::<usize>() + 20 * 4 + 12 * 8,
     "padding"
 );
 
@@ -285,6 +292,10 @@ pub(super) unsafe fn options(params: *const ggraft_train_params) -> Result<Train
     o.threads = given(p.n_threads);
     o.memory = (p.memory != 0).then_some(p.memory);
     o.n_ctx = given(p.n_ctx);
+    o.mezo = given(p.mezo_directions).map(|directions| {
+        let mezo = Mezo::default().directions(directions);
+        mezo.epsilon(p.mezo_epsilon)
+    });
     Ok(o)
 }
 

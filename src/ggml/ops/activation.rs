@@ -28,6 +28,28 @@ impl Activation {
                     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope_u,
                 )
             }
+            Self::SwigluOai => {
+                let inside = if x > Self::OAI_LIMIT { 0.0 } else { 1.0 };
+                let x = if x > Self::OAI_LIMIT {
+                    Self::OAI_LIMIT
+                } else {
+                    x
+                };
+                let s = 1.0 / (1.0 + exp::<FUSED>(-Self::OAI_ALPHA * x));
+                let slope = s * (1.0 + Self::OAI_ALPHA * x * (1.0 - s));
+                (x * s, inside * slope)
+            }
+        }
+    }
+
+    /// What a gate multiplies, and its derivative.
+    #[inline(always)]
+    fn gated_and_slope(self, up: f32) -> (f32, f32) {
+        const LIMIT: f32 = Activation::OAI_LIMIT;
+        match self {
+            Self::Silu | Self::Gelu => (up, 1.0),
+            Self::SwigluOai if up.abs() > LIMIT => (1.0 + LIMIT.copysign(up), 0.0),
+            Self::SwigluOai => (1.0 + up, 1.0),
         }
     }
 }
@@ -61,7 +83,7 @@ vectorized! {
     }
 }
 
-/// `y = f(gate) * up`. Operands: gate, up; or gate-up `ne = [2F, T]`.
+/// `y = f(gate) * g(up)`, where g is what the activation has for it, in general up itself. Operands: gate, up; or gate-up `ne = [2F, T]`.
 struct Gated(Activation);
 
 impl Kernel for Gated {
@@ -81,10 +103,10 @@ impl Kernel for Gated {
 }
 
 vectorized! {
-    /// `y = f(gate) * up` of a row.
+    /// `y = f(gate) * g(up)` of a row.
     fn gated_row(f: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
-            *y = f.value_and_slope::<FUSED>(g).0 * u;
+            *y = f.value_and_slope::<FUSED>(g).0 * f.gated_and_slope(u).0;
         }
     }
 }
@@ -110,7 +132,7 @@ vectorized! {
     }
 }
 
-/// Gradients of `y = f(gate) * up` in the place of gate and up, which nothing reads any more: they are the largest
+/// Gradients of [`Gated`] in the place of gate and up, which nothing reads any more: they are the largest
 /// activations of a layer. Operands: gate, up, dy; or gate-up `ne = [2F, T]`, dy; behind them what is not read. The result is the gradient of the first
 /// operand in its memory; that of up is written to up's own.
 struct GatedBack {
@@ -123,8 +145,9 @@ vectorized! {
     fn gated_row_back(f: Activation, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
         for ((g, u), &dy) in gate.iter_mut().zip(up).zip(dy) {
             let (value, slope) = f.value_and_slope::<FUSED>(*g);
-            *g = *u * slope * dy;
-            *u = value * dy;
+            let (gated, gated_slope) = f.gated_and_slope(*u);
+            *g = gated * slope * dy;
+            *u = value * gated_slope * dy;
         }
     }
 }
@@ -159,26 +182,30 @@ impl Kernel for After {
 impl Context {
     /// `f(x)`.
     pub(crate) fn activation(&self, f: Activation, x: &Tensor) -> Tensor {
+        let of_ggml = match f {
+            Activation::Silu => sys::ggml_silu,
+            Activation::Gelu => sys::ggml_gelu,
+            // As a gate only.
+            Activation::SwigluOai => return self.custom(Plain(f), &[x], x.ne()),
+        };
         if self.is_own() {
             return self.custom(Plain(f), &[x], x.ne());
         }
         // SAFETY: a valid description.
-        self.build(&[x], |c| unsafe {
-            match f {
-                Activation::Silu => sys::ggml_silu(c, x.raw()),
-                Activation::Gelu => sys::ggml_gelu(c, x.raw()),
-            }
-        })
+        self.build(&[x], |c| unsafe { of_ggml(c, x.raw()) })
     }
 
-    /// `f(gate) * up`, `ne = [F, T]`.
+    /// `f(gate) * g(up)`, `ne = [F, T]`: g is what the activation has for it, in general up itself.
     pub(crate) fn gated(&self, f: Activation, gate: Gate<'_>) -> Tensor {
         let (srcs, width) = match gate {
             Gate::Split(gate, up) => (vec![gate, up], gate.ne()[0]),
             Gate::Fused(both) => (vec![both], both.ne()[0] / 2),
         };
-        if self.is_own() {
-            let [_, t, ..] = srcs[0].ne();
+        let [_, t, ..] = srcs[0].ne();
+        let (alpha, limit) = (Activation::OAI_ALPHA, Activation::OAI_LIMIT);
+        // ggml takes it apart only.
+        let fused_oai = matches!((f, gate), (Activation::SwigluOai, Gate::Fused(_)));
+        if self.is_own() || fused_oai {
             return self.custom(Gated(f), &srcs, [width, t, 1, 1]);
         }
         // SAFETY: valid descriptions of equal shapes.
@@ -190,6 +217,10 @@ impl Context {
                 (Activation::Gelu, Gate::Split(g, u)) => sys::ggml_geglu_split(c, g.raw(), u.raw()),
                 (Activation::Silu, Gate::Fused(both)) => sys::ggml_swiglu(c, both.raw()),
                 (Activation::Gelu, Gate::Fused(both)) => sys::ggml_geglu(c, both.raw()),
+                (Activation::SwigluOai, Gate::Split(g, u)) => {
+                    sys::ggml_swiglu_oai(c, g.raw(), u.raw(), alpha, limit)
+                }
+                (Activation::SwigluOai, Gate::Fused(_)) => unreachable!("computed above"),
             }
         })
     }
@@ -199,7 +230,7 @@ impl Context {
         self.custom(ActivationBack(f), &[x, dy], x.ne())
     }
 
-    /// Gradients of `f(gate) * up` with respect to gate and up (for a fused gate one tensor, `None` beside it), in the place of
+    /// Gradients of [`Context::gated`] with respect to gate and up (for a fused gate one tensor, `None` beside it), in the place of
     /// these: no operation that comes later may read them. `before` is what must have been computed, if dy says nothing of that.
     pub(crate) fn gated_back(
         &self,

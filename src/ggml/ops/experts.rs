@@ -355,6 +355,25 @@ struct ExpertWeights {
     normalized: bool,
 }
 
+/// Adds each expert's bias to its rows. Operands: what it replaces, `ne = [N, R]`, biases `ne = [N, E]`, groups.
+struct AddBiases {
+    n_expert: usize,
+}
+
+impl Kernel for AddBiases {
+    fn run(&self, op: &Op<'_>, out: Output<'_>) {
+        let (biases, groups) = (op.operand(1), Groups::new(op.ids(2), self.n_expert));
+        let [width, r, ..] = op.ne();
+        let (first, rows) = out.share(r);
+        let mut rows = (first..).zip(rows.chunks_exact_mut(width)).peekable();
+        for (e, of_expert) in groups.used() {
+            while let Some((_, row)) = rows.next_if(|(r, _)| *r < of_expert.end) {
+                add_times(row, biases.row(e, 0), 1.0);
+            }
+        }
+    }
+}
+
 /// Sums of probabilities are this at least, as in llama.cpp: the smallest normal number of half precision.
 const SMALLEST_SUM: f32 = 1.0 / 16_384.0;
 
@@ -630,6 +649,19 @@ impl Context {
     pub(crate) fn mul_mat_experts_back(&self, w: &Tensor, dy: &Tensor, groups: &Grouped) -> Tensor {
         let ne = [w.ne()[0], groups.n_rows, 1, 1];
         self.custom(ExpertProductBack, &[w, dy, &groups.table], ne)
+    }
+
+    /// Adds each expert's bias to its rows, which nothing else may read: y `ne = [N, R]`, biases F32 `ne = [N, E]`.
+    pub(crate) fn add_expert_biases(
+        &self,
+        y: &Tensor,
+        biases: &Tensor,
+        groups: &Grouped,
+    ) -> Tensor {
+        let kernel = AddBiases {
+            n_expert: groups.n_expert,
+        };
+        self.custom_inplace(kernel, y, &[biases, &groups.table])
     }
 
     /// What the experts of a token count: p `ne = [E, T]`, ids I32 `ne = [k, T]` -> `ne = [k, T]`. `normalized`: divided by their sum.

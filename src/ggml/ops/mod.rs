@@ -13,7 +13,7 @@ mod rope;
 mod rows;
 
 pub(crate) use activation::Gate;
-pub(crate) use attention::{Scoring, Spans};
+pub(crate) use attention::{PackedAttention, Scoring, Spans};
 pub(crate) use experts::Grouped;
 pub(crate) use hadamard::rotate;
 pub(crate) use loss::{Targets, expected_logit};

@@ -3,7 +3,7 @@
 use super::Builder;
 use crate::ggml::{Grouped, Tensor};
 use crate::kernels::Bits;
-use crate::model::{Experts, Linear};
+use crate::model::{Experts, Linear, Weighting};
 use crate::operation::Activation;
 
 /// What the experts of a mixture read: rows in order of their experts, as each of the products reads them.
@@ -25,10 +25,8 @@ impl Builder {
         x: &Tensor,
     ) -> Tensor {
         let logits = self.named("ffn_moe_logits", layer, self.linear(&e.router, x));
-        let p = self.named("ffn_moe_probs", layer, self.softmax_rows(&logits));
-        let ids = self.ctx.choose_experts(&p, e.n_used);
-        let weights = self.expert_weights(&p, &ids, e.normalized);
-        let groups = self.ctx.group_rows(&ids, p.ne()[0]);
+        let (ids, weights) = self.choice(e, layer, &logits);
+        let groups = self.ctx.group_rows(&ids, logits.ne()[0]);
 
         let mut spread = Spread {
             x,
@@ -51,6 +49,27 @@ impl Builder {
             s = self.gate_rows(&s, &self.linear(gate, x));
         }
         self.add(&y, &s)
+    }
+
+    /// Which experts each token goes through, I32 `ne = [k, T]`, and what they count, `ne = [k, T]`: logits `ne = [E, T]`.
+    fn choice(&self, e: &Experts, layer: Option<usize>, logits: &Tensor) -> (Tensor, Tensor) {
+        let probabilities = |logits: &Tensor| {
+            let p = self.softmax_rows(logits);
+            self.named("ffn_moe_probs", layer, p)
+        };
+        let normalized = match e.weighting {
+            Weighting::Probability => false,
+            Weighting::Normalized => true,
+            Weighting::AmongChosen => {
+                let ids = self.ctx.choose_experts(logits, e.n_used);
+                let chosen = self.expert_weights(logits, &ids, false);
+                return (ids, probabilities(&chosen));
+            }
+        };
+        let p = probabilities(logits);
+        let ids = self.ctx.choose_experts(&p, e.n_used);
+        let weights = self.expert_weights(&p, &ids, normalized);
+        (ids, weights)
     }
 
     /// `softmax(x)` of rows.
@@ -123,6 +142,10 @@ impl Builder {
         groups: &Grouped,
     ) -> Tensor {
         let y = self.ctx.mul_mat_experts(&l.w, x, bits, groups);
+        let y = match &l.b {
+            Some(b) => self.ctx.add_expert_biases(&y, b, groups),
+            None => y,
+        };
         let (w, groups) = (l.w.clone(), groups.clone());
         self.note(&[x], &y, move |c, dy| {
             vec![c.mul_mat_experts_back(&w, dy, &groups)]

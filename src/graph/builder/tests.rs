@@ -3,7 +3,7 @@
 use super::*;
 use crate::file::types::GgmlType;
 use crate::ggml::{Graph, GraphMemory, ThreadPool};
-use crate::model::{Experts, SharedExpert};
+use crate::model::{Experts, SharedExpert, Weighting};
 use crate::operation::RopeKind;
 
 /// Differences are taken with this step and twice of it.
@@ -360,6 +360,11 @@ fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + u.tanh())
 }
 
+fn oai(x: f64) -> f64 {
+    let x = x.min(7.0);
+    x / (1.0 + (-1.702 * x).exp())
+}
+
 #[test]
 fn feed_forward_networks() {
     const D: usize = 6;
@@ -373,12 +378,13 @@ fn feed_forward_networks() {
     }
     use Kind::*;
     let kinds = [Plain, Gated, Fused].into_iter();
-    for (f, kind) in kinds.flat_map(|k| [(Activation::Silu, k), (Activation::Gelu, k)]) {
+    let activations = [Activation::Silu, Activation::Gelu, Activation::SwigluOai];
+    for (f, kind) in kinds.flat_map(|k| activations.map(|f| (f, k))) {
         let up = if kind == Fused { 2 * F } else { F };
         let leaves = [
             Leaf::Variable(
                 vec![D, 4],
-                random(1, 4 * D).iter().map(|x| 3.0 * x).collect(),
+                random(1, 4 * D).iter().map(|x| 5.0 * x).collect(),
             ),
             constant(2, &[D, up]),
             constant(3, &[up]),
@@ -393,9 +399,14 @@ fn feed_forward_networks() {
             let value = match f {
                 Activation::Silu => silu,
                 Activation::Gelu => gelu,
+                Activation::SwigluOai => oai,
+            };
+            let gated = |up: f64| match f {
+                Activation::SwigluOai => up.clamp(-7.0, 7.0) + 1.0,
+                _ => up,
             };
             let multiply = |gates: &[f64], up: &[f64]| {
-                let both = gates.iter().zip(up).map(|(&g, u)| value(g) * u);
+                let both = gates.iter().zip(up).map(|(&g, &u)| value(g) * gated(u));
                 both.collect::<Vec<f64>>()
             };
             let up = part(1, &x);
@@ -430,8 +441,9 @@ fn feed_forward_networks() {
 /// Sizes of an attention: d, H, Hk.
 type Heads = (usize, usize, usize);
 
-/// Attention one query and one key at a time. Leaves: q, k, v, and with a prefix its k and v.
+/// Attention one query and one key at a time. Leaves: q, k, v, with a prefix its k and v, and with sinks these.
 fn attention(leaves: &[Leaf], spans: &Spans, (d, h, hk): Heads) -> Vec<f64> {
+    let sinks = leaves.get(if spans.prefix > 0 { 5 } else { 3 });
     let row = |leaf: usize, head: usize, at: usize, heads: usize| {
         wide(&values(&leaves[leaf])[(at * heads + head) * d..][..d])
     };
@@ -459,7 +471,8 @@ fn attention(leaves: &[Leaf], spans: &Spans, (d, h, hk): Heads) -> Vec<f64> {
                     if cap > 0.0 { cap * (s / cap).tanh() } else { s }
                 })
                 .collect();
-            let sum = scores.iter().map(|s| s.exp()).sum::<f64>();
+            let of_sink = sinks.map_or(0.0, |sinks| f64::from(values(sinks)[head]).exp());
+            let sum = scores.iter().map(|s| s.exp()).sum::<f64>() + of_sink;
             let mut mean = vec![0.0; d];
             for (&(leaf, at), score) in seen[skipped..].iter().zip(scores) {
                 let v = row(leaf + 1, group, at, hk);
@@ -473,7 +486,13 @@ fn attention(leaves: &[Leaf], spans: &Spans, (d, h, hk): Heads) -> Vec<f64> {
     out
 }
 
-fn check_attention(spans: &Spans, (d, h, hk): Heads) {
+fn check_attention(spans: &Spans, heads: Heads) {
+    for sinks in [false, true] {
+        check_attention_with(spans, heads, sinks);
+    }
+}
+
+fn check_attention_with(spans: &Spans, (d, h, hk): Heads, sinks: bool) {
     let t = spans.rows.last().unwrap().end;
     let mut leaves = vec![
         variable(1, &[d, h, t]),
@@ -484,11 +503,24 @@ fn check_attention(spans: &Spans, (d, h, hk): Heads) {
         leaves.push(variable(4, &[d, hk, spans.prefix]));
         leaves.push(variable(5, &[d, hk, spans.prefix]));
     }
+    let others = leaves.len();
+    if sinks {
+        leaves.push(constant(6, &[h]));
+    }
     let shared = Arc::new(spans.clone());
     check_against(
-        &format!("{spans:?}, {h} heads of {hk}"),
+        &format!("{spans:?}, {h} heads of {hk}, sinks: {sinks}"),
         &leaves,
-        |b, t| b.packed_attention(&shared, &t[0], &t[1], &t[2], t.get(3).zip(t.get(4))),
+        |b, t| {
+            let of = PackedAttention {
+                q: &t[0],
+                k: &t[1],
+                v: &t[2],
+                prefix: (others > 3).then(|| [&t[3], &t[4]]),
+                sinks: t.get(others),
+            };
+            b.packed_attention(&shared, of)
+        },
         |leaves| attention(leaves, spans, (d, h, hk)),
     );
 }
@@ -572,7 +604,14 @@ fn attention_of_views() {
     check("fused", &[variable(1, &[32, 7])], |b, t| {
         let part = |width, offset| b.heads(&b.view_columns(&t[0], width, offset), HEADS.0);
         let (q, k, v) = (part(16, 0), part(8, 16), part(8, 24));
-        b.packed_attention(&spans, &q, &k, &v, None)
+        let of = PackedAttention {
+            q: &q,
+            k: &k,
+            v: &v,
+            prefix: None,
+            sinks: None,
+        };
+        b.packed_attention(&spans, of)
     });
 }
 
@@ -638,11 +677,19 @@ fn rows_of_experts() {
         let groups = b.ctx().group_rows(&t[2], N_EXPERT);
         b.mix_rows(&t[0], &t[1], &groups)
     });
-    let leaves = [variable(1, &[6, 8]), constant(2, &[6, 3, N_EXPERT]), ids];
-    check("multiplied", &leaves, |b, t| {
-        let groups = b.ctx().group_rows(&t[2], N_EXPERT);
-        b.multiply_rows(&Linear::new(t[1].clone(), None), &t[0], &groups)
-    });
+    let leaves = [
+        variable(1, &[6, 8]),
+        constant(2, &[6, 3, N_EXPERT]),
+        ids,
+        constant(3, &[3, N_EXPERT]),
+    ];
+    for biased in [false, true] {
+        check(&format!("multiplied, {biased}"), &leaves, |b, t| {
+            let groups = b.ctx().group_rows(&t[2], N_EXPERT);
+            let bias = biased.then(|| t[3].clone());
+            b.multiply_rows(&Linear::new(t[1].clone(), bias), &t[0], &groups)
+        });
+    }
     let leaves = [variable(1, &[6, 4]), variable(2, &[1, 4])];
     check("gated", &leaves, |b, t| b.gate_rows(&t[0], &t[1]));
 }
@@ -665,6 +712,9 @@ fn mixtures_of_experts() {
         constant(7, &[D, F]),
         constant(8, &[F, D]),
         constant(9, &[D, 1]),
+        constant(10, &[F, N_EXPERT]),
+        constant(11, &[F, N_EXPERT]),
+        constant(12, &[D, N_EXPERT]),
     ];
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     let silu = |x: f64| x * sigmoid(x);
@@ -680,14 +730,35 @@ fn mixtures_of_experts() {
         let h: Vec<f64> = gate.iter().zip(up).map(|(&g, u)| silu(g) * u).collect();
         times(down, e, D, &h)
     };
+    // gpt-oss: other gates, and biases, which stand in the last leaves.
+    let biased = |leaves: &[Leaf], e: usize, x: &[f64]| -> Vec<f64> {
+        let of = |matrix: usize, bias: usize, n: usize, x: &[f64]| -> Vec<f64> {
+            let bias = &values(&leaves[bias])[e * n..][..n];
+            let said = times(&leaves[matrix], e, n, x);
+            said.iter()
+                .zip(bias)
+                .map(|(y, &b)| y + f64::from(b))
+                .collect()
+        };
+        let (gate, up) = (of(2, 9, F, x), of(3, 10, F, x));
+        let both = gate.iter().zip(up);
+        let h: Vec<f64> = both
+            .map(|(&g, u)| oai(g) * (u.clamp(-7.0, 7.0) + 1.0))
+            .collect();
+        of(4, 11, D, &h)
+    };
+    use Weighting::*;
     let kinds = [
-        (1, false, None),
-        (2, false, Some(false)),
-        (2, true, None),
-        (3, true, Some(true)),
-        (N_EXPERT, false, None),
+        (1, Probability, None),
+        (2, Probability, Some(false)),
+        (2, Normalized, None),
+        (3, Normalized, Some(true)),
+        (N_EXPERT, Probability, None),
+        (1, AmongChosen, None),
+        (3, AmongChosen, None),
     ];
-    for (n_used, normalized, shared) in kinds {
+    for (n_used, weighting, shared) in kinds {
+        let of_gpt = weighting == AmongChosen;
         let forward = |leaves: &[Leaf]| {
             let mut out = Vec::new();
             for x in wide(values(&leaves[0])).chunks_exact(D) {
@@ -700,8 +771,14 @@ fn mixtures_of_experts() {
                 let mass: f64 = order.iter().map(|&e| p(e)).sum();
                 let mut y = vec![0.0; D];
                 for &e in &order {
-                    let weight = if normalized { p(e) / mass } else { p(e) };
-                    let said = network([&leaves[2], &leaves[3], &leaves[4]], e, x);
+                    let weight = match weighting {
+                        Probability => p(e),
+                        Normalized | AmongChosen => p(e) / mass,
+                    };
+                    let said = match of_gpt {
+                        true => biased(leaves, e, x),
+                        false => network([&leaves[2], &leaves[3], &leaves[4]], e, x),
+                    };
                     y.iter_mut().zip(said).for_each(|(y, s)| *y += weight * s);
                 }
                 if let Some(gated) = shared {
@@ -718,6 +795,8 @@ fn mixtures_of_experts() {
         };
         let verb = |b: &Builder, t: &[Tensor]| {
             let linear = |i: usize| Linear::new(t[i].clone(), None);
+            let of_experts =
+                |i: usize, bias: usize| Linear::new(t[i].clone(), of_gpt.then(|| t[bias].clone()));
             let shared = shared.map(|gated| SharedExpert {
                 mlp: Mlp {
                     hidden: Hidden::Gated {
@@ -730,17 +809,21 @@ fn mixtures_of_experts() {
             });
             let experts = Experts {
                 n_used,
-                normalized,
+                weighting,
                 router: linear(1),
-                gate: linear(2),
-                up: linear(3),
-                down: linear(4),
+                gate: of_experts(2, 9),
+                up: of_experts(3, 10),
+                down: of_experts(4, 11),
                 shared,
             };
             let ffn = FeedForward::Experts(Box::new(experts));
-            b.feed_forward(Activation::Silu, &ffn, Some(0), &t[0])
+            let f = match of_gpt {
+                true => Activation::SwigluOai,
+                false => Activation::Silu,
+            };
+            b.feed_forward(f, &ffn, Some(0), &t[0])
         };
-        let name = format!("{n_used} experts, {normalized}, {shared:?}");
+        let name = format!("{n_used} experts, {weighting:?}, {shared:?}");
         check_against(&name, &leaves, verb, forward);
     }
 }

@@ -217,10 +217,13 @@ fn record(d: usize) -> usize {
 struct Record<'a>(&'a mut [f32]);
 
 impl Record<'_> {
-    /// No key was seen: nothing changes what it is merged with.
-    fn clear(&mut self) {
+    /// No key was seen, but the head's sink, if it has one: a score that has no value. Without one nothing changes what it is merged with.
+    fn begin(&mut self, sink: Option<f32>) {
         self.0.fill(0.0);
-        self.set(f32::NEG_INFINITY, 0.0);
+        match sink {
+            Some(score) => self.set(score, 1.0),
+            None => self.set(f32::NEG_INFINITY, 0.0),
+        }
     }
 
     fn set(&mut self, max: f32, sum: f32) {
@@ -305,6 +308,8 @@ pub(crate) struct Attention<'a> {
     pub(crate) scale: f32,
     /// Soft cap of scaled scores, `softcap * tanh(score / softcap)`; 0 is none.
     pub(crate) softcap: f32,
+    /// Of each head of queries a score of nothing (Xiao et al. 2024, gpt-oss): what a query sees shares its weights with it.
+    pub(crate) sinks: Option<&'a [f32]>,
 }
 
 /// How what is to be done for a text is divided. Its bits do not depend on it.
@@ -344,35 +349,31 @@ impl Layer {
         };
         texts.iter().map(of).sum()
     }
+}
 
+impl Attention<'_> {
     /// Part `ith` of `nth` of what is merged from records.
     ///
     /// # Safety
     /// All parts of [`Attention::part`] are over. All parts together write what these have not written of `out`, each its own.
-    pub(crate) unsafe fn merge_part(
-        &self,
-        texts: &[Text],
-        records: &[f32],
-        ith: usize,
-        nth: usize,
-        out: *mut f32,
-    ) {
-        let Heads { d, h, hk } = self.heads;
-        let (record, group) = (record(d), self.heads.group());
+    pub(crate) unsafe fn merge_part(&self, records: &[f32], ith: usize, nth: usize, out: *mut f32) {
+        let layer = &self.layer;
+        let Heads { d, h, hk } = layer.heads;
+        let (record, group) = (record(d), layer.heads.group());
         let (mut unit, mut before) = (ith, 0);
         let mut rest = records;
         SCRATCH.with_borrow_mut(|scratch| {
             let all = room(&mut scratch.all, record);
-            for text in texts {
-                let Division::Chunks(chunks) = self.division(text) else {
+            for text in self.texts {
+                let Division::Chunks(chunks) = layer.division(text) else {
                     continue;
                 };
-                let len = self.records_of(text);
+                let len = layer.records_of(text);
                 let (own, others) = rest.split_at(chunks.len() * hk * len);
                 rest = others;
                 while unit < before + text.tokens.len() * h {
                     let (token, head) = ((unit - before) / h, (unit - before) % h);
-                    Record(all).clear();
+                    Record(all).begin(self.sink(head));
                     let of_head = own.chunks_exact(len).skip(head / group * chunks.len());
                     for of_chunk in of_head.take(chunks.len()) {
                         let at = (token * group + head % group) * record;
@@ -390,9 +391,12 @@ impl Layer {
             }
         });
     }
-}
 
-impl Attention<'_> {
+    /// The sink of a head of queries, if it has one.
+    fn sink(&self, head: usize) -> Option<f32> {
+        self.sinks.map(|sinks| sinks[head])
+    }
+
     /// Computes part `ith` of `nth` of the output, `ne = [d, H, T]`, or of the records that it is merged from.
     ///
     /// # Safety
@@ -462,8 +466,10 @@ impl Attention<'_> {
             std::mem::take(&mut scratch.next),
         );
         let (into, from) = (room(&mut all, n * record), room(&mut next, n * record));
-        into.chunks_exact_mut(record)
-            .for_each(|r| Record(r).clear());
+        for (r, record) in into.chunks_exact_mut(record).enumerate() {
+            let (_, head) = tile.query(r, group);
+            Record(record).begin(self.sink(head));
+        }
         for chunk in tile.text.chunks(&tile.tokens, self.layer.window) {
             // SAFETY: the caller's promise.
             unsafe { self.chunk(tile, chunk, scratch, from) };

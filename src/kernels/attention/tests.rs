@@ -25,6 +25,7 @@ struct Case {
     ty: GgmlType,
     window: Option<usize>,
     softcap: f32,
+    sinks: Option<Vec<f32>>,
     q: Vec<f32>,
     texts: Vec<Stored>,
 }
@@ -62,12 +63,21 @@ impl Case {
             ty,
             window,
             softcap: 0.0,
+            sinks: None,
             q: values(d * h * tokens, 1)
                 .into_iter()
                 .map(|x| 5.0 * x)
                 .collect(),
             texts: stored,
         }
+    }
+
+    /// The same with a sink of each head, some among the largest scores and some below.
+    fn with_sinks(mut self) -> Self {
+        let size = 2.0 * (self.heads.d as f32).sqrt();
+        let sinks = values(self.heads.h, 77).into_iter();
+        self.sinks = Some(sinks.map(|x| size * (x + 0.5)).collect());
+        self
     }
 
     fn row_bytes(&self) -> usize {
@@ -119,6 +129,7 @@ impl Case {
             texts,
             scale: SCALE,
             softcap: self.softcap,
+            sinks: self.sinks.as_deref(),
         };
         let mut records = vec![f32::NAN; self.layer().n_records(texts)];
         let mut out = vec![f32::NAN; self.q.len()];
@@ -128,7 +139,7 @@ impl Case {
                 attention.part(ith, nth, out.as_mut_ptr(), records.as_mut_ptr());
             }
             for ith in 0..nth {
-                (self.layer()).merge_part(texts, &records, ith, nth, out.as_mut_ptr());
+                attention.merge_part(&records, ith, nth, out.as_mut_ptr());
             }
         }
         out
@@ -147,6 +158,7 @@ impl Case {
         let case = Self {
             q: self.q[at..at + self.width()].to_vec(),
             texts: Vec::new(),
+            sinks: self.sinks.clone(),
             ..*self
         };
         case.computed_from(&[one], nth)
@@ -201,9 +213,11 @@ impl Case {
                     }
                 };
                 let scores: Vec<_> = k.iter().map(score).collect();
-                let max = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(*s));
+                let sink = self.sinks.as_ref().map(|sinks| f64::from(sinks[head]));
+                let max = (scores.iter().chain(&sink)).fold(f64::NEG_INFINITY, |m, s| m.max(*s));
                 let weights: Vec<_> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let of_sink = sink.map_or(0.0, |sink| (sink - max).exp());
+                let sum = weights.iter().sum::<f64>() + of_sink;
                 // Scores are off by what F32 does to sums of d products and to the cap, weights by so many parts of them, and then by what it does to e^x.
                 let most = k.iter().map(|k| {
                     let dot = q.iter().zip(k).map(|(a, b)| f64::from((a * b).abs()));
@@ -262,6 +276,14 @@ fn it_is_what_the_definition_says() {
                 error < 1e-11,
                 "{ty:?} {heads:?} {texts:?} {window:?} {softcap}: {error:e}"
             );
+            let without = case.exact();
+            let case = case.with_sinks();
+            let error = nmse(&case.computed(2), &case.exact());
+            assert!(
+                error < 1e-11,
+                "{ty:?} {heads:?} {texts:?}, sinks: {error:e}"
+            );
+            assert!(nmse(&without, &case.exact()) > 1e-9, "sinks count");
         }
     }
 }
@@ -287,8 +309,11 @@ fn bits_depend_on_neither_batch_nor_threads_nor_division() {
     }
     let mut divided = 0;
     for (ty, (heads, texts)) in TYPES.into_iter().flat_map(|ty| CASES.map(|c| (ty, c))) {
-        for window in [None, Some(40)] {
-            let case = Case::new(ty, heads, texts, window);
+        for (window, sinks) in [(None, false), (Some(40), false), (None, true)] {
+            let mut case = Case::new(ty, heads, texts, window);
+            if sinks {
+                case = case.with_sinks();
+            }
             let want = case.computed(1);
             for nth in [2, 3, 64] {
                 assert!(
@@ -324,7 +349,7 @@ proptest! {
             (prop_oneof![Just(0usize), 1..300usize], prop_oneof![0..20usize, 0..600usize], prop_oneof![1..3usize, 1..80usize]),
             1..4,
         ),
-        (window, softcap) in (prop::option::of(1..100usize), prop_oneof![Just(0.0f32), 1.0..50.0f32]),
+        (window, softcap, sinks) in (prop::option::of(1..100usize), prop_oneof![Just(0.0f32), 1.0..50.0f32], any::<bool>()),
         (nth, text, token) in (1..100usize, any::<prop::sample::Index>(), any::<prop::sample::Index>()),
     ) {
         if !arch::available() {
@@ -337,6 +362,9 @@ proptest! {
         let texts: Vec<_> = texts.into_iter().map(|(p, before, t)| [p, before + t, t]).collect();
         let mut case = Case::new(ty, [d, group * hk, hk], &texts, window);
         case.softcap = softcap;
+        if sinks {
+            case = case.with_sinks();
+        }
         let got = case.computed(nth);
         for (i, (got, (want, bound))) in got.iter().zip(case.naive()).enumerate() {
             let error = (f64::from(*got) - want).abs();

@@ -108,7 +108,7 @@ impl Case {
 }
 
 /// Types that are multiplied in bytes.
-const BYTE_FORMATS: usize = if cfg!(target_arch = "x86_64") { 12 } else { 11 };
+const BYTE_FORMATS: usize = if cfg!(target_arch = "x86_64") { 13 } else { 12 };
 
 /// With what the kernel can run here.
 fn kernels() -> Vec<(GgmlType, Bits)> {

@@ -10,7 +10,7 @@ pub(super) struct Layout {
     pub(super) bytes: usize,
     /// Of a unit.
     pub(super) blocks: usize,
-    /// Where numbers in half precision are: a step, and a minimum if there is one.
+    /// Where numbers in half precision are: a step, and a minimum if there is one. A type without begins with the exponent of a step.
     pub(super) halves: &'static [usize],
 }
 
@@ -29,6 +29,7 @@ impl Layout {
             GgmlType::Q5_K => (176, 8, &[0, 2]),
             GgmlType::Q6_K => (210, 8, &[208]),
             GgmlType::IQ4_XS => (136, 8, &[0]),
+            GgmlType::MXFP4 => (17, 1, &[]),
             _ => return None,
         };
         Some(Self {
@@ -47,6 +48,9 @@ struct Block {
     /// None, one, or two if halves have their own.
     mins: Vec<f32>,
 }
+
+/// Twice what MXFP4 means by four bits.
+const E2M1: [i32; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// What IQ4_NL and IQ4_XS mean by four bits.
 const LEVELS: [i32; 16] = [
@@ -82,6 +86,7 @@ impl Block {
             }
             GgmlType::IQ4_NL => LEVELS[nibble(2, j) as usize],
             GgmlType::IQ4_XS => LEVELS[nibble(8 + 16 * i, j) as usize],
+            GgmlType::MXFP4 => E2M1[nibble(1, j) as usize],
             ty => unreachable!("{ty:?} is no integers"),
         };
         // Six bits of a step's and of a minimum's factor.
@@ -122,6 +127,7 @@ impl Block {
                 let factor = bits(4 + i / 2, i % 2 * 4, 4) | bits(2 + i / 4, i % 4 * 2, 2) << 4;
                 (vec![half(0) * (factor - 32) as f32], vec![])
             }
+            GgmlType::MXFP4 => (vec![2f64.powi(i32::from(unit[0]) - 128) as f32], vec![]),
             _ => (vec![half(0)], vec![]),
         };
         Self {

@@ -21,8 +21,8 @@ impl KeyValues for Watched<'_> {
         self.inner.store(b, il, k, v);
     }
 
-    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
-        self.inner.attend(b, il, q)
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor, sinks: Option<&Tensor>) -> Tensor {
+        self.inner.attend(b, il, q, sinks)
     }
 }
 

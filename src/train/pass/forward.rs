@@ -2,7 +2,7 @@
 
 use super::io::{Io, Leaves};
 use super::recompute::Passed;
-use crate::ggml::{Scoring, Spans, Tensor};
+use crate::ggml::{PackedAttention, Scoring, Spans, Tensor};
 use crate::graph::{Builder, Decoder, KeyValues, Tape};
 use crate::model::{HParams, LayerShape};
 use std::ops::Range;
@@ -50,13 +50,19 @@ impl KeyValues for PackedKeys<'_> {
         self.stored = Some((k.clone(), v.clone()));
     }
 
-    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor) -> Tensor {
+    fn attend(&mut self, b: &mut Builder, il: usize, q: &Tensor, sinks: Option<&Tensor>) -> Tensor {
         let (k, v) = self
             .stored
             .take()
             .expect("a layer stores before it attends");
-        let prefix = self.leaves.prefix(il).map(|[k, v]| (k, v));
-        b.packed_attention(&self.spans[il], q, &k, &v, prefix)
+        let of = PackedAttention {
+            q,
+            k: &k,
+            v: &v,
+            prefix: self.leaves.prefix(il).map(|[k, v]| [k, v]),
+            sinks,
+        };
+        b.packed_attention(&self.spans[il], of)
     }
 }
 

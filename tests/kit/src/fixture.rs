@@ -74,6 +74,8 @@ pub enum Variant {
     GraniteMoe,
     /// granitemoe with a shared expert besides.
     GraniteMoeShared,
+    /// gpt-oss: 4 of 8 experts with biases and gates of their own, sinks, every other layer with a sliding window, YaRN.
+    GptOss,
 }
 
 /// Every variant, for tests that loop over them.
@@ -111,6 +113,7 @@ pub fn all_variants() -> &'static [Variant] {
         Qwen3Moe,
         GraniteMoe,
         GraniteMoeShared,
+        GptOss,
     ]
 }
 
@@ -166,6 +169,7 @@ impl Variant {
             Qwen3Moe => "qwen3moe",
             GraniteMoe => "granitemoe",
             GraniteMoeShared => "granitemoe-shared",
+            GptOss => "gpt-oss",
         }
     }
 
@@ -193,6 +197,7 @@ impl Variant {
             Qwen2Moe => "qwen2moe",
             Qwen3Moe => "qwen3moe",
             GraniteMoe | GraniteMoeShared => "granitemoe",
+            GptOss => "gpt-oss",
         }
     }
 
@@ -203,7 +208,7 @@ impl Variant {
             Mixtral => Some((4, 2)),
             Qwen2Moe => Some((6, 2)),
             Olmoe | Qwen3Moe => Some((8, 3)),
-            GraniteMoe | GraniteMoeShared => Some((8, 4)),
+            GraniteMoe | GraniteMoeShared | GptOss => Some((8, 4)),
             _ => None,
         }
     }
@@ -211,7 +216,7 @@ impl Variant {
     /// Width of the sliding window of the variants that have one. Sequences in tests should be longer.
     pub fn sliding_window(self) -> Option<u32> {
         use Variant::*;
-        matches!(self, Gemma2 | Gemma3 | Gemma3Scaled | Olmo2Swa).then_some(6)
+        matches!(self, Gemma2 | Gemma3 | Gemma3Scaled | Olmo2Swa | GptOss).then_some(6)
     }
 
     fn has_layer_norms(self) -> bool {
@@ -298,7 +303,7 @@ impl FixtureSpec {
         };
         let n_layer = match variant {
             Variant::Gemma3 => 7,
-            Variant::Gemma2 | Variant::Gemma3Scaled => 3,
+            Variant::Gemma2 | Variant::Gemma3Scaled | Variant::GptOss => 3,
             Variant::Olmo2Swa | Variant::SmolLm3 => 4,
             Variant::Deci | Variant::OpenElm => 3,
             _ => 2,
@@ -349,7 +354,7 @@ impl FixtureSpec {
     fn n_ff_expert(&self) -> usize {
         match self.variant {
             // The power of two below it, whole blocks of whatever type F is of.
-            Variant::Qwen2Moe | Variant::Qwen3Moe => 1 << (self.n_ff - 1).ilog2(),
+            Variant::Qwen2Moe | Variant::Qwen3Moe | Variant::GptOss => 1 << (self.n_ff - 1).ilog2(),
             _ => self.n_ff,
         }
     }
@@ -480,7 +485,7 @@ impl<'a> Builder<'a> {
         }
         match spec.variant {
             LlamaLinear => self.rope_scaling("linear", 4.0),
-            LlamaYarn | Olmo2Swa => {
+            LlamaYarn | Olmo2Swa | GptOss => {
                 self.rope_scaling("yarn", 4.0);
                 self.u32("rope.scaling.original_context_length", spec.n_ctx / 4);
             }
@@ -521,7 +526,7 @@ impl<'a> Builder<'a> {
             self.u32("expert_count", n_expert);
             self.u32("expert_used_count", n_used);
         }
-        if matches!(spec.variant, Qwen2Moe | Qwen3Moe) {
+        if matches!(spec.variant, Qwen2Moe | Qwen3Moe | GptOss) {
             self.u32("expert_feed_forward_length", spec.n_ff_expert());
         }
         if let (GraniteMoeShared, Some(n_ff)) = (spec.variant, spec.n_ff_shared()) {
@@ -559,6 +564,7 @@ impl<'a> Builder<'a> {
                 | Olmoe
                 | Qwen2Moe
                 | Qwen3Moe
+                | GptOss
         ) {
             self.matrix("output.weight", d, v, 2.0 / (d as f32).sqrt());
         }
@@ -604,7 +610,7 @@ impl<'a> Builder<'a> {
         }
         match spec.variant {
             Gpt2 => self.vector(&name("attn_qkv.bias"), &[q + 2 * kv], 0.0, 0.1),
-            LlamaBias | Qwen2 | Qwen2Moe | StableLm | Starcoder2 => {
+            LlamaBias | Qwen2 | Qwen2Moe | StableLm | Starcoder2 | GptOss => {
                 self.vector(&name("attn_q.bias"), &[q], 0.0, 0.1);
                 self.vector(&name("attn_k.bias"), &[kv], 0.0, 0.1);
                 self.vector(&name("attn_v.bias"), &[kv], 0.0, 0.1);
@@ -626,8 +632,11 @@ impl<'a> Builder<'a> {
             self.vector(&name("attn_q_norm.weight"), &q_shape, 1.0, 0.2);
             self.vector(&name("attn_k_norm.weight"), &k_shape, 1.0, 0.2);
         }
+        if spec.variant == GptOss {
+            self.vector(&name("attn_sinks.weight"), &[sizes.n_head], 0.0, 1.5);
+        }
         self.matrix(&name("attn_output.weight"), q, d, fan_in(q));
-        if matches!(spec.variant, LlamaBias | Gpt2 | Starcoder2) {
+        if matches!(spec.variant, LlamaBias | Gpt2 | Starcoder2 | GptOss) {
             self.vector(&name("attn_output.bias"), &[d], 0.0, 0.1);
         }
         if matches!(
@@ -643,8 +652,10 @@ impl<'a> Builder<'a> {
         let spec = self.spec;
         let (d, f) = (spec.n_embd, spec.layer(layer).n_ff);
         let name = |part: &str| format!("blk.{layer}.{part}");
-        if !matches!(spec.variant, Olmo2 | Olmo2Swa | StableLmParallel) {
-            self.norm(&name("ffn_norm"));
+        match spec.variant {
+            Olmo2 | Olmo2Swa | StableLmParallel => {}
+            GptOss => self.norm(&name("post_attention_norm")),
+            _ => self.norm(&name("ffn_norm")),
         }
         if let Some((n_expert, _)) = spec.variant.experts() {
             return self.experts(layer, n_expert);
@@ -685,6 +696,16 @@ impl<'a> Builder<'a> {
         for (part, n_in, n_out) in [("gate", d, f), ("up", d, f), ("down", f, d)] {
             let name = name(&format!("{part}_exps"));
             self.tensor(&name, &[n_in, n_out, n_expert], fan_in(n_in));
+            if spec.variant == Variant::GptOss {
+                // Some gates and ups are beyond 7, where they are cut.
+                let bias = name.replace(".weight", ".bias");
+                let std = if part == "down" { 0.3 } else { 3.0 };
+                self.vector(&bias, &[n_out, n_expert], 0.0, std);
+            }
+        }
+        if spec.variant == Variant::GptOss {
+            let bias = name("gate_inp").replace(".weight", ".bias");
+            self.vector(&bias, &[n_expert], 0.0, 1.0);
         }
         let Some(f) = spec.n_ff_shared() else {
             return;

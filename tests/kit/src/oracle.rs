@@ -845,7 +845,7 @@ fn c_path(path: &Path) -> Result<CString, OracleError> {
 }
 
 /// Which layers have a sliding window, by the file's keys and libllama's default patterns (`load_arch_hparams` of
-/// gemma2, gemma3 and olmo2; phi3 ignores its window).
+/// gemma2, gemma3, gpt-oss and olmo2; phi3 ignores its window).
 fn sliding_layers(path: &CStr, n_layer: usize) -> Vec<bool> {
     let params = sys::gguf_init_params {
         no_alloc: true,
@@ -868,7 +868,7 @@ fn sliding_layers(path: &CStr, n_layer: usize) -> Vec<bool> {
             _ => String::new(),
         };
         let default = match arch.as_str() {
-            "gemma2" => Some(2),
+            "gemma2" | "gpt-oss" => Some(2),
             "gemma3" => Some(6),
             "olmo2" => Some(4),
             _ => None,

@@ -3,7 +3,7 @@
 use super::operands::Operands;
 use super::spans::{Source, Span, Spans, Tile};
 use super::weights::{softmax_back, weights};
-use super::{SCRATCH, Scratch, sources, store_head};
+use super::{PackedAttention, SCRATCH, Scratch, store_head};
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Operand, Output, Parts};
 use crate::ggml::tensor::Tensor;
@@ -18,7 +18,7 @@ fn slices(h: usize) -> usize {
     UNITS.div_ceil(h)
 }
 
-/// Operands as [`Attention`](super::forward), then dO `ne = [H d, T]`. Result, one behind the other: dq `ne = [d, H, T]`, and
+/// Operands: those of [`PackedAttention`], then dO `ne = [H d, T]`. Result, one behind the other: dq `ne = [d, H, T]`, and
 /// for each slice of each query head its part of dk and of dv, `ne = [d, P + T, slices, H]`.
 struct AttentionBack(Spans);
 
@@ -27,8 +27,8 @@ impl Kernel for AttentionBack {
         let spans = &self.0;
         let back = Back {
             spans,
-            x: Operands::new(op, spans),
-            d_o: op.operand(if spans.prefix > 0 { 5 } else { 3 }),
+            x: Operands::new(op, spans, op.n_operands() - 1),
+            d_o: op.operand(op.n_operands() - 1),
         };
         let [d, h, t, _] = back.x.q.ne;
         let rows = spans.prefix + t;
@@ -243,7 +243,7 @@ pub(crate) struct AttentionGrads {
     /// `ne = [d, Hk, T]`.
     pub(crate) v: Tensor,
     /// Of the prefix's keys and values, `ne = [d, Hk, P]`.
-    pub(crate) prefix: Option<(Tensor, Tensor)>,
+    pub(crate) prefix: Option<[Tensor; 2]>,
 }
 
 impl Context {
@@ -251,17 +251,14 @@ impl Context {
     pub(crate) fn packed_attention_back(
         &self,
         spans: &Spans,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        prefix: Option<(&Tensor, &Tensor)>,
+        of: PackedAttention<'_>,
         dout: &Tensor,
     ) -> AttentionGrads {
-        let [d, h, t, _] = q.ne();
-        let hk = k.ne()[1];
+        let [d, h, t, _] = of.q.ne();
+        let hk = of.k.ne()[1];
         let p = spans.prefix;
         let rows = p + t;
-        let mut srcs = sources(q, k, v, prefix);
+        let mut srcs = of.operands();
         srcs.push(dout);
         let all = self.custom(
             AttentionBack(spans.clone()),
@@ -286,7 +283,7 @@ impl Context {
             q: heads(&all, h, t, 0),
             k: heads(&sums, hk, t, p),
             v: heads(&sums, hk, t, rows + p),
-            prefix: (p > 0).then(|| (heads(&sums, hk, p, 0), heads(&sums, hk, p, rows))),
+            prefix: (p > 0).then(|| [heads(&sums, hk, p, 0), heads(&sums, hk, p, rows)]),
         }
     }
 }

@@ -47,42 +47,44 @@ impl Kernel for Store {
     }
 }
 
-/// Attention, apart from what [`Merge`] does. Operand: q `ne = [d, H, T]` -> `ne = [d, H, T]`.
+/// Attention, apart from what [`Merge`] does. Operands: q `ne = [d, H, T]`, and sinks `ne = [H]`, if there are any -> `ne = [d, H, T]`.
 struct Attend(Cache, Scoring);
 
-/// The rest of it, in place.
-struct Merge(Cache);
+/// The rest of it, in place. Operands: what it replaces, and as [`Attend`].
+struct Merge(Cache, Scoring);
 
-/// Attention of a step's queries.
+/// Attention of a step's queries, operand `first` of the operation, and what stands behind it.
 fn attention<'a>(
+    op: &Op<'a>,
+    first: usize,
     layer: Layer,
     texts: &'a [Text],
-    q: (&'a [f32], [usize; 2]),
     Scoring { scale, softcap }: Scoring,
 ) -> Attention<'a> {
+    let q = op.operand(first);
+    assert_eq!([q.ne[0], q.ne[1]], [layer.heads.d, layer.heads.h]);
+    assert_eq!(q.ne[2], texts.last().map_or(0, |text| text.tokens.end));
+    let sinks = (op.n_operands() > first + 1).then(|| op.operand(first + 1).values);
     Attention {
         layer,
-        q: q.0,
-        q_stride: q.1,
+        q: q.values,
+        q_stride: [q.stride[1], q.stride[2]],
         texts,
         scale,
         softcap,
+        sinks,
     }
 }
 
 impl Kernel for Attend {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let Self(cache, scoring) = self;
-        let (q, step) = (op.operand(0), cache.step.read());
+        let step = cache.step.read();
         let texts = &step.class(cache.class).texts;
-        let heads = cache.layer.heads;
-        assert_eq!([q.ne[0], q.ne[1]], [heads.d, heads.h]);
-        assert_eq!(q.ne[2], texts.last().map_or(0, |text| text.tokens.end));
-        let q = (q.values, [q.stride[1], q.stride[2]]);
         // SAFETY: the texts' rows are kept and as the layer says, of a type that was asked for; there is room for the records of each layer; each
         // part writes its own.
         unsafe {
-            attention(cache.layer, texts, q, *scoring).part(
+            attention(op, 0, cache.layer, texts, *scoring).part(
                 op.ith,
                 op.nth,
                 out.as_mut_ptr(),
@@ -98,16 +100,19 @@ impl Kernel for Attend {
 
 impl Kernel for Merge {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
-        let Self(cache) = self;
+        let Self(cache, scoring) = self;
         let step = cache.step.read();
         let texts = &step.class(cache.class).texts;
         // SAFETY: the operation that writes them is over.
         let records = unsafe { step.written_records(cache.layer.n_records(texts)) };
         // SAFETY: as above; each part writes its own.
         unsafe {
-            cache
-                .layer
-                .merge_part(texts, records, op.ith, op.nth, out.as_mut_ptr())
+            attention(op, 1, cache.layer, texts, *scoring).merge_part(
+                records,
+                op.ith,
+                op.nth,
+                out.as_mut_ptr(),
+            );
         };
     }
 
@@ -168,18 +173,19 @@ impl Context {
     }
 
     /// Attention of a step's tokens over the keys and values of their texts by our own kernel, see [`has_attention`](crate::kernels::has_attention):
-    /// q `ne = [d, H, T]` -> `ne = [d, H, T]`.
+    /// q `ne = [d, H, T]`, sinks F32 `ne = [H]` -> `ne = [d, H, T]`.
     pub(crate) fn cached_attention(
         &self,
         step: &Arc<KvStep>,
         layout: &KvLayout,
         il: usize,
-        q: &Tensor,
+        (q, sinks): (&Tensor, Option<&Tensor>),
         scoring: Scoring,
     ) -> Tensor {
         let cache = cache(step, layout, il);
-        let y = self.custom(Attend(cache.clone(), scoring), &[q], q.ne());
-        self.custom_inplace(Merge(cache), &y, &[])
+        let srcs: Vec<_> = [q].into_iter().chain(sinks).collect();
+        let y = self.custom(Attend(cache.clone(), scoring), &srcs, q.ne());
+        self.custom_inplace(Merge(cache, scoring), &y, &srcs)
     }
 
     /// Keys or values of layer `il` of the step's only text in place of what is in `room`, `ne = [d, Hk, N]` of the cache's type: those that it has, then zeros.

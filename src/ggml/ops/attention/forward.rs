@@ -3,19 +3,19 @@
 use super::operands::Operands;
 use super::spans::{Span, Spans};
 use super::weights::weights;
-use super::{SCRATCH, Scratch, sources, store_head};
+use super::{PackedAttention, SCRATCH, Scratch, store_head};
 use crate::ggml::context::Context;
 use crate::ggml::custom::{Kernel, Op, Output, Parts};
 use crate::ggml::tensor::Tensor;
 use crate::kernels::{RowMajor, Strided, gemm, room};
 
-/// Operands: q, k, v and with a prefix its k and v -> `ne = [H d, T]`.
+/// Operands: those of [`PackedAttention`] -> `ne = [H d, T]`.
 struct Attention(Spans);
 
 impl Kernel for Attention {
     fn run(&self, op: &Op<'_>, out: Output<'_>) {
         let spans = &self.0;
-        let x = Operands::new(op, spans);
+        let x = Operands::new(op, spans, op.n_operands());
         let h = x.q.ne[1];
         let list: Vec<_> = spans.spans().collect();
         SCRATCH.with_borrow_mut(|s| {
@@ -62,19 +62,11 @@ unsafe fn attend(
 }
 
 impl Context {
-    /// Scaled dot-product attention over packed rows: q `ne = [d, H, T]`, k and v `ne = [d, Hk, T]`, the prefix's keys and
-    /// values `ne = [d, Hk, P]` -> `ne = [H d, T]`.
-    pub(crate) fn packed_attention(
-        &self,
-        spans: &Spans,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        prefix: Option<(&Tensor, &Tensor)>,
-    ) -> Tensor {
-        let [d, h, t, _] = q.ne();
+    /// Scaled dot-product attention over packed rows -> `ne = [H d, T]`.
+    pub(crate) fn packed_attention(&self, spans: &Spans, of: PackedAttention<'_>) -> Tensor {
+        let [d, h, t, _] = of.q.ne();
         assert_eq!(spans.n_tokens(), t);
-        let srcs = sources(q, k, v, prefix);
-        self.custom(Attention(spans.clone()), &srcs, [d * h, t, 1, 1])
+        let kernel = Attention(spans.clone());
+        self.custom(kernel, &of.operands(), [d * h, t, 1, 1])
     }
 }

@@ -60,14 +60,27 @@ unsafe fn store_head(
     }
 }
 
-/// The operands of both: q, k, v and, with a prefix, its k and v.
-fn sources<'a>(
-    q: &'a Tensor,
-    k: &'a Tensor,
-    v: &'a Tensor,
-    prefix: Option<(&'a Tensor, &'a Tensor)>,
-) -> Vec<&'a Tensor> {
-    let mut srcs = vec![q, k, v];
-    srcs.extend(prefix.into_iter().flat_map(|(k, v)| [k, v]));
-    srcs
+/// What attention over packed rows reads.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedAttention<'a> {
+    /// `ne = [d, H, T]`.
+    pub(crate) q: &'a Tensor,
+    /// `ne = [d, Hk, T]`.
+    pub(crate) k: &'a Tensor,
+    /// `ne = [d, Hk, T]`.
+    pub(crate) v: &'a Tensor,
+    /// Keys and values of the prefix, `ne = [d, Hk, P]`.
+    pub(crate) prefix: Option<[&'a Tensor; 2]>,
+    /// Of each head a score of nothing, F32 `ne = [H]`, see [`Attention::sinks`](crate::kernels::Attention::sinks).
+    pub(crate) sinks: Option<&'a Tensor>,
+}
+
+impl<'a> PackedAttention<'a> {
+    /// What there is of it, as operands: q, k, v, with a prefix its k and v, with sinks these.
+    pub(crate) fn operands(&self) -> Vec<&'a Tensor> {
+        let mut all = vec![self.q, self.k, self.v];
+        all.extend(self.prefix.into_iter().flatten());
+        all.extend(self.sinks);
+        all
+    }
 }

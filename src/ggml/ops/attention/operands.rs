@@ -9,6 +9,8 @@ pub(super) struct Operands<'a> {
     pub(super) q: Operand<'a>,
     k: KeysOrValues<'a>,
     v: KeysOrValues<'a>,
+    /// `ne = [H]`.
+    sinks: Option<&'a [f32]>,
 }
 
 /// Those of the tokens, `ne = [d, Hk, T]`, and those of the prefix, `ne = [d, Hk, P]`.
@@ -18,18 +20,25 @@ struct KeysOrValues<'a> {
 }
 
 impl<'a> Operands<'a> {
-    /// Operands as [`sources`](super::sources) lists them.
-    pub(super) fn new(op: &Op<'a>, spans: &Spans) -> Self {
+    /// The first `n` operands, which are those that [`PackedAttention::operands`](super::PackedAttention::operands) lists.
+    pub(super) fn new(op: &Op<'a>, spans: &Spans, n: usize) -> Self {
         let prefix = |i| (spans.prefix > 0).then(|| op.operand(i));
         let rows = |i, j| KeysOrValues {
             tokens: op.operand(i),
             prefix: prefix(j),
         };
+        let others = if spans.prefix > 0 { 5 } else { 3 };
         Self {
             q: op.operand(0),
             k: rows(1, 3),
             v: rows(2, 4),
+            sinks: (n > others).then(|| op.operand(others).values),
         }
+    }
+
+    /// The sink of a head of queries, if it has one.
+    pub(super) fn sink(&self, head: usize) -> Option<f32> {
+        self.sinks.map(|sinks| sinks[head])
     }
 
     /// The head of keys and values that query head `head` reads.

@@ -19,7 +19,7 @@ pub(super) fn weights<'a>(
     scores(x, tile, head, k_t, p);
     let capped = spans.scoring.softcap > 0.0;
     let slopes = room(slopes, if capped { p.len() } else { 0 });
-    softmax(spans, tile, p, slopes);
+    softmax(spans, (tile, x.sink(head)), p, slopes);
     p
 }
 
@@ -36,9 +36,9 @@ fn scores(x: &Operands<'_>, tile: &Tile, head: usize, k_t: &[f32], s: &mut [f32]
     );
 }
 
-/// Replaces S by `P = softmax(cap(scale S))` over what each query sees, and 0 elsewhere. `slopes` takes the derivative of the
+/// Replaces S by `P = softmax(cap(scale S))` over what each query sees, and the head's sink if there is one, and 0 elsewhere. `slopes` takes the derivative of the
 /// cap, where there is one, at what is seen.
-fn softmax(spans: &Spans, tile: &Tile, s: &mut [f32], slopes: &mut [f32]) {
+fn softmax(spans: &Spans, (tile, sink): (&Tile, Option<f32>), s: &mut [f32], slopes: &mut [f32]) {
     let Scoring { scale, softcap } = spans.scoring;
     let width = tile.keys.len();
     for (j, row) in s.chunks_exact_mut(width).enumerate() {
@@ -57,7 +57,9 @@ fn softmax(spans: &Spans, tile: &Tile, s: &mut [f32], slopes: &mut [f32]) {
             row[seen.clone()].iter_mut().for_each(|s| *s *= scale);
         }
         let row = &mut row[seen];
-        let sum = exp_sub_sum(row, largest(row));
+        let max = sink.map_or(largest(row), |sink| sink.max(largest(row)));
+        let of_sink = sink.map_or(0.0, |sink| (sink - max).exp());
+        let sum = exp_sub_sum(row, max) + of_sink;
         row.iter_mut().for_each(|w| *w /= sum);
     }
 }
@@ -79,7 +81,7 @@ fn seen(spans: &Spans, tile: &Tile, j: usize) -> Range<usize> {
     seen.start - tile.keys.start..seen.end - tile.keys.start
 }
 
-/// The way back through [`softmax`]: replaces dP by `dS = P (dP - sum(P dP)) scale slope`.
+/// The way back through [`softmax`], where a sink changes nothing but P: replaces dP by `dS = P (dP - sum(P dP)) scale slope`.
 pub(super) fn softmax_back(spans: &Spans, tile: &Tile, p: &[f32], slopes: &[f32], dp: &mut [f32]) {
     let Scoring { scale, softcap } = spans.scoring;
     let width = tile.keys.len();

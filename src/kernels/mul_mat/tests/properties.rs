@@ -194,7 +194,12 @@ proptest! {
             GgmlType::BF16 => bf16::from_f32(odd).to_le_bytes().to_vec(),
             _ => f16::from_f32(odd).to_le_bytes().to_vec(),
         };
-        let offset = if case.ty.is_quantized() { factors(case.ty)[0] } else { 0 };
+        let offset = match case.ty.is_quantized() {
+            true => factors(case.ty).first(),
+            false => Some(&0),
+        };
+        // Of MXFP4 all bits are numbers.
+        let Some(offset) = offset else { return Ok(()) };
         case.w[block * size + offset..][..value.len()].copy_from_slice(&value);
         let y = case.product(0..case.t(), bits, 1);
         only_column(block * size / row_bytes, case.n, &y, &before)?;

@@ -2,7 +2,7 @@
 //! [sixteen](super::super::avx512::wide), rows are turned as they lie in memory.
 
 use super::super::bytes::QUADS;
-use super::formats::{Units, all_levels, masked};
+use super::formats::{Levels, Units, masked, table};
 use std::arch::x86_64::*;
 
 /// A block of each row.
@@ -98,11 +98,11 @@ pub(super) unsafe fn fifth_bits(at: Units) -> Quads {
     })
 }
 
-/// Four bits as the values that IQ4_NL and IQ4_XS give them, plus 128.
+/// Four bits as the values that a table gives them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn levels(mut x: Quads) -> Quads {
-    let levels = _mm256_broadcastsi128_si256(all_levels());
+pub(super) fn levels(of: Levels, mut x: Quads) -> Quads {
+    let levels = _mm256_broadcastsi128_si256(table(of));
     for x in &mut x {
         *x = _mm256_shuffle_epi8(levels, *x);
     }

@@ -240,9 +240,11 @@ formats! {
         let high = bits(load(at.add(128 + 32 * upper)), 2 * j, 3, 4);
         or(low, high)
     };
-    IQ4_NL: 8 bits, 18, less 128, |at, _| levels(nibbles(at.add(2)));
+    IQ4_NL: 8 bits, 18, less 128, |at, _| levels(NON_LINEAR, nibbles(at.add(2)));
     /// A step, high bits of its factors, low ones, four bits.
-    IQ4_XS: 8 bits, 136 in 8, scales of_iq4_xs, less 128, |at, i| levels(nibbles(at.add(8 + 16 * i)));
+    IQ4_XS: 8 bits, 136 in 8, scales of_iq4_xs, less 128, |at, i| levels(NON_LINEAR, nibbles(at.add(8 + 16 * i)));
+    /// The exponent of a step, four bits.
+    MXFP4: 5 bits, 17 in 1, scales of_mxfp4, less 12, |at, _| levels(E2M1, nibbles(at.add(1)));
 }
 
 /// 32 bytes.
@@ -320,18 +322,29 @@ unsafe fn fifth_bits(at: *const u8) -> __m256i {
     }
 }
 
-/// Four bits as the values that IQ4_NL and IQ4_XS give them, plus 128.
+/// Four bits as the values that a table gives them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn levels(x: __m256i) -> __m256i {
-    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(all_levels()), x)
+fn levels(of: Levels, x: __m256i) -> __m256i {
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table(of)), x)
 }
 
-/// Of all four bits.
+/// Values of all four bits, more than they stand for by a format's offset.
+pub(in super::super) type Levels = [u8; 16];
+
+/// Those of IQ4_NL and IQ4_XS, plus 128.
+pub(in super::super) const NON_LINEAR: Levels = [
+    1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241,
+];
+
+/// Twice those of MXFP4 (E2M1: a sign, two bits of exponent, one of mantissa), plus 12.
+pub(in super::super) const E2M1: Levels =
+    [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// A table as a register.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in super::super) fn all_levels() -> __m128i {
-    _mm_setr_epi8(
-        1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15,
-    )
+pub(in super::super) fn table(of: Levels) -> __m128i {
+    // SAFETY: 16 bytes.
+    unsafe { _mm_loadu_si128(of.as_ptr().cast()) }
 }

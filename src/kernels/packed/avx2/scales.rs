@@ -188,6 +188,31 @@ impl Scales {
             }))
         }
     }
+
+    /// A step that is half of a power of two, given by its exponent (E8M0).
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn of_mxfp4(units: Units) -> Self {
+        // SAFETY: the caller has units, and the features.
+        let byte = |r| i32::from(unsafe { units.of(r).read() });
+        let exponents = _mm256_setr_epi32(
+            byte(0),
+            byte(1),
+            byte(2),
+            byte(3),
+            byte(4),
+            byte(5),
+            byte(6),
+            byte(7),
+        );
+        let less = _mm256_sub_epi32(exponents, _mm256_set1_epi32(1));
+        let normal = _mm256_slli_epi32::<23>(less);
+        // 2^-128 and 2^-127 have no exponent of their own.
+        let small = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), exponents);
+        let is_normal = _mm256_cmpgt_epi32(less, _mm256_setzero_si256());
+        let step = _mm256_castsi256_ps(_mm256_blendv_epi8(small, normal, is_normal));
+        Self::of_steps([step; 8])
+    }
 }
 
 /// Half-precision numbers at an offset.

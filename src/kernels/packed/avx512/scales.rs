@@ -123,6 +123,22 @@ impl WideScales {
         })
     }
 
+    /// A step that is half of a power of two, given by its exponent (E8M0).
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(in super::super) unsafe fn of_mxfp4(at: At) -> Self {
+        // SAFETY: the caller has units, of 16 bytes at least, and the features.
+        let [first, ..] = unsafe { columns(at) };
+        let exponents = field(first, 0, 0xff);
+        let less = _mm512_sub_epi32(exponents, _mm512_set1_epi32(1));
+        let normal = _mm512_slli_epi32::<23>(less);
+        // 2^-128 and 2^-127 have no exponent of their own.
+        let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), exponents);
+        let is_normal = _mm512_cmpgt_epi32_mask(less, _mm512_setzero_si512());
+        let step = _mm512_castsi512_ps(_mm512_mask_blend_epi32(is_normal, small, normal));
+        Self::of_steps(|_| step)
+    }
+
     /// Without minimums.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]

@@ -2,7 +2,7 @@
 //! lanes are rows. Rows are turned as they lie in memory, before what shares a byte is told apart: that is done once for sixteen rows, and half of the
 //! registers are turned.
 
-use super::super::avx2::formats::{GROUP, all_levels};
+use super::super::avx2::formats::{GROUP, Levels, table};
 use super::super::bytes::QUADS;
 use super::two::Sixteen;
 use std::arch::x86_64::*;
@@ -148,11 +148,11 @@ pub(in super::super) unsafe fn fifth_bits(at: At) -> Quads {
     })
 }
 
-/// Four bits as the values that IQ4_NL and IQ4_XS give them, plus 128.
+/// Four bits as the values that a table gives them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(in super::super) fn levels(mut x: Quads) -> Quads {
-    let levels = _mm512_broadcast_i32x4(all_levels());
+pub(in super::super) fn levels(of: Levels, mut x: Quads) -> Quads {
+    let levels = _mm512_broadcast_i32x4(table(of));
     for x in &mut x {
         *x = _mm512_shuffle_epi8(levels, *x);
     }

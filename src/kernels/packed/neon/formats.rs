@@ -162,9 +162,11 @@ formats! {
         let high = bits(load(at.add(128 + 32 * upper)), 2 * j, 2, 4);
         signed(or(low, high))
     };
-    IQ4_NL: 18, |at, _| levels(nibbles(at.add(2)));
+    IQ4_NL: 18, |at, _| levels(&NON_LINEAR, nibbles(at.add(2)));
     /// A step, high bits of its factors, low ones, four bits.
-    IQ4_XS: 136 in 8, scales of_iq4_xs, |at, i| levels(nibbles(at.add(8 + 16 * i)));
+    IQ4_XS: 136 in 8, scales of_iq4_xs, |at, i| levels(&NON_LINEAR, nibbles(at.add(8 + 16 * i)));
+    /// The exponent of a step, four bits.
+    MXFP4: 17 in 1, scales of_mxfp4, |at, _| levels(&E2M1, nibbles(at.add(1)));
 }
 
 impl Scales {
@@ -285,6 +287,20 @@ impl Scales {
             scales.steps[0][i] = vmulq_f32(step, factor);
         }
         scales
+    }
+
+    /// A step that is half of a power of two, given by its exponent (E8M0).
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn of_mxfp4(units: Units) -> Self {
+        // SAFETY: the caller has units.
+        let exponents = field(unsafe { word_of_each(units, 0) }, 0, 8);
+        let less = vreinterpretq_s32_u32(vsubq_u32(exponents, vdupq_n_u32(1)));
+        let normal = vshlq_n_s32::<23>(less);
+        // 2^-128 and 2^-127 have no exponent of their own.
+        let small = vshlq_s32(vdupq_n_s32(0x0020_0000), vreinterpretq_s32_u32(exponents));
+        let step = vbslq_s32(vcgtzq_s32(less), normal, small);
+        Self::of_steps([vreinterpretq_f32_s32(step); 8])
     }
 }
 
@@ -408,14 +424,22 @@ unsafe fn with_fifth_bits(x: [uint8x16_t; 2], at: *const u8) -> [uint8x16_t; 2] 
     })
 }
 
-/// Four bits as the values that IQ4_NL and IQ4_XS give them.
+/// Values of all four bits.
+type Levels = [i8; 16];
+
+/// Those of IQ4_NL and IQ4_XS.
+const NON_LINEAR: Levels = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// Twice those of MXFP4 (E2M1: a sign, two bits of exponent, one of mantissa).
+const E2M1: Levels = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Four bits as the values that a table gives them.
 #[inline]
 #[target_feature(enable = "neon")]
-fn levels(x: [uint8x16_t; 2]) -> Bytes {
-    const LEVELS: [i8; 16] = [
-        -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-    ];
+fn levels(of: &Levels, x: [uint8x16_t; 2]) -> Bytes {
     // SAFETY: loads the array.
-    let levels = unsafe { vld1q_s8(LEVELS.as_ptr()) };
+    let levels = unsafe { vld1q_s8(of.as_ptr()) };
     x.map(|x| vqtbl1q_s8(levels, x))
 }
