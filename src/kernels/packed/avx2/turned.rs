@@ -58,9 +58,7 @@ impl TurnedDots {
             let sums = &mut sums[..t];
             for u in 0..k / BLOCK / F::BLOCKS {
                 let units = Units::new::<F>(&eight, u);
-                for r in 0..GROUP {
-                    prefetch(units.of(r).wrapping_add(GROUP * row_bytes), F::BYTES);
-                }
+                fetch_ahead::<F>(units, u, row_bytes);
                 // SAFETY: unit u of these rows, its blocks of X.
                 unsafe {
                     let scales = F::scales(units);
@@ -78,6 +76,22 @@ impl TurnedDots {
                 unsafe { store_group(sum, y, rows - row) };
             }
         }
+    }
+}
+
+/// Has as much of the next eight rows fetched from memory as unit `u` of these is: the same unit of each or, where rows are short, all of what lies behind what was fetched for the
+/// unit before. On Zen 3 memory gives 1.1 to 1.5 times as much if it is asked for in order, but a seventh less of rows of 4.6 KB.
+#[inline]
+fn fetch_ahead<F: Format>(units: Units, u: usize, row_bytes: usize) {
+    /// Bytes of a row that is short.
+    const SHORT: usize = 3 << 10;
+    let next = |r| units.of(r).wrapping_add(GROUP * row_bytes);
+    if row_bytes <= SHORT {
+        let in_order = next(0).wrapping_add((GROUP - 1) * u * F::BYTES);
+        return prefetch(in_order, GROUP * F::BYTES);
+    }
+    for r in 0..GROUP {
+        prefetch(next(r), F::BYTES);
     }
 }
 
