@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo demo-real serve models test test-cpus test-asan test-arm test-real fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo demo-real serve models test test-cpus test-asan test-arm test-openai test-page test-real fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -51,6 +51,14 @@ test-asan: setup ## the kernels under AddressSanitizer (builds everything once m
 
 test-arm: setup ## the kernels for AArch64, emulated on other machines (a cross compiler and QEMU are installed)
 	scripts/test-arm.sh
+
+test-openai: setup ## the openai Python package against the server
+	$(CARGO) build --bin ggraft
+	scripts/test-openai.sh
+
+test-page: setup ## the server's page in Chromium (Debian's chromium and chromium-driver)
+	$(CARGO) build --bin ggraft
+	scripts/test-page.sh
 
 test-real: setup models ## real models against libllama, token for token and bit for bit
 	$(CARGO) test --test real -- --nocapture

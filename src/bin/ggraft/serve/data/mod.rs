@@ -49,7 +49,7 @@ impl Data {
         };
         for name in [FILES, CHECKPOINTS] {
             let path = folder.join(name);
-            fs::create_dir_all(&path).map_err(|e| fail(&path, e))?;
+            make_folder(&path).map_err(|e| fail(&path, e))?;
         }
         let records = Records::open(&folder.join("records.sqlite3"))?;
         let store = Store {
@@ -80,6 +80,15 @@ impl Data {
     pub(super) fn stop(&self) {
         self.worker.stop();
     }
+}
+
+/// Makes a folder that other users of the machine cannot look into.
+fn make_folder(path: &Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 impl Store {

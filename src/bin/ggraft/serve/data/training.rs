@@ -16,13 +16,15 @@ use std::fs;
 use std::io::BufReader;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Adapters of checkpoints that are kept of a job.
 const KEPT: usize = 3;
 /// What steps did is written so often: each time waits for the disk.
 const NOTES: Duration = Duration::from_millis(500);
+/// Jobs that the records could not be asked for, on a full disk perhaps, are looked for again so often.
+const AGAIN: Duration = Duration::from_secs(60);
 /// Training gets the processor time that serving leaves.
 #[cfg(unix)]
 const NICE: i32 = 15;
@@ -48,40 +50,45 @@ impl Work {
         if let Err(e) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!("training keeps its priority: {e}");
         }
-        while woken.recv().is_ok() {
-            while !self.is_ending() {
-                match self.store.records.next_job() {
-                    Ok(Some(job)) => self.train(&job),
-                    Ok(None) => break,
-                    Err(e) => {
-                        tracing::error!("{}", e.line());
-                        break;
-                    }
-                }
+        while woken.recv_timeout(AGAIN) != Err(RecvTimeoutError::Disconnected) {
+            if let Err(e) = self.work_off() {
+                tracing::error!("{}", e.line());
             }
         }
+    }
+
+    /// Trains all jobs that wait. An error is one of the records, which leaves the job as it is.
+    fn work_off(&self) -> Result<()> {
+        while !self.is_ending()
+            && let Some(job) = self.store.records.next_job()?
+        {
+            self.train(&job)?;
+        }
+        Ok(())
     }
 
     fn is_ending(&self) -> bool {
         self.shared.is_ending()
     }
 
-    fn train(&self, job: &JobRecord) {
+    fn train(&self, job: &JobRecord) -> Result<()> {
         let done = self.try_train(job);
         self.shared.set(None);
-        let Err(why) = done else { return };
-        if why.is_cancelled() && self.is_ending() {
+        match done {
+            Ok(()) => {}
             // It goes on at the next start.
-            return;
+            Err(e) if e.is_cancelled() && self.is_ending() => return Ok(()),
+            Err(e) if e.is_cancelled() => self.note(job, "info", "The job was cancelled.")?,
+            Err(e) => self.record_failure(job, &e.line())?,
         }
-        let recorded = match why.is_cancelled() {
-            true => self.note(job, "info", "The job was cancelled."),
-            false => self.record_failure(job, &why.line()),
-        };
-        if let Err(e) = recorded {
-            tracing::error!("{}", e.line());
+        // Files that stay are no harm: nothing goes on from them.
+        for path in [
+            self.store.checkpoint(&job.id),
+            self.store.starting_point(&job.id),
+        ] {
+            let _ = fs::remove_file(path);
         }
-        self.forget_checkpoint(job);
+        Ok(())
     }
 
     fn record_failure(&self, job: &JobRecord, why: &str) -> Result<()> {
@@ -112,7 +119,8 @@ impl Work {
         let stepped = self.steps(job, &mut trainer);
         match stepped {
             Err(e) if e.is_cancelled() && self.is_ending() => {
-                trainer.save_checkpoint(&self.store.checkpoint(&job.id))?;
+                let saved = trainer.save_checkpoint(&self.store.checkpoint(&job.id));
+                self.go_on(saved.map_err(Failure::from));
                 Err(e)
             }
             Err(e) => Err(e),
@@ -167,17 +175,22 @@ impl Work {
         let mut notes = Vec::new();
         loop {
             let report = trainer.step();
+            let mut due = true;
             if let Ok(Some(report)) = &report {
                 notes.push(step_note(report));
+                due = self.every.is_due(report.step, saved);
             }
-            let is_last = !matches!(report, Ok(Some(_)));
-            if is_last || noted.elapsed() >= NOTES {
-                self.go_on(self.store.records.add_steps(&job.id, &notes, now()));
-                notes.clear();
+            // Before the checkpoint: steps in front of it are not computed once more.
+            if due || noted.elapsed() >= NOTES {
+                let kept = self.store.records.add_steps(&job.id, &notes, now());
+                if kept.is_ok() {
+                    notes.clear();
+                }
+                self.go_on(kept);
                 noted = Instant::now();
             }
             let Some(report) = report? else { return Ok(()) };
-            if self.every.is_due(report.step, saved) && trainer.finished().is_none() {
+            if due && trainer.finished().is_none() {
                 self.go_on(self.save(job, trainer, &report));
                 saved = Instant::now();
             }
@@ -234,17 +247,11 @@ impl Work {
             return Ok(());
         }
         self.store.tuned.add(&name, job, path);
-        self.forget_checkpoint(job);
         self.note(
             job,
             "info",
             &format!("The job has ended well: {name} can be used."),
         )
-    }
-
-    fn forget_checkpoint(&self, job: &JobRecord) {
-        // A file that stays is no harm: nothing goes on from it.
-        let _ = fs::remove_file(self.store.checkpoint(&job.id));
     }
 }
 

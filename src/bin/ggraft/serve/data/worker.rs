@@ -8,9 +8,10 @@ use ggraft::Model;
 use ggraft::infer::CancelToken;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+/// The thread, to those who have work for it.
 pub(super) struct Worker {
     shared: Arc<Shared>,
     /// `None` once it was told to end.
@@ -27,9 +28,14 @@ pub(super) struct Shared {
     current: Mutex<Option<(String, CancelToken)>>,
 }
 
+/// Nothing that holds one of them panics half way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
     fn cancel(&self, job: Option<&str>) {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = lock(&self.current);
         if let Some((id, token)) = &*current
             && job.is_none_or(|job| job == id)
         {
@@ -37,14 +43,13 @@ impl Shared {
         }
     }
 
-    /// The server ends.
     pub(super) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
     }
 
     /// A job runs from now on, or none.
     pub(super) fn set(&self, current: Option<(String, CancelToken)>) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = current;
+        *lock(&self.current) = current;
     }
 }
 
@@ -74,7 +79,7 @@ impl Worker {
 
     /// There is a new job.
     pub(super) fn wake(&self) {
-        let wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake = lock(&self.wake);
         if let Some(wake) = &*wake {
             // A thread that has ended has no use for it.
             let _ = wake.send(());
@@ -86,20 +91,12 @@ impl Worker {
         self.shared.cancel(Some(job));
     }
 
+    /// Stops the job that runs, which saves what it goes on from, and ends the thread.
     pub(super) fn stop(&self) {
         self.shared.ending.store(true, Ordering::Relaxed);
         self.shared.cancel(None);
-        drop(
-            self.wake
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        lock(&self.wake).take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             // What it panicked with was said already.
             let _ = thread.join();
