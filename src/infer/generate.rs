@@ -73,6 +73,9 @@ pub struct Timings {
     pub decode_tokens: usize,
     /// Time of those, sampling included.
     pub decode: Duration,
+    /// Positions of the prompt that an engine had computed for another text, and kept ([`EngineOptions::prefix_bytes`](super::engine::EngineOptions::prefix_bytes)). 0 for a
+    /// session.
+    pub cached_tokens: usize,
 }
 
 impl Timings {
@@ -328,11 +331,12 @@ impl Answer {
         }
     }
 
-    /// So long ago its first token was there.
-    pub(super) fn timed(&mut self, decode: Duration) {
+    /// So long ago its first token was there, and so much of the prompt was computed before.
+    pub(super) fn timed(&mut self, decode: Duration, cached_tokens: usize) {
         self.out.timings = Timings {
             decode_tokens: self.out.tokens.len() - 1,
             decode,
+            cached_tokens,
         };
     }
 

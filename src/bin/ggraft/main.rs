@@ -21,6 +21,8 @@ mod plot;
 mod predict;
 mod run;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 mod train;
 
 use clap::error::ErrorKind;
@@ -78,6 +80,8 @@ enum Command {
     Eval(eval::Eval),
     Predict(predict::Predict),
     Batch(Box<batch::Batch>),
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Serve>),
     Ensemble(ensemble::Ensemble),
     Import(import::Import),
     Export(export::Export),
@@ -96,6 +100,8 @@ impl Command {
             Self::Eval(command) => command.execute(),
             Self::Predict(command) => command.execute(),
             Self::Batch(command) => command.execute(),
+            #[cfg(feature = "serve")]
+            Self::Serve(command) => command.execute(),
             Self::Ensemble(command) => command.execute(),
             Self::Import(command) => command.execute(),
             Self::Export(command) => command.execute(),

@@ -230,6 +230,7 @@ fn generate(session: &mut Session, options: &GenerateOptions, show: bool) -> Res
                 // The last one is where it failed.
                 decode_tokens: tokens.len().saturating_sub(1),
                 decode: begin.elapsed(),
+                ..Timings::default()
             };
             Ok(Output {
                 text,

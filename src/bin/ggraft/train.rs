@@ -23,7 +23,7 @@ use ggraft::train::data::{Content, Examples, ExamplesBuilder, Row};
 use ggraft::{DecoderChoice, Model, ModelOptions};
 use run::Run;
 use std::path::{Path, PathBuf};
-use values::Every;
+pub(crate) use values::Every;
 
 const EXAMPLES: &str = "Examples:
   ggraft train -m model.gguf --method prefix --data train.jsonl -o pirate.gguf

@@ -54,6 +54,18 @@ pub struct Engine {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What an engine has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Requests that are computed.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Bytes of keys and values, those that are kept for others included, adapters' not.
+    pub kv_bytes: usize,
+}
+
 struct Shared {
     reception: Arc<Reception>,
     inbox: Mutex<Inbox>,
@@ -73,6 +85,8 @@ impl std::fmt::Debug for Shared {
 struct Inbox {
     tasks: Vec<(Task, Outlet)>,
     cancelled: Vec<RequestId>,
+    /// Requests that are computed.
+    running: usize,
     /// Requests that were accepted and have not begun.
     waiting: usize,
     next_id: u64,
@@ -114,6 +128,17 @@ impl Engine {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.shared.reception.model
+    }
+
+    /// What it has to do, and the memory that this takes.
+    pub fn usage(&self) -> Usage {
+        let kv_bytes = self.shared.reception.memory.used();
+        let inbox = self.shared.inbox();
+        Usage {
+            running: inbox.running,
+            waiting: inbox.waiting,
+            kv_bytes,
+        }
     }
 
     /// Takes a request, and begins with it as soon as there is room.
@@ -223,8 +248,9 @@ fn serve(mut scheduler: Scheduler, shared: &Shared) {
                 outlets.remove(&id);
             }
         }
-        let [_, waiting] = scheduler.len();
+        let [running, waiting] = scheduler.len();
         let mut inbox = shared.inbox();
+        inbox.running = running;
         inbox.waiting = waiting + inbox.tasks.len();
     }
 }

@@ -259,7 +259,8 @@ impl Task {
                 voice.append(&[id]);
             }
         }
-        self.answer.timed(begun.elapsed());
+        let cached = self.voices.iter().map(Voice::n_cached).min();
+        self.answer.timed(begun.elapsed(), cached.unwrap_or(0));
         let longest = self.voices.iter().map(Voice::len).max().unwrap_or(0);
         if longest > self.n_ctx {
             self.answer.end_full();

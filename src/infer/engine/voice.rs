@@ -24,6 +24,8 @@ pub(super) struct Voice {
     n: usize,
     /// Of the prompt.
     n_prompt: usize,
+    /// Of it, those that were found computed when the text began.
+    n_cached: usize,
     /// The answer is known: nobody waits for its tokens one by one.
     is_given: bool,
     /// Tokens of the answer whose logits were used.
@@ -74,6 +76,7 @@ impl Voice {
             items,
             n,
             n_prompt: n,
+            n_cached: 0,
             is_given: false,
             n_used: 0,
             logits: Vec::new(),
@@ -140,7 +143,15 @@ impl Voice {
     /// Takes what is known of its beginning, but for tokens whose logits are needed.
     pub(super) fn find(&mut self, prefixes: &mut PrefixCache) {
         let known = prefixes.find(self.adapter(), &self.keys[..self.silent()]);
+        if self.n_used == 0 {
+            self.n_cached = known.n;
+        }
         self.text.adopt(known.pages, known.n);
+    }
+
+    /// Positions of the prompt that were computed for another text.
+    pub(super) fn n_cached(&self) -> usize {
+        self.n_cached
     }
 
     /// Whether `other`, which is not that far yet, computes a part of this one's beginning, of `least` tokens or more.

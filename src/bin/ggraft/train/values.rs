@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// How often a run saves what it has.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Every {
+pub(crate) enum Every {
     Never,
     Steps(u64),
     Time(Duration),
@@ -20,10 +20,10 @@ pub(super) enum Every {
 
 impl Every {
     /// What a crash may cost.
-    pub(super) const DEFAULT: Self = Self::Time(Duration::from_secs(600));
+    pub(crate) const DEFAULT: Self = Self::Time(Duration::from_secs(600));
 
     /// After step `step`, if the last time was `last`.
-    pub(super) fn is_due(self, step: u64, last: Instant) -> bool {
+    pub(crate) fn is_due(self, step: u64, last: Instant) -> bool {
         match self {
             Self::Never => false,
             Self::Steps(n) => step.is_multiple_of(n),

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The `openai` Python package against `ggraft serve`: chat, streaming, files, a fine-tuning job from upload to chat with its model. Installs the package into a
+# virtual environment under target/, unless GGRAFT_NO_OPENAI is set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ -n "${GGRAFT_NO_OPENAI:-}" ]; then
+	why="the openai Python package against the server: GGRAFT_NO_OPENAI is set"
+	echo "skipped: $why"
+	[ -z "${GGRAFT_SKIPPED:-}" ] || echo "$why" >>"$GGRAFT_SKIPPED"
+	exit 0
+fi
+ggraft=${1:-target/debug/ggraft}
+if [ ! -x "$ggraft" ]; then
+	echo "error: $ggraft is not there: cargo build, or name another one" >&2
+	exit 1
+fi
+venv=target/openai-venv
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+"$venv/bin/python" -c 'import openai' 2>/dev/null || "$venv/bin/pip" install --quiet openai
+
+work=$(mktemp -d)
+"$ggraft" serve -m models/tinylm-q8_0.gguf --adapters models/adapters --data-dir "$work/data" --port 0 \
+	--chat-template examples/serve/lines.jinja >"$work/out" &
+server=$!
+trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$work"' EXIT
+for _ in $(seq 100); do
+	grep -q http "$work/out" && break
+	sleep 0.1
+done
+url=$(sed -n 's/^listening on \([^,]*\),.*/\1/p' "$work/out")
+"$venv/bin/python" scripts/test_openai.py "$url"
