@@ -20,7 +20,7 @@ pub struct Base {
     n_ctx_train: usize,
 }
 
-/// Period of the layers without a window, by `general.architecture`, where the file does not say which these are; `true`: the first of each group, instead of the last. As in
+/// Period of the layers without a window, of architectures beyond the table, where the file does not say which these are; `true`: the first of each group, instead of the last. As in
 /// llama.cpp's `load_arch_hparams`.
 const PERIODS: &[(&str, usize, bool)] = &[
     ("afmoe", 4, false),
@@ -29,7 +29,6 @@ const PERIODS: &[(&str, usize, bool)] = &[
     ("exaone-moe", 4, false),
     ("exaone4", 4, false),
     ("gemma3n", 5, false),
-    ("gpt-oss", 2, false),
     ("llama4", 4, false),
     ("plamo3", 8, false),
     ("smallthinker", 4, true),
@@ -137,8 +136,13 @@ fn foreign(file: &MappedGguf, n_vocab: usize) -> Result<(BaseShape, Vec<bool>, u
     let windowed = match keys.flag_per_layer(pattern, n_layer)? {
         Some(layers) => layers,
         None => {
+            let in_table = arch::find(architecture).and_then(|arch| arch.window);
             let known = PERIODS.iter().find(|(name, ..)| *name == architecture);
-            let (_, period, dense_first) = *known.unwrap_or(&("", 1, false));
+            let (period, dense_first) = match (in_table, known) {
+                (Some(window), _) => (window.pattern, false),
+                (None, Some(&(_, period, dense_first))) => (period, dense_first),
+                (None, None) => (1, false),
+            };
             let period = keys.integer(pattern)?.unwrap_or(period);
             let dense = if dense_first {
                 0

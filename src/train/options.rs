@@ -162,6 +162,10 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Threads. Default: [`crate::default_threads`].
     pub threads: Option<usize>,
+    /// Train on threads of the trainer's own, which have the priority of the thread that takes its first step, beside sessions and engines of the model. Default: with as many
+    /// threads they are theirs, too, and they wait for each other's steps.
+    #[serde(default)]
+    pub background: bool,
     /// Bytes for activations: layers beyond what fits keep only their input and are computed twice. Default: 800 MiB,
     /// which holds all of a model of a billion parameters at 512 tokens.
     pub memory: Option<u64>,
@@ -217,6 +221,7 @@ impl TrainOptions {
             patience: None,
             seed: 1,
             threads: None,
+            background: false,
             memory: None,
             mezo: None,
             n_ctx: None,
@@ -234,14 +239,20 @@ impl TrainOptions {
 
     /// The learning rate when none is given.
     pub fn default_lr(&self) -> f64 {
-        match (self.optimizer, self.method, self.effective_reparam()) {
+        // What an estimate says of a single value is mostly noise, and AdamW moves by it as if it were not.
+        let share = match self.mezo {
+            Some(_) => 1.0 / 64.0,
+            None => 1.0,
+        };
+        let of_gradient = match (self.optimizer, self.method, self.effective_reparam()) {
             // Lester 2021.
             (OptimizerKind::Adafactor, ..) => 0.3,
             (OptimizerKind::Sgd, ..) => 1.0,
             (OptimizerKind::AdamW, AdapterKind::Prefix, Reparam::None) => 0.1,
             (OptimizerKind::AdamW, _, Reparam::None) => 0.2,
             (OptimizerKind::AdamW, _, Reparam::Mlp | Reparam::Lstm) => 0.01,
-        }
+        };
+        share * of_gradient
     }
 
     /// The weight decay when none is given, for a run at the learning rate `lr` that passes `epochs` times over its data.

@@ -181,6 +181,18 @@ fn file_after_steps(fixture: &Fixture, options: TrainOptions) -> Vec<u8> {
     trainer.adapter().unwrap().to_gguf(Precision::F32)
 }
 
+/// Beside a session, whose threads are the model's: neither waits for the other.
+#[test]
+fn threads_of_a_trainers_own_change_nothing() {
+    let fixture = Fixture::new(Variant::Llama);
+    let with = |background| {
+        let mut o = options(AdapterKind::Prefix);
+        (o.threads, o.background) = (Some(2), background);
+        file_after_steps(&fixture, o)
+    };
+    assert!(with(true) == with(false));
+}
+
 #[test]
 fn a_seed_decides_every_bit() {
     let fixture = Fixture::new(Variant::Llama);

@@ -16,9 +16,10 @@ use super::TrainOptions;
 use super::batch::Packed;
 use super::variables::Variables;
 use crate::error::Result;
-use crate::ggml::default_threads;
+use crate::ggml::{ThreadPool, default_threads};
 use crate::model::Model;
 use blind::Blind;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use taped::Taped;
 
@@ -45,6 +46,14 @@ pub(crate) struct Outcome {
     pub(crate) recomputed: usize,
 }
 
+/// The model's threads, which sessions use as well, or some of the trainer's own.
+fn pool(model: &Model, n: usize, background: bool) -> Arc<ThreadPool> {
+    match background {
+        true => Arc::new(ThreadPool::new(n)),
+        false => model.pool(n),
+    }
+}
+
 /// Who runs passes over the base.
 pub(crate) enum Passes {
     /// Our own decoder, with a tape.
@@ -67,7 +76,7 @@ impl Passes {
         let memory = options.memory.unwrap_or(TrainOptions::DEFAULT_MEMORY);
         let taped = Taped::new(
             model,
-            model.pool(n_threads),
+            pool(model, n_threads, options.background),
             usize::try_from(memory).unwrap_or(usize::MAX),
             options.n_ctx.unwrap_or(model.n_ctx_train()),
         )?;
@@ -75,9 +84,9 @@ impl Passes {
     }
 
     /// Computes with so many threads from now on.
-    pub(crate) fn set_threads(&mut self, model: &Model, n: usize) {
+    pub(crate) fn set_threads(&mut self, model: &Model, n: usize, background: bool) {
         match self {
-            Self::Taped(taped) => taped.set_pool(model.pool(n)),
+            Self::Taped(taped) => taped.set_pool(pool(model, n, background)),
             Self::Blind(blind) => blind.set_threads(n),
         }
     }

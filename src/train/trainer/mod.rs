@@ -327,7 +327,8 @@ impl Trainer {
     pub fn set_threads(&mut self, n: usize) -> Result<()> {
         check_range("threads", n, MAX_THREADS)?;
         self.options.threads = Some(n);
-        self.passes.set_threads(&self.model, n);
+        self.passes
+            .set_threads(&self.model, n, self.options.background);
         Ok(())
     }
 

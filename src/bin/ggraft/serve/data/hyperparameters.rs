@@ -189,6 +189,8 @@ impl Spec {
         options.patience = tuning.patience;
         options.seed = self.seed.into();
         options.threads = Some(self.threads);
+        // Who chats does not wait for a step.
+        options.background = true;
         Ok(options)
     }
 
