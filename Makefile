@@ -35,7 +35,6 @@ test: setup fmt lint doc ## formatting, lints, documentation, all tests, and the
 	scripts/test-cpus.sh
 	# In the profile that the tests have built: what they run, not how fast.
 	$(CARGO) bench --profile dev -- --test
-	scripts/test-openai.sh
 	$(MAKE) check-c
 	scripts/test-openai.sh
 	@if [ -s $(GGRAFT_SKIPPED) ]; then \
