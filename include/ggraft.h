@@ -755,6 +755,11 @@ typedef struct {
   uint32_t n_threads;
   // Context length for which the adapter is meant; only models with long-context factors care. Default 0: the model's.
   uint32_t n_ctx;
+  // Directions of a step by forward passes alone (MeZO), each for two of them: for bases without a backward pass, which only libllama's decoder computes. Default 0:
+  // backpropagation.
+  uint32_t mezo_directions;
+  // Length of these two steps, as a part of the root mean square of what is trained. Default 0.1.
+  float mezo_epsilon;
 } ggraft_train_params;
 
 // What a step did, and how the run stands.
