@@ -65,9 +65,9 @@ fn gradients_of_every_architecture_are_slopes_of_the_loss() {
             _ if has_gelu(variant) => (4e-2, 2e-2),
             None => (1e-2, 2e-3),
             // The loss has steps where other experts are chosen, and differences say nothing across one: the way is shorter, and the weights are some of which no token
-            // comes to one on it.
+            // comes to one on it, nor any of gpt-oss's gates to 7, where they are cut.
             Some(_) => {
-                spec.seed = 7;
+                spec.seed = if variant == Variant::GptOss { 8 } else { 7 };
                 (1e-3, 2e-3)
             }
         };
