@@ -3,6 +3,7 @@
 # virtual environment under target/, unless GGRAFT_NO_OPENAI is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/served.sh
 
 skip() {
 	why="the openai Python package against the server: $1"
@@ -23,14 +24,5 @@ if ! "$venv/bin/python" -c 'import openai' 2>/dev/null; then
 	python3 -m venv "$venv" && timeout 180 "$venv/bin/pip" install --quiet openai || skip "it could not be installed"
 fi
 
-work=$(mktemp -d)
-"$ggraft" serve -m models/tinylm-q8_0.gguf --adapters models/adapters --data-dir "$work/data" --port 0 \
-	--chat-template examples/serve/lines.jinja >"$work/out" &
-server=$!
-trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$work"' EXIT
-for _ in $(seq 100); do
-	grep -q http "$work/out" && break
-	sleep 0.1
-done
-url=$(sed -n 's/^listening on \([^,]*\),.*/\1/p' "$work/out")
+serve "$ggraft"
 "$venv/bin/python" scripts/test_openai.py "$url"

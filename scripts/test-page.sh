@@ -3,6 +3,7 @@
 # narrow, are left in target/page.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/served.sh
 
 ggraft=${1:-target/debug/ggraft}
 for program in "$ggraft" chromium chromedriver; do
@@ -15,16 +16,7 @@ venv=target/page-venv
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -c 'import selenium' 2>/dev/null || "$venv/bin/pip" install --quiet selenium
 
-work=$(mktemp -d)
-"$ggraft" serve -m models/tinylm-q8_0.gguf --adapters models/adapters --data-dir "$work/data" --port 0 \
-	--chat-template examples/serve/lines.jinja >"$work/out" &
-server=$!
-trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true; rm -rf "$work"' EXIT
-for _ in $(seq 100); do
-	grep -q http "$work/out" && break
-	sleep 0.1
-done
-url=$(sed -n 's/^listening on \([^,]*\),.*/\1/p' "$work/out")
+serve "$ggraft"
 head -n 8 models/tasks/persona_pirate/train.jsonl >"$work/rows.jsonl"
 mkdir -p target/page
 "$venv/bin/python" scripts/test_page.py "$url" "$work/rows.jsonl" target/page
