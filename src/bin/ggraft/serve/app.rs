@@ -72,6 +72,14 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.map_err(ApiError::internal)
 }
 
+/// Does what reads or writes records and files, each time waiting for the disk or for who waits for it.
+pub(super) async fn with_data<T: Send + 'static>(
+    app: Arc<App>,
+    work: impl FnOnce(&Data) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    blocking(move || work(app.data()?)).await?
+}
+
 pub(super) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/health", get(health))

@@ -1,6 +1,6 @@
 //! `/v1/models`: the base and the adapters that the caller may use.
 
-use super::app::{App, blocking};
+use super::app::{App, blocking, with_data};
 use super::catalog::{BASE, Entry};
 use super::data::{TunedEntry, files};
 use super::error::{ApiError, Result};
@@ -75,7 +75,8 @@ pub(super) async fn delete(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<Value>> {
-    files::delete_model(app.data()?, &caller, &name)?;
+    let id = name.clone();
+    with_data(app, move |data| files::delete_model(data, &caller, &id)).await?;
     Ok(Json(
         json!({"id": name, "object": "model", "deleted": true}),
     ))

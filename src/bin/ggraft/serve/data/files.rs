@@ -3,7 +3,7 @@
 use super::records::{FileRecord, JobRecord};
 use super::{Data, Store};
 use crate::failure::Failure;
-use crate::serve::app::{App, blocking};
+use crate::serve::app::{App, blocking, with_data};
 use crate::serve::body::{IDLE, too_long, too_slow};
 use crate::serve::catalog::{BASE, seconds};
 use crate::serve::error::{ApiError, Result};
@@ -59,26 +59,32 @@ pub(in crate::serve) async fn upload(
     caller: Caller,
     form: Multipart,
 ) -> Result<Json<Value>> {
-    let data = app.data()?;
     let id = new_id();
+    let path = app.data()?.store.file(&id);
+    let left = {
+        let caller = caller.clone();
+        with_data(app.clone(), move |data| left(data, &caller)).await?
+    };
     let mut upload = Upload {
-        path: data.store.file(&id),
-        limit: app.limits.upload_bytes.min(left(data, &caller)?),
+        path: path.clone(),
+        limit: app.limits.upload_bytes.min(left),
         purpose: None,
         file: None,
     };
-    let read = upload.read(form).await;
-    let recorded = match read {
-        Ok(()) => upload.record(&id, &caller),
+    let stored = match upload.read(form).await {
+        Ok(()) => {
+            let store = move |data: &Data| {
+                let record = upload.record(&id, &caller)?;
+                data.store.records.add_file(&record)?;
+                Ok(record)
+            };
+            with_data(app, store).await
+        }
         Err(e) => Err(e),
     };
-    let stored = recorded.and_then(|record| {
-        data.store.records.add_file(&record)?;
-        Ok(record)
-    });
     if stored.is_err() {
         // What has no record is removed at the next start anyway.
-        let _ = fs::remove_file(&upload.path);
+        let _ = fs::remove_file(&path);
     }
     Ok(Json(stored?.json()))
 }
@@ -234,7 +240,8 @@ pub(in crate::serve) async fn list(
     caller: Caller,
     Query(listing): Query<Listing>,
 ) -> Result<Json<Value>> {
-    let files = app.data()?.store.records.files(caller.user())?;
+    let all = move |data: &Data| Ok(data.store.records.files(caller.user())?);
+    let files = with_data(app, all).await?;
     let wanted = |file: &&FileRecord| listing.purpose.as_ref().is_none_or(|p| *p == file.purpose);
     let files: Vec<_> = files.iter().filter(wanted).map(FileRecord::json).collect();
     Ok(Json(
@@ -253,7 +260,8 @@ pub(in crate::serve) async fn retrieve(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    Ok(Json(find(app.data()?, &caller, &id)?.json()))
+    let file = with_data(app, move |data| find(data, &caller, &id)).await?;
+    Ok(Json(file.json()))
 }
 
 pub(in crate::serve) async fn content(
@@ -261,9 +269,12 @@ pub(in crate::serve) async fn content(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response> {
-    let data = app.data()?;
-    let file = find(data, &caller, &id)?;
-    let opened = fs::File::open(data.store.file(&file.id)).map_err(ApiError::internal)?;
+    let open = move |data: &Data| {
+        let file = find(data, &caller, &id)?;
+        let opened = fs::File::open(data.store.file(&file.id)).map_err(ApiError::internal)?;
+        Ok((file, opened))
+    };
+    let (file, opened) = with_data(app, open).await?;
     let plain = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
     let name: String = file.name.chars().filter(plain).collect();
     let disposition = format!("attachment; filename=\"{name}\"");
@@ -297,9 +308,12 @@ pub(in crate::serve) async fn delete(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    let data = app.data()?;
-    let file = find(data, &caller, &id)?;
-    data.store.remove(&file)?;
+    let remove = move |data: &Data| {
+        let file = find(data, &caller, &id)?;
+        data.store.remove(&file)?;
+        Ok(file)
+    };
+    let file = with_data(app, remove).await?;
     Ok(Json(
         json!({"id": file.id, "object": "file", "deleted": true}),
     ))

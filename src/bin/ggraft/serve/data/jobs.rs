@@ -3,7 +3,7 @@
 use super::Data;
 use super::hyperparameters::Spec;
 use super::records::{CheckpointRecord, EventRecord, JobRecord, Status};
-use crate::serve::app::{App, blocking};
+use crate::serve::app::{App, blocking, with_data};
 use crate::serve::body::JsonBody;
 use crate::serve::catalog::{BASE, seconds};
 use crate::serve::error::{ApiError, Result};
@@ -198,7 +198,8 @@ pub(in crate::serve) async fn list(
     caller: Caller,
     Query(page): Query<Page>,
 ) -> Result<Json<Value>> {
-    let jobs = app.data()?.store.records.jobs(caller.user())?;
+    let all = move |data: &Data| Ok(data.store.records.jobs(caller.user())?);
+    let jobs = with_data(app, all).await?;
     Ok(Json(page.of(jobs, |job| job.id.clone(), JobRecord::json)))
 }
 
@@ -208,12 +209,23 @@ fn find(data: &Data, caller: &Caller, id: &str) -> Result<JobRecord> {
     job.ok_or_else(|| ApiError::not_found("fine-tuning job", id))
 }
 
+/// What `say` says of a job of the caller's.
+async fn of_job(
+    app: Arc<App>,
+    caller: Caller,
+    id: String,
+    say: impl FnOnce(&Data, &JobRecord) -> Result<Value> + Send + 'static,
+) -> Result<Json<Value>> {
+    let work = move |data: &Data| say(data, &find(data, &caller, &id)?);
+    with_data(app, work).await.map(Json)
+}
+
 pub(in crate::serve) async fn retrieve(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    Ok(Json(find(app.data()?, &caller, &id)?.json()))
+    of_job(app, caller, id, |_, job| Ok(job.json())).await
 }
 
 pub(in crate::serve) async fn cancel(
@@ -221,21 +233,20 @@ pub(in crate::serve) async fn cancel(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    let data = app.data()?;
-    let job = find(data, &caller, &id)?;
-    let now = seconds(SystemTime::now());
-    if !data
-        .store
-        .records
-        .set_status(&job.id, Status::Cancelled, now)?
-    {
-        return Err(ApiError::bad(format!(
-            "the job is over: {}",
-            job.status.name()
-        )));
-    }
-    data.worker.cancel(&job.id);
-    Ok(Json(find(data, &caller, &id)?.json()))
+    let owner = caller.clone();
+    let cancel = move |data: &Data, job: &JobRecord| {
+        let now = seconds(SystemTime::now());
+        let records = &data.store.records;
+        if !records.set_status(&job.id, Status::Cancelled, now)? {
+            return Err(ApiError::bad(format!(
+                "the job is over: {}",
+                job.status.name()
+            )));
+        }
+        data.worker.cancel(&job.id);
+        Ok(find(data, &owner, &job.id)?.json())
+    };
+    of_job(app, caller, id, cancel).await
 }
 
 pub(in crate::serve) async fn events(
@@ -244,23 +255,20 @@ pub(in crate::serve) async fn events(
     Path(id): Path<String>,
     Query(page): Query<Page>,
 ) -> Result<Json<Value>> {
-    let data = app.data()?;
-    let job = find(data, &caller, &id)?;
     let after = page
         .after
         .as_ref()
         .and_then(|id| id.strip_prefix("ftevent-"));
     let before = after.and_then(|seq| seq.parse().ok()).unwrap_or(i64::MAX);
-    let mut events = data
-        .store
-        .records
-        .events(&job.id, before, page.limit() + 1)?;
-    let more = events.len() > page.limit();
-    events.truncate(page.limit());
-    let events: Vec<_> = events.iter().map(EventRecord::json).collect();
-    Ok(Json(
-        json!({"object": "list", "data": events, "has_more": more}),
-    ))
+    let limit = page.limit();
+    let events = move |data: &Data, job: &JobRecord| {
+        let mut events = data.store.records.events(&job.id, before, limit + 1)?;
+        let more = events.len() > limit;
+        events.truncate(limit);
+        let events: Vec<_> = events.iter().map(EventRecord::json).collect();
+        Ok(json!({"object": "list", "data": events, "has_more": more}))
+    };
+    of_job(app, caller, id, events).await
 }
 
 pub(in crate::serve) async fn checkpoints(
@@ -269,8 +277,9 @@ pub(in crate::serve) async fn checkpoints(
     Path(id): Path<String>,
     Query(page): Query<Page>,
 ) -> Result<Json<Value>> {
-    let data = app.data()?;
-    let job = find(data, &caller, &id)?;
-    let all = data.store.records.checkpoints(&job.id)?;
-    Ok(Json(page.of(all, |it| it.id(&job), |it| it.json(&job))))
+    let checkpoints = move |data: &Data, job: &JobRecord| {
+        let all = data.store.records.checkpoints(&job.id)?;
+        Ok(page.of(all, |it| it.id(job), |it| it.json(job)))
+    };
+    of_job(app, caller, id, checkpoints).await
 }
