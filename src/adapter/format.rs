@@ -151,7 +151,6 @@ impl Adapter {
     }
 }
 
-/// Tells our adapters from models, LoRA adapters and files of later versions.
 /// What `parse` makes of a file of at most `max` bytes; its errors name the file.
 pub(super) fn read_file<T>(
     path: &Path,
@@ -164,6 +163,7 @@ pub(super) fn read_file<T>(
     parse(&bytes).map_err(|e| e.at(path))
 }
 
+/// Tells our adapters from models, LoRA adapters and files of later versions.
 fn read_kind(gguf: &Gguf) -> Result<AdapterKind> {
     match gguf.str(key::TYPE)? {
         Some("adapter") => {}

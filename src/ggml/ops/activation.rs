@@ -29,11 +29,9 @@ impl Activation {
                 )
             }
             Self::SwigluOai => {
-                let inside = if x > Self::OAI_LIMIT { 0.0 } else { 1.0 };
-                let x = if x > Self::OAI_LIMIT {
-                    Self::OAI_LIMIT
-                } else {
-                    x
+                let (x, inside) = match x > Self::OAI_LIMIT {
+                    true => (Self::OAI_LIMIT, 0.0),
+                    false => (x, 1.0),
                 };
                 let s = 1.0 / (1.0 + exp::<FUSED>(-Self::OAI_ALPHA * x));
                 let slope = s * (1.0 + Self::OAI_ALPHA * x * (1.0 - s));

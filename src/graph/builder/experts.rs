@@ -62,6 +62,7 @@ impl Builder {
             Weighting::Normalized => true,
             Weighting::AmongChosen => {
                 let ids = self.ctx.choose_experts(logits, e.n_used);
+                // Their logits, as they are.
                 let chosen = self.expert_weights(logits, &ids, false);
                 return (ids, probabilities(&chosen));
             }
